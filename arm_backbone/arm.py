@@ -1,0 +1,231 @@
+"""The ARM backbone (ARM section 3.3, Table 1): patches, position embedding, MambaMLP blocks, one map a level.
+
+Legend: B batch, H, W image height and width, Gh, Gw grid height and width in tokens, L tokens, C channels.
+"""
+
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+from timm.layers import lecun_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .block import NORM_EPS, Block
+from .pos_embed import resize_pos_embed
+from .scan_order import cls_index, scan_orders
+
+# ARM Table 1; tiny and small are ours, for small machines
+ARCHS = {
+    "tiny": dict(embed_dims=192, num_layers=12),
+    "small": dict(embed_dims=384, num_layers=12),
+    "base": dict(embed_dims=768, num_layers=12),
+    "large": dict(embed_dims=1024, num_layers=24),
+    "huge": dict(embed_dims=1536, num_layers=24),
+}
+
+
+def resolve_arch(arch: str | dict) -> tuple[int, int]:
+    """(embed_dims, num_layers) of an architecture's name, or of a dict with just these two keys."""
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f"arch={arch!r} is unknown; give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers")
+        arch = ARCHS[arch]
+    if set(arch) != {"embed_dims", "num_layers"}:
+        raise ValueError(f"arch={dict(arch)!r}: a dict needs exactly the keys embed_dims and num_layers")
+    return arch["embed_dims"], arch["num_layers"]
+
+
+def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size given as one or two numbers."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def drop_path_rates(rate: float, num_layers: int) -> list[float]:
+    """Rate of each block, as the reference code gives them: 0, then the linear rise from 0 without its last value."""
+    return [0.0] + [rate * i / (num_layers - 1) for i in range(num_layers - 1)]
+
+
+class PatchEmbed(nn.Module):
+    """(B, 3, H, W) -> (B, Gh, Gw, C), one token for each patch."""
+
+    def __init__(self, patch_size: int, stride: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride)
+        lecun_normal_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class ARMTrunk(nn.Module):
+    """Patch embedding, position embedding and blocks: what pretraining, backbone and classifier have in common.
+
+    Args:
+        arch: name of `ARCHS`, or a dict of embed_dims and num_layers.
+        img_size: pixels, one number or (height, width); sets the grid of the position embedding.
+        patch_size, patch_stride: pixels.
+        scans: 1 (pretraining) or 4 (finetuning) directions.
+        drop_path_rate: stochastic depth, rising with depth.
+        with_cp: recompute each block in the backward instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = "base",
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        patch_stride: int = 16,
+        scans: int = 4,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        if scans not in (1, 4):
+            raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning); give 1 or 4")
+        self.embed_dims, self.num_layers = resolve_arch(arch)
+        self.img_size = to_pair(img_size)
+        self.patch_size, self.patch_stride = patch_size, patch_stride
+        self.scans, self.with_cp = scans, with_cp
+        if min(self.img_size) < patch_size:
+            raise ValueError(f"img_size={img_size!r} is smaller than one patch of {patch_size} pixels")
+        self.grid_size = tuple((s - patch_size) // patch_stride + 1 for s in self.img_size)
+        self.patch_embed = PatchEmbed(patch_size, patch_stride, self.embed_dims)
+        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims))
+        nn.init.normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(self.embed_dims, scans, rate, self.num_layers)
+            for rate in drop_path_rates(drop_path_rate, self.num_layers)
+        )
+
+    def run_block(self, index: int, x: Tensor, orders: Tensor) -> Tensor:
+        """Block `index` on x (B, L, C), recomputed in the backward with `with_cp`."""
+        block = self.blocks[index]
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, x, orders, use_reentrant=False)
+        return block(x, orders)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that the reference code exempts from weight decay besides norms and biases."""
+        return {"pos_embed", "cls_token", "cls_pos_embed"} & {name for name, _ in self.named_parameters()}
+
+    def layer_depth(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the rest.
+
+        Raises:
+            KeyError: if the model has no such parameter.
+        """
+        if name.startswith(("patch_embed.", "pos_embed", "cls_token", "cls_pos_embed")):
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if block:
+            return int(block[1]) + 1
+        self.get_parameter(name)
+        return self.num_layers + 1
+
+
+class ARM(ARMTrunk):
+    """Backbone for dense prediction: images of any size to maps of the patch stride.
+
+    Args:
+        cls_token: None, "middle" or "tail": carry a class token through the blocks, as a finetuned classifier does.
+            It is dropped from the maps.
+        out_indices: blocks (from 0) whose outputs are returned; four levels by depth when None: 3, 5, 7, 11 of 12 and 7, 11, 15, 23
+            of 24.
+        frozen_stages: -1 trains everything, 0 freezes the embeddings, n the first n blocks too.
+
+    The other arguments are those of `ARMTrunk`.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = "base",
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        patch_stride: int = 16,
+        scans: int = 4,
+        cls_token: str | None = None,
+        out_indices: tuple[int, ...] | None = None,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+    ) -> None:
+        super().__init__(arch, img_size, patch_size, patch_stride, scans, drop_path_rate, with_cp)
+        cls_index(1, cls_token)  # refuses an unknown position
+        self.cls_token_position = cls_token
+        if cls_token is not None:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
+            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
+        self.out_indices = default_out_indices(self.num_layers) if out_indices is None else tuple(out_indices)
+        if not self.out_indices or not all(0 <= i < self.num_layers for i in self.out_indices):
+            raise ValueError(f"out_indices={out_indices!r}: give block numbers from 0 to {self.num_layers - 1}")
+        if list(self.out_indices) != sorted(set(self.out_indices)):
+            raise ValueError(f"out_indices={out_indices!r} must rise")
+        self.out_norms = nn.ModuleList(nn.LayerNorm(self.embed_dims, eps=NORM_EPS) for _ in self.out_indices)
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {self.num_layers} (all blocks)")
+        self.frozen_stages = frozen_stages
+        self._freeze()
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [self.patch_embed, *self.blocks[: self.frozen_stages]] if self.frozen_stages >= 0 else []
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if self.frozen_stages >= 0:
+            for name in ("pos_embed", "cls_token", "cls_pos_embed"):
+                if hasattr(self, name):
+                    getattr(self, name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "ARM":
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()  # no drop path in frozen blocks
+        return self
+
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        return resize_pos_embed(self.pos_embed, *grid)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, 3, H, W) -> tokens (B, L, C) with position and class token, and the grid (ceil(H/stride), ceil(W/stride))."""
+        grid = tuple(math.ceil(s / self.patch_stride) for s in images.shape[2:])
+        pad = [(g - 1) * self.patch_stride + self.patch_size - s for g, s in zip(grid, images.shape[2:], strict=True)]
+        images = F.pad(images, (0, max(pad[1], 0), 0, max(pad[0], 0)))
+        x = (self.patch_embed(images) + self._position(grid)).flatten(1, 2)
+        position = cls_index(x.shape[1], self.cls_token_position)
+        if position is not None:
+            cls_token = (self.cls_token + self.cls_pos_embed).expand(len(x), -1, -1).to(x.dtype)
+            x = torch.cat([x[:, :position], cls_token, x[:, position:]], dim=1)
+        return x, grid
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W), any H and W -> one (B, C, ceil(H/stride), ceil(W/stride)) per entry of `out_indices`.
+
+        The image is padded with zeros right and below to whole patches.
+        """
+        x, (height, width) = self.embed(images)
+        orders = scan_orders(height, width, self.scans, self.cls_token_position, device=x.device)
+        position = cls_index(height * width, self.cls_token_position)
+        maps = []
+        for i in range(self.out_indices[-1] + 1):
+            x = self.run_block(i, x, orders)
+            if i in self.out_indices:
+                level = self.out_norms[len(maps)](x)
+                if position is not None:
+                    level = torch.cat([level[:, :position], level[:, position + 1 :]], dim=1)
+                maps.append(level.transpose(1, 2).unflatten(2, (height, width)).contiguous())
+        return tuple(maps)
+
+
+def default_out_indices(num_layers: int) -> tuple[int, ...]:
+    """Four levels by depth (XCiT, BEiT, MAE): 3, 5, 7, 11 of 12 blocks, 7, 11, 15, 23 of 24."""
+    if num_layers < 4:
+        raise ValueError(f"num_layers={num_layers}: four levels need at least 4 blocks; give out_indices")
+    indices = []
+    for level, part in enumerate((1 / 3, 1 / 2, 2 / 3, 1)):
+        lowest, highest = len(indices) and indices[-1] + 1, num_layers - 4 + level
+        indices.append(min(max(round(num_layers * part) - 1, lowest), highest))
+    return tuple(indices)

@@ -1,0 +1,236 @@
+"""Selective scan (Mamba-1) over one or several token orders: the public functions and the registered operator.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .scan_reference import cross_scan_reference
+from .scan_torch import SEGMENT, scan_backward, scan_forward
+
+BACKENDS = ("reference", "torch")
+
+
+def resolve_backend(backend: str = "auto") -> str:
+    """Name of the back end that runs: the argument, else the variable ARM_SCAN_BACKEND, else the fastest.
+
+    Raises:
+        ValueError: for a name that is unknown or cannot run here.
+    """
+    source = "backend"
+    if backend == "auto":
+        source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND", "auto")
+    if backend == "auto":
+        return "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"{source}={backend!r} is no scan back end of this version; give auto, {', '.join(BACKENDS)}")
+    return backend
+
+
+def cross_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    orders: Tensor,
+    delta_softplus: bool = True,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan the same tokens in K directions, each with parameters of its own (ARM section 3.3).
+
+    Per direction, over its steps t: `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = <C_t, h_t> + D u_t`. The state
+    is kept in float32 (float64 for float64 input).
+
+    Args:
+        u, delta: (B, K, L, D), in token order; delta before bias and softplus.
+        A: (K, D, N), negative for a decaying state.
+        B, C: (B, K, L, N), in token order.
+        D, delta_bias: (K, D) or None.
+        orders: (K, L) int64; `orders[k, t]` is the token that direction k visits at step t.
+        delta_softplus: apply softplus to delta (after the bias).
+
+    Returns:
+        (B, L, D) in token order: the mean over the directions.
+
+    Raises:
+        ValueError: when shapes, devices or types do not go together.
+    """
+    _check(u, delta, A, B, C, D, delta_bias, orders)
+    return _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend)[0]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One causal scan with the arguments and shapes of `mamba_ssm`'s `selective_scan_fn`.
+
+    Args:
+        u, delta, z: (B, D, L); z gates the result with SiLU.
+        A: (D, N).
+        B, C: (B, N, L).
+        D, delta_bias: (D,).
+
+    Returns:
+        (B, D, L), and with `return_last_state` the state after the last token, (B, D, N), which takes no gradient.
+
+    Raises:
+        ValueError: when shapes, devices or types do not go together.
+    """
+    if u.ndim != 3 or A.ndim != 2 or B.ndim != 3 or C.ndim != 3:
+        raise ValueError(
+            f"selective_scan takes u (B, D, L), A (D, N), B and C (B, N, L); got u {tuple(u.shape)}, "
+            f"A {tuple(A.shape)}, B {tuple(B.shape)}, C {tuple(C.shape)}"
+        )
+    orders = torch.arange(u.shape[2], device=u.device).unsqueeze(0)
+    tokens = [x.transpose(1, 2).unsqueeze(1) for x in (u, delta, B, C)]
+    shared = [None if x is None else x.unsqueeze(0) for x in (A, D, delta_bias)]
+    (u_t, delta_t, B_t, C_t), (A_k, D_k, bias_k) = tokens, shared
+    _check(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders)
+    y, last_state = _scan(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders, delta_softplus, backend)
+    y = y.transpose(1, 2)
+    if z is not None:
+        y = y * torch.nn.functional.silu(z)
+    return (y, last_state.squeeze(1)) if return_last_state else y
+
+
+def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
+    if u.ndim != 4 or A.ndim != 3 or u.shape[1] != A.shape[0] or u.shape[3] != A.shape[1]:
+        raise ValueError(f"u (B, K, L, D) and A (K, D, N) do not go together: {tuple(u.shape)} and {tuple(A.shape)}")
+    batch, directions, length, channels = u.shape
+    expected = {
+        "delta": (delta, (batch, directions, length, channels)),
+        "B": (B, (batch, directions, length, A.shape[2])),
+        "C": (C, (batch, directions, length, A.shape[2])),
+        "D": (D, (directions, channels)),
+        "delta_bias": (delta_bias, (directions, channels)),
+        "orders": (orders, (directions, length)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} it must be {shape}")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
+    if orders.dtype != torch.int64:
+        raise ValueError(f"orders must be int64, not {orders.dtype}")
+    for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a real floating-point tensor, not {tensor.dtype}")
+
+
+def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) and the last state (B, K, D, N)."""
+    if resolve_backend(backend) == "reference":
+        return cross_scan_reference(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    y, states = _cross_scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    return y, states[-1].transpose(2, 3)
+
+
+@torch.library.custom_op("arm::cross_scan", mutates_args=())
+def _cross_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    orders: Tensor,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    return scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+
+
+@_cross_scan.register_fake
+def _(u, delta, A, B, C, D, delta_bias, orders, delta_softplus):
+    batch, directions, length, channels = u.shape
+    segments = (length + SEGMENT - 1) // SEGMENT
+    state_type = torch.promote_types(u.dtype, torch.float32)
+    states = u.new_empty(segments + 1, batch, directions, A.shape[2], channels, dtype=state_type)
+    return u.new_empty(batch, length, channels), states
+
+
+@torch.library.custom_op("arm::cross_scan_backward", mutates_args=())
+def _cross_scan_backward(
+    grad_y: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    orders: Tensor,
+    delta_softplus: bool,
+    states: Tensor,
+) -> list[Tensor]:
+    return scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states)
+
+
+@_cross_scan_backward.register_fake
+def _(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states):
+    per_channel = [states.new_empty(A.shape[:2]) if x is None else torch.empty_like(x) for x in (D, delta_bias)]
+    return [u.new_empty(u.shape), delta.new_empty(delta.shape), A.new_empty(A.shape)] + [
+        B.new_empty(B.shape),
+        C.new_empty(C.shape),
+        *per_channel,
+    ]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.delta_softplus = inputs
+    _, states = output
+    ctx.mark_non_differentiable(states)
+    ctx.save_for_backward(*tensors, states)
+
+
+def _backward(ctx, grad_y, _grad_states):
+    *tensors, states = ctx.saved_tensors
+    grads = _cross_scan_backward(grad_y.contiguous(), *tensors, ctx.delta_softplus, states)
+    D, delta_bias = tensors[5:7]
+    grads[5] = None if D is None else grads[5]
+    grads[6] = None if delta_bias is None else grads[6]
+    return (*grads, None, None)
+
+
+_cross_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+def scan_flops(batch: int, directions: int, length: int, channels: int, state: int) -> int:
+    """Operations of a forward scan, an exponential counted as one, and a multiply-add as two.
+
+    Per token, channel and state: delta*A and exp (2), times B (1), decay and add (2), read-out (2). Per token and channel: delta*u
+    and the D skip (3).
+    """
+    return batch * directions * length * channels * (7 * state + 3)
+
+
+@register_flop_formula(torch.ops.arm.cross_scan)
+def _flops(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
+    return scan_flops(*u_shape, A_shape[2])
+
+
+@register_flop_formula(torch.ops.arm.cross_scan_backward)
+def _backward_flops(grad_shape, u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
+    # the forward again, and about twice its work for the gradients
+    return 3 * scan_flops(*u_shape, A_shape[2])

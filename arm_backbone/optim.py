@@ -1,0 +1,67 @@
+"""Parameter groups: weight-decay exemption by name, and layer-wise learning-rate decay."""
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor
+
+# By name, not by rank: with a leading scan dimension, biases and D are matrices.
+_DENSE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|A_log|D|\w*_bias|bias)$")
+_REFERENCE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|D|\w*_bias|bias)$")
+_NORM = re.compile(r"(^|\.)(norm\d*|\w*norms\.\d+|\w+_norm)\.(weight|bias)$")
+_EXEMPTIONS = {"dense": _DENSE_EXEMPT, "reference": _REFERENCE_EXEMPT}
+
+
+def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
+    """Whether weight decay applies to a parameter.
+
+    Args:
+        name: dotted name, as in `named_parameters()`.
+        parameter: used for parameters outside the ARM model only: one-dimensional ones (norms of necks and heads) are exempt.
+        rule: "dense" exempts norms, biases, position embedding, class token, A_log and D (detection and
+            segmentation practice); "reference" decays A_log, as the authors' code does.
+
+    Raises:
+        ValueError: for another rule.
+    """
+    if rule not in _EXEMPTIONS:
+        raise ValueError(f"decay_exempt={rule!r} is unknown; give one of {', '.join(_EXEMPTIONS)}")
+    return not (_EXEMPTIONS[rule].search(name) or _NORM.search(name) or parameter.ndim <= 1)
+
+
+def layer_decay_scale(depth: int, num_layers: int, decay: float) -> float:
+    """Learning-rate factor of a parameter at `depth` (0 embeddings, i + 1 block i, num_layers + 1 what follows)."""
+    return decay ** (num_layers + 1 - depth)
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, Tensor]],
+    depth: dict[str, int],
+    num_layers: int,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    rule: str = "dense",
+) -> list[dict]:
+    """Groups of equal learning rate and decay, for any torch optimizer.
+
+    Args:
+        depth: depth of each backbone parameter by name; a parameter that is not in it (neck, heads) is past the
+            last layer.
+
+    Returns:
+        dicts with params, param_names, lr, lr_scale and weight_decay; frozen parameters are left out.
+    """
+    groups: dict[tuple, dict] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        scale = layer_decay_scale(depth.get(name, num_layers + 1), num_layers, layer_decay)
+        decay = weight_decay if is_decayed(name, parameter, rule) else 0.0
+        group = groups.setdefault(
+            (scale, decay),
+            dict(params=[], param_names=[], lr=lr * scale, lr_scale=scale, weight_decay=decay),
+        )
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return list(groups.values())

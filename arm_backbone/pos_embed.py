@@ -1,0 +1,37 @@
+"""Position embeddings: the fixed 2-D sin-cos table of pretraining, and resizing to another grid."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
+    """Fixed 2-D sin-cos table (ARM section 4.1; MAE's layout).
+
+    The first half of the channels encodes the column, the second half the row; each half holds the sines of all
+    frequencies, then the cosines.
+
+    Returns:
+        (1, H, W, dim) float32.
+
+    Raises:
+        ValueError: if dim is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"a 2-D sin-cos table needs a width that is a multiple of 4, not {dim}")
+    # float64, so that the table does not depend on how a device rounds large angles
+    frequency = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row = torch.arange(height, dtype=torch.float64)[:, None] * frequency  # (H, dim/4)
+    column = torch.arange(width, dtype=torch.float64)[:, None] * frequency  # (W, dim/4)
+    row = torch.cat([row.sin(), row.cos()], 1)[:, None].expand(height, width, -1)
+    column = torch.cat([column.sin(), column.cos()], 1)[None].expand(height, width, -1)
+    return torch.cat([column, row], 2)[None].float()
+
+
+def resize_pos_embed(pos_embed: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic interpolation of a (1, Gh, Gw, C) table to (1, H, W, C); the table itself where the grid fits."""
+    if pos_embed.shape[1:3] == (height, width):
+        return pos_embed
+    table = pos_embed.permute(0, 3, 1, 2).float()
+    table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)
+    return table.permute(0, 2, 3, 1).to(pos_embed.dtype)

@@ -1,0 +1,72 @@
+"""Token orders of the scans, as explicit permutations (ARM section 3.3; STAR section 3.4 for the tail token).
+
+Legend: H, W grid height and width in tokens; L sequence length; K scan directions.
+`orders[k, t]` is the token that direction k visits at step t. No square roots of lengths: grids may be rectangular.
+"""
+
+import torch
+from torch import Tensor
+
+CLS_POSITIONS = (None, "middle", "tail")
+
+
+def scan_orders(
+    height: int,
+    width: int,
+    scans: int = 4,
+    cls_token: str | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Orders in which the mixer scans a raster sequence of H * W patches and perhaps a class token.
+
+    Direction 0 is row-forward, 1 row-backward, 2 column-forward, 3 column-backward; a backward order is the exact
+    reversal of the forward one. A class token sits at index H*W // 2 ("middle", reference code) or H*W ("tail", STAR)
+    of the sequence, and at that same step of both forward orders; so a tail token is read first by the two reversed
+    directions.
+
+    Args:
+        scans: 1 (row-forward only) or 4.
+        cls_token: None, "middle" or "tail".
+
+    Returns:
+        (K, L) int64 permutations, L = H*W, one more with a class token.
+
+    Raises:
+        ValueError: for another number of scans, another class token position, or an empty grid.
+    """
+    if scans not in (1, 4):
+        raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning); give 1 or 4")
+    if height < 1 or width < 1:
+        raise ValueError(f"a grid of {height} x {width} tokens is empty; the image is smaller than one patch")
+    patches = torch.arange(height * width, device=device).view(height, width)
+    forward = [patches.flatten()]
+    if scans == 4:
+        forward.append(patches.t().flatten())
+    position = cls_index(height * width, cls_token)
+    if position is not None:
+        forward = [_insert_cls(order, position) for order in forward]
+    if scans == 1:
+        return forward[0].unsqueeze(0)
+    row, column = forward
+    return torch.stack([row, row.flip(0), column, column.flip(0)])
+
+
+def cls_index(num_patches: int, cls_token: str | None) -> int | None:
+    """Index of the class token in a sequence of `num_patches` patches and itself; None without one."""
+    if cls_token not in CLS_POSITIONS:
+        raise ValueError(f"cls_token={cls_token!r} is unknown; give None, 'middle' or 'tail'")
+    if cls_token is None:
+        return None
+    return num_patches // 2 if cls_token == "middle" else num_patches
+
+
+def _insert_cls(order: Tensor, position: int) -> Tensor:
+    """Number patches from `position` on one higher, and visit the class token at step `position`."""
+    order = order + (order >= position)
+    return torch.cat([order[:position], order.new_tensor([position]), order[position:]])
+
+
+def inverse_orders(orders: Tensor) -> Tensor:
+    """(K, L) inverse permutations: `inverse[k, orders[k, t]] == t`."""
+    steps = torch.arange(orders.shape[1], device=orders.device).expand_as(orders)
+    return torch.empty_like(orders).scatter_(1, orders, steps)

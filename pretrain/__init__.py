@@ -1,0 +1,6 @@
+"""Autoregressive pretraining of ARM as an mmengine model and data set (imported as `arm_pretrain`)."""
+
+from .arm_pretrainer import ARMPretrainer
+from .data import ImageCrops
+
+__all__ = ["ARMPretrainer", "ImageCrops"]

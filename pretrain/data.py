@@ -1,0 +1,107 @@
+"""Images without labels: any folder tree, or a list file, as a data set of random crops."""
+
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def find_images(path: str, prefix: str | None = None) -> list[Path]:
+    """Image files of a folder (at any depth: flat, or ImageNet's class folders) or of a list file.
+
+    Args:
+        path: a folder, or a text file with one path a line.
+        prefix: folder that the lines of a list start from; the list's own when None.
+
+    Raises:
+        FileNotFoundError: if the path, or the first file of a list, does not exist.
+        ValueError: if there is no image.
+    """
+    root = Path(path)
+    if root.is_dir():
+        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    elif root.is_file():
+        start = Path(prefix) if prefix is not None else root.parent
+        files = [start / line.strip() for line in root.read_text().splitlines() if line.strip()]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{path} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the folder that "
+                "the lines start from"
+            )
+    else:
+        raise FileNotFoundError(f"data {path} does not exist; give a folder of images, or a text file with one path a line")
+    if not files:
+        raise ValueError(f"no image ({', '.join(sorted(EXTENSIONS))}) under {path}")
+    return files
+
+
+@DATASETS.register_module()
+class ImageCrops(Dataset):
+    """Random resized crops and flips (reference code: scale 0.2 to 1, bicubic) as uint8 RGB.
+
+    Args:
+        path, prefix: see `find_images`.
+        size: pixels, one number or (height, width).
+        scale: range of the crop's area relative to the image.
+        augment: False for the resized centre crop instead.
+        on_error: "raise", or "skip" to warn about an unreadable image and take the next one instead.
+
+    An item is dict(inputs=(3, H, W) uint8 tensor). If the index carries a `seed` (see `arm_toolkit.sampler`), the crop
+    is a function of it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        prefix: str | None = None,
+        size: int | tuple[int, int] = 192,
+        scale: tuple[float, float] = (0.2, 1.0),
+        augment: bool = True,
+        on_error: str = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
+        self.files = find_images(path, prefix)
+        self.on_error = on_error
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        bicubic = InterpolationMode.BICUBIC
+        crop = (
+            [v2.RandomResizedCrop(size, scale, interpolation=bicubic), v2.RandomHorizontalFlip()]
+            if augment
+            else [v2.Resize(min(size), interpolation=bicubic), v2.CenterCrop(size)]
+        )
+        self.transform = v2.Compose([*crop, v2.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = self._load(index)
+        seed = getattr(index, "seed", None)
+        if seed is None:
+            return dict(inputs=self.transform(image))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return dict(inputs=self.transform(image))
+
+    def _load(self, index: int) -> Image.Image:
+        for offset in range(len(self)):
+            file = self.files[(index + offset) % len(self)]
+            try:
+                with Image.open(file) as image:
+                    return image.convert("RGB")
+            except (OSError, SyntaxError, ValueError) as error:
+                if self.on_error == "raise":
+                    raise OSError(
+                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to leave it out"
+                    ) from None
+                print_log(f"left out {file}: {error}", logger="current", level=30)
+        raise OSError(f"none of the {len(self)} images can be read, first {self.files[0]}")
