@@ -1,0 +1,8 @@
+"""What the tools share: running configurations, sampling, checking data, merging test-time augmentation, drawing.
+
+Importing it registers transforms, samplers, hooks and models with mmengine.
+"""
+
+from . import runner, sampler, transforms
+
+__all__ = ["runner", "sampler", "transforms"]

@@ -1,0 +1,155 @@
+"""Configurations: loading, overrides from the command line, and everything that can be checked before anything runs."""
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from .errors import ConfigError, DataError, one_line
+
+RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
+# read by mmengine, mmdet or our tools besides the Runner's arguments
+OTHER_KEYS = frozenset(
+    "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model tta_pipeline".split()
+)
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a configuration and apply `--cfg-options`.
+
+    An option must name an existing key, or a new argument of something with a `type` (whose constructor checks it).
+    `data_root=PATH` replaces that prefix in every data set and evaluator.
+
+    Raises:
+        ConfigError: naming file or key, value and remedy.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"configuration {path} does not exist; see det_configs/, seg_configs/ and pretrain/configs/")
+    if Path(path).suffix != ".py":
+        raise ConfigError(f"configuration {path} is no .py file; a checkpoint comes second on the command line")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # noqa: BLE001 a configuration is code and can fail in any way
+        raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from error
+    _check_top_level(cfg, path)
+    options = dict(options or {})
+    data_root = options.pop("data_root", None)
+    for key, value in options.items():
+        _check_option(cfg, key, value)
+    cfg.merge_from_dict(options)
+    if data_root is not None:
+        _move_data_root(cfg, str(data_root), path)
+    return cfg
+
+
+def _check_top_level(cfg: Config, path: str) -> None:
+    known = RUNNER_KEYS | OTHER_KEYS
+    for key in cfg:
+        close = difflib.get_close_matches(key, known, 1, cutoff=0.9)
+        if key not in known and close:
+            raise ConfigError(f"{path} has the unknown key {key!r}; did you mean {close[0]!r}?")
+
+
+def _check_option(cfg: Config, key: str, value: object) -> None:
+    parts = key.split(".")
+    if parts[0] not in RUNNER_KEYS | OTHER_KEYS:
+        hint = _suggestion(parts[0], RUNNER_KEYS | OTHER_KEYS)
+        raise ConfigError(f"--cfg-options {key}={value}: nothing reads a top-level key {parts[0]!r}{hint}")
+    node: object = cfg
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth]) or "the configuration"
+        if isinstance(node, list | tuple):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f"--cfg-options {key}={value}: {where} is a list of {len(node)}; give a number below that")
+            node = node[int(part)]
+        elif isinstance(node, dict | Config):
+            if part not in node:
+                is_top = depth == 0
+                if depth == len(parts) - 1 and (is_top or "type" in node):
+                    return  # an optional argument: its constructor judges it
+                raise ConfigError(f"--cfg-options {key}={value}: {where} has no key {part!r}{_suggestion(part, node)}")
+            node = node[part]
+        else:
+            raise ConfigError(f"--cfg-options {key}={value}: {where} is {node!r} and has no keys")
+
+
+def _suggestion(key: str, known: object) -> str:
+    close = difflib.get_close_matches(key, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(map(str, known))[:12])}"
+
+
+def _move_data_root(cfg: Config, new: str, path: str) -> None:
+    old = cfg.get("data_root")
+    if old is None:
+        raise ConfigError(f"--cfg-options data_root={new}: {path} has no data_root")
+    new = new if new.endswith("/") or not old.endswith("/") else f"{new}/"
+
+    def move(node: object) -> object:
+        if isinstance(node, dict):
+            for key in node:
+                node[key] = move(node[key])
+        elif isinstance(node, list | tuple):
+            return type(node)(move(item) for item in node)
+        elif isinstance(node, str) and (node == old or node.startswith(old.rstrip("/") + "/")):
+            return new + node[len(old) :]
+        return node
+
+    move(cfg._cfg_dict)
+
+
+def dicts(node: object) -> Iterator[ConfigDict]:
+    """Every dict inside a configuration, the outermost first."""
+    if isinstance(node, Config):
+        node = node._cfg_dict
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from dicts(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from dicts(value)
+
+
+def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Every folder and annotation file of the given data loaders exists.
+
+    Raises:
+        DataError: naming the first that does not.
+    """
+    for loader in loaders:
+        for dataset in dicts((cfg.get(loader) or {}).get("dataset")):
+            if "data_root" in dataset:
+                _check_dataset(dataset, f"{loader}.dataset")
+            elif "path" in dataset and not Path(dataset["path"]).exists():
+                raise DataError(
+                    f"{loader}.dataset.path: {dataset['path']} does not exist; "
+                    "give a folder of images, or a text file with one path a line"
+                )
+    for key in ("val_evaluator", "test_evaluator"):
+        for evaluator in dicts(cfg.get(key)):
+            if f"{key.split('_')[0]}_dataloader" in loaders and evaluator.get("ann_file"):
+                if not Path(evaluator["ann_file"]).is_file():
+                    raise DataError(f"{key}.ann_file: {evaluator['ann_file']} does not exist; set --cfg-options data_root=PATH")
+
+
+def _check_dataset(dataset: dict, where: str) -> None:
+    root = Path(dataset["data_root"] or "")
+    if not root.is_dir():
+        raise DataError(f"{where}.data_root: {root} does not exist; set --cfg-options data_root=PATH")
+    if dataset.get("ann_file") and not (root / dataset["ann_file"]).is_file():
+        raise DataError(f"{where}.ann_file: {root / dataset['ann_file']} does not exist; check ann_file and data_root")
+    for key, folder in (dataset.get("data_prefix") or {}).items():
+        if folder and not (root / folder).is_dir():
+            raise DataError(f"{where}.data_prefix.{key}: {root / folder} does not exist; check data_prefix and data_root")
+
+
+def pretrained_backbone(cfg: Config) -> ConfigDict | None:
+    """The part of the configuration that names the checkpoint of the ARM backbone, if there is one."""
+    for node in dicts(cfg.get("model")):
+        init = node.get("init_cfg")
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            return node
+    return None

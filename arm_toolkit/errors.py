@@ -1,0 +1,56 @@
+"""Errors of the person who runs a tool: shown as one line, without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mmengine.dist import get_rank
+
+from arm_backbone.checkpoint import CheckpointError
+
+TRACEBACK = "ARM_TRACEBACK"
+
+
+class ConfigError(ValueError):
+    """A configuration or command line that cannot be run; the message names the key, its value and the remedy."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the file and the remedy."""
+
+
+USER_ERRORS = (ConfigError, DataError, CheckpointError, FileNotFoundError)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, also of one that a data-loader worker passed on with its traceback."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught "):  # from a worker: the last line is "Class: message"
+        return lines[-1].split(": ", 1)[-1]
+    return lines[0]
+
+
+@contextmanager
+def config_errors(what: str) -> Iterator[None]:
+    """Turn what constructors say about their arguments into a ConfigError about `what`."""
+    try:
+        yield
+    except USER_ERRORS:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"{what}: {one_line(error)}") from error
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool; a user's error is one line on stderr and exit status 2 (ARM_TRACEBACK=1 shows where it came from)."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        if get_rank() == 0:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,82 @@
+"""Hooks of training: throughput in the log, random numbers that resume, checkpoints without foreign objects."""
+
+import random
+import time
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+
+from .sampler import mix_seed
+
+
+@HOOKS.register_module()
+class ThroughputHook(Hook):
+    """Logs images per second over all processes, data loading included."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def before_train_epoch(self, runner) -> None:
+        self._last = time.perf_counter()
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        self._last = time.perf_counter()  # iteration-based loops validate between two iterations
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None):
+        now = time.perf_counter()
+        images = len(data_batch["inputs"]) * get_world_size()
+        runner.message_hub.update_scalar("train/images_per_s", images / (now - self._last))
+        self._last = now
+
+
+@HOOKS.register_module()
+class SeedIterationHook(Hook):
+    """Makes the model's random numbers (drop path, sampling of proposals) a function of seed, iteration and process.
+
+    So that a resumed run draws what the uninterrupted one would have.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        seed = mix_seed(runner.seed, runner.iter, get_rank())
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+def plain(value):
+    """Numbers, strings, tensors and containers only: numpy becomes Python, log buffers become dicts of lists."""
+    if isinstance(value, HistoryBuffer):
+        logs, counts = value.data
+        return dict(log_history=logs.tolist(), count_history=counts.tolist(), max_length=value.max_length)
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        kind = list if isinstance(value, set) else type(value)
+        return kind(plain(item) for item in value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value
+
+
+class PlainCheckpointHook(Hook):
+    """Checkpoints that load with `weights_only=True`; `restore_log_buffers` undoes it on resuming."""
+
+    priority = "VERY_LOW"
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        for key in [key for key in checkpoint if key not in ("state_dict", "ema_state_dict")]:
+            checkpoint[key] = plain(checkpoint[key])
+
+
+def restore_log_buffers(message_hub: dict) -> None:
+    """Turn the log buffers of a saved message hub back into mmengine's, in place."""
+    scalars = message_hub["log_scalars"]
+    for name, value in scalars.items():
+        if isinstance(value, dict):
+            scalars[name] = HistoryBuffer(value["log_history"], value["count_history"], value["max_length"])

@@ -1,0 +1,204 @@
+"""Training and testing of any configuration: the same arguments for detection, segmentation and pretraining."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+
+from arm_backbone.checkpoint import CheckpointError
+
+from .config import check_data_paths, dicts, load_config, pretrained_backbone
+from .errors import ConfigError, config_errors
+from .runner import ARMRunner
+
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that training and testing share."""
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1 model.backbone.with_cp=True",
+    )
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how several processes are started")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="go on from the newest checkpoint of the work dir, or from PATH",
+    )
+    parser.add_argument("--amp", action="store_true", help="bf16 autocast, also where the configuration has none")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate by the total batch")
+
+
+def prepare(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
+    """What training and testing have in common: work dir, launcher, and what a machine without a GPU needs."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = f"work_dirs/{config_name}"
+    if not torch.cuda.is_available():
+        _adapt_to_cpu(cfg)
+
+
+def _adapt_to_cpu(cfg: Config) -> None:
+    changes = []
+    if cfg.launcher != "none":
+        if not torch.distributed.is_initialized():
+            if cfg.launcher != "pytorch":
+                raise ConfigError(f"--launcher {cfg.launcher} needs a GPU; on CPUs use tools/dist_train.sh")
+            torch.distributed.init_process_group("gloo")
+        cfg.model_wrapper_cfg = dict(type="CPUDistributedDataParallel", broadcast_buffers=False)
+        changes.append(f"{torch.distributed.get_world_size()} processes over gloo")
+    optim_wrapper = cfg.get("optim_wrapper")
+    if optim_wrapper and optim_wrapper.get("type") == "AmpOptimWrapper":
+        optim_wrapper.type = "OptimWrapper"
+        for key in ("dtype", "loss_scale"):
+            optim_wrapper.pop(key, None)
+        changes.append("float32 instead of mixed precision")
+    sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
+    for node in sync:
+        node["type"] = "BN"
+    if sync:
+        changes.append("BN instead of SyncBN")
+    print_log(f"No GPU found, running on the CPU{': ' if changes else ''}{', '.join(changes)}", logger="current")
+
+
+def build_runner(cfg: Config) -> ARMRunner:
+    """The runner; a wrong argument in the configuration is a ConfigError."""
+    with config_errors("the configuration cannot be built"):
+        return ARMRunner.from_cfg(cfg)
+
+
+def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
+    """Train a configuration to its end.
+
+    Args:
+        args: parsed by `add_train_arguments`.
+        config_name: names the default work dir.
+    """
+    check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
+    prepare(cfg, args, config_name)
+    if args.amp:
+        _use_amp(cfg)
+    if args.auto_scale_lr:
+        if not cfg.get("auto_scale_lr"):
+            raise ConfigError("--auto-scale-lr: the configuration has no auto_scale_lr=dict(base_batch_size=...)")
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+        if cfg.load_from is None and not (Path(cfg.work_dir) / "last_checkpoint").is_file():
+            raise CheckpointError(f"--resume: {cfg.work_dir} holds no checkpoint; leave --resume out to start")
+    if cfg.get("load_from") and not Path(cfg.load_from).is_file():
+        raise CheckpointError(f"{cfg.load_from} does not exist; give the path of a checkpoint")
+    backbone = pretrained_backbone(cfg)
+    if backbone is not None:
+        if cfg.get("resume") or cfg.get("load_from"):
+            backbone.init_cfg = None  # the whole model is loaded
+        elif not Path(backbone.init_cfg.checkpoint).is_file():
+            raise CheckpointError(_missing_pretrained(backbone.init_cfg.checkpoint))
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def _missing_pretrained(path: str) -> str:
+    return (
+        f"{path} does not exist; make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} --to backbone "
+        "(or train from scratch: --cfg-options model.backbone.init_cfg=None)"
+    )
+
+
+def _use_amp(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        print_log("--amp: no GPU found, staying with float32", logger="current")
+    elif cfg.optim_wrapper.get("type", "OptimWrapper") == "OptimWrapper":
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16")
+
+
+def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
+    """Evaluate a checkpoint.
+
+    Args:
+        args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta` besides the common ones.
+
+    Returns:
+        the metrics.
+    """
+    if not Path(args.checkpoint).is_file():
+        raise CheckpointError(f"checkpoint {args.checkpoint} does not exist")
+    check_data_paths(cfg, ("test_dataloader",))
+    if cfg.get("test_dataloader") is None:
+        raise ConfigError("the configuration has no test_dataloader: pretraining has nothing to test")
+    prepare(cfg, args, config_name)
+    cfg.load_from = args.checkpoint
+    backbone = pretrained_backbone(cfg)
+    if backbone is not None:
+        backbone.init_cfg = None
+    if args.out is not None:
+        _save_results(cfg, args.out)
+    if args.show_dir is not None:
+        _draw(cfg, args.show_dir)
+    if args.tta:
+        if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
+            raise ConfigError("--tta: the configuration has no tta_model and tta_pipeline")
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    return build_runner(cfg).test()
+
+
+def _save_results(cfg: Config, out: str) -> None:
+    """Detection: a pickle of all predictions. Segmentation: label maps as PNG in a folder."""
+    if cfg.default_scope == "mmseg":
+        if Path(out).suffix:
+            raise ConfigError(f"--out {out}: segmentation writes one label map an image; give a folder")
+        for evaluator in dicts(cfg.test_evaluator):
+            if evaluator.get("type") == "IoUMetric":
+                evaluator.output_dir = out
+        return
+    if Path(out).suffix not in (".pkl", ".pickle"):
+        raise ConfigError(f"--out {out}: detection writes one file; give a name ending in .pkl")
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
+    cfg.test_evaluator = [*evaluators, dict(type="DumpDetResults", out_file_path=out)]
+
+
+def _draw(cfg: Config, show_dir: str) -> None:
+    show_dir = os.path.abspath(show_dir)
+    if cfg.default_scope == "mmseg":
+        cfg.visualizer.save_dir = show_dir
+        cfg.default_hooks.visualization = dict(type="SegVisualizationHook", draw=True, interval=1)
+    else:
+        cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
+
+
+def config_name(path: str) -> str:
+    return Path(path).stem
+
+
+def main_train(argv: list[str] | None, parser: argparse.ArgumentParser) -> None:
+    add_train_arguments(parser)
+    args = parser.parse_args(argv)
+    train(load_config(args.config, args.cfg_options), args, config_name(args.config))
+
+
+def main_test(argv: list[str] | None, parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    test(load_config(args.config, args.cfg_options), args, config_name(args.config))

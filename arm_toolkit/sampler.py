@@ -1,0 +1,101 @@
+"""Sampling that can be resumed anywhere: what is drawn, and how it is augmented, follow from seed, epoch and index."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.registry import DATA_SAMPLERS, TRANSFORMS
+from torch.utils.data import Dataset, Sampler
+
+
+class SampleIndex(int):
+    """An index into a data set that carries the seed of this drawing."""
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> "SampleIndex":
+        self = super().__new__(cls, index)
+        self.seed = seed
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        return int(self), self.seed
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 32-bit seed from several numbers, e.g. run seed, epoch and index."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(Sampler):
+    """Every process takes every n-th entry of one common order, so the batch over all processes does not depend on their number.
+
+    Args:
+        seed: of the run; drawn and shared by all processes when None.
+        shuffle: a new order every epoch, otherwise the data set's.
+        infinite: go on with the next epoch without an end (iteration-based training), otherwise stop after one, rounded up to the
+            same number for every process.
+
+    Raises:
+        ValueError: for an empty data set.
+    """
+
+    def __init__(
+        self, dataset: Dataset, seed: int | None = None, shuffle: bool = True, infinite: bool = False
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the training set is empty: check ann_file, data_prefix, metainfo classes and filter_cfg")
+        self.dataset = dataset
+        self.rank, self.world_size = get_dist_info()
+        self.seed = sync_random_seed() if seed is None else seed
+        self.shuffle, self.infinite = shuffle, infinite
+        self.epoch = 0
+        self._skipped = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def skip(self, num_samples: int) -> None:
+        """Leave out the next `num_samples` of this process (mmengine's contract for resuming)."""
+        self._skipped += num_samples
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(len(self.dataset)))
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[SampleIndex]:
+        first, self._skipped = self._skipped, 0
+        step, epoch, order = first, -1, []
+        while self.infinite or step < len(self):
+            ahead, position = divmod(step * self.world_size + self.rank, len(self.dataset))
+            if not self.infinite:
+                ahead = 0  # rounding up repeats the beginning of the same order
+            if self.epoch + ahead != epoch:
+                epoch = self.epoch + ahead
+                order = self._order(epoch)
+            yield SampleIndex(order[position], mix_seed(self.seed, epoch, order[position]))
+            step += 1
+
+
+@TRANSFORMS.register_module()
+class SeedSample(BaseTransform):
+    """First in a training pipeline: makes the random transforms after it a function of the drawing's seed.
+
+    Needs `SeededSampler`; with another sampler it does nothing.
+    """
+
+    def transform(self, results: dict) -> dict:
+        seed = getattr(results.get("sample_idx"), "seed", None)
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+        return results

@@ -1,0 +1,13 @@
+# ARM-H, 662 M parameters, pretrained for 800 epochs with batch 512 (paper: 85.0 top-1 after finetuning).
+#   tools/dist_train.sh pretrain/configs/arm_h.py 8          8 GPUs x 64 images = 512
+_base_ = ["./_base_/arm_imagenet_1600e.py"]
+
+model = dict(arch="huge", with_cp=True)
+train_dataloader = dict(batch_size=64)
+train_cfg = dict(max_epochs=800)
+optim_wrapper = dict(optimizer=dict(lr=3e-4))  # 1.5e-4 x 512 / 256
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=40, end=800, convert_to_iter_based=True),
+]
+auto_scale_lr = dict(base_batch_size=512)

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Evaluate on several devices: GPUs, or CPU processes where there is none.
+#   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
+# Example:
+#   tools/dist_test.sh det_configs/mask_rcnn_arm_b.py work_dirs/mask_rcnn_arm_b/epoch_36.pth 8
+exec bash "$(dirname "${BASH_SOURCE[0]}")/dist_run.sh" test.py "$@"

@@ -1,0 +1,59 @@
+"""Autoregressive pretraining of ARM on images without labels.
+
+Examples:
+    python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32
+    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data   # the paper's recipe; lines relative to data/
+    python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
+Several devices: tools/dist_train.sh CONFIG GPUS.
+"""
+
+import argparse
+from pathlib import Path
+
+from arm_backbone.arm import ARCHS
+from arm_toolkit.config import load_config
+from arm_toolkit.errors import ConfigError, run_tool
+from arm_toolkit.launch import add_train_arguments, train
+
+CONFIGS = Path(__file__).resolve().parent.parent / "pretrain" / "configs"
+SHORT = dict(tiny="ti", small="s", base="b", large="l", huge="h")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", help="configuration file; or give --model")
+    parser.add_argument("--model", choices=[f"arm_{name}" for name in ARCHS], help="take the paper's recipe for this model")
+    parser.add_argument("--data", help="folder of images at any depth, or a text file with one path a line")
+    parser.add_argument("--data-prefix", help="folder that the lines of the text file start from (default: the file's own)")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's; warm-up shortened in proportion")
+    parser.add_argument("--batch-size", type=int, help="images on each device")
+    add_train_arguments(parser)
+    args = parser.parse_args()
+    if (args.config is None) == (args.model is None):
+        raise ConfigError("give either a configuration file or --model, e.g. --model arm_base")
+    path = args.config or CONFIGS / f"arm_{SHORT[args.model.removeprefix('arm_')]}.py"
+
+    cfg = load_config(str(path), args.cfg_options)
+    dataset = cfg.train_dataloader.dataset
+    if args.data is not None:
+        dataset.path = args.data
+    if args.data_prefix is not None:
+        dataset.prefix = args.data_prefix
+    if args.batch_size is not None:
+        cfg.train_dataloader.batch_size = args.batch_size
+    if args.epochs is not None:
+        _shorten(cfg, args.epochs)
+    train(cfg, args, Path(path).stem if args.config else f"pretrain_{args.model}")
+
+
+def _shorten(cfg, epochs: int) -> None:
+    """Scale the schedule to a run of `epochs`, with at least one epoch of warm-up."""
+    if epochs < 2:
+        raise ConfigError(f"--epochs {epochs}: give at least 2, one of them warm-up")
+    warmup, cosine = cfg.param_scheduler
+    warmup.end = cosine.begin = max(1, round(warmup.end * epochs / cfg.train_cfg.max_epochs))
+    cosine.end = cfg.train_cfg.max_epochs = epochs
+
+
+if __name__ == "__main__":
+    run_tool(main)
