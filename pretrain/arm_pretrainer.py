@@ -69,12 +69,11 @@ class ARMPretrainer(BaseModel):
         x = (self.encoder.patch_embed(images) + self.encoder.pos_embed).flatten(1, 2)
         x = x[:, self.patches[:-1].flatten()]
         orders = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        skips = []
+        outputs = []
         for i in range(self.encoder.num_layers):
             x = self.encoder.run_block(i, x, orders)
-            if i in self.skip_blocks:
-                skips.append(x)
-        return skips
+            outputs.append(x)
+        return [outputs[i] for i in self.skip_blocks]
 
     def predict_clusters(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, L, 3 * patch_size ** 2), the normalised pixels of clusters 1 to M - 1 in their order."""
@@ -99,7 +98,7 @@ class ARMPretrainer(BaseModel):
         if mode == "tensor":
             return predictions
         target = normalised_pixels(self.target_patches(inputs))
-        return dict(loss=(predictions.float() - target).square().mean())
+        return dict(loss=(predictions.to(target.dtype) - target).square().mean())
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

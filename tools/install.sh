@@ -48,6 +48,7 @@ python="$env/bin/python"
 log="$env/install.log"
 
 is_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+has_pip() { "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1; }
 
 make_env() {
   local base="${PYTHON:-python3}"
@@ -61,8 +62,8 @@ make_env() {
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
   is_python "$python" || die "the active environment, $env, has no Python of 3.10 or later: deactivate it, or make another"
-  "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null || die "no pip in the active environment, $env"
-elif ! { is_python "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then
+  has_pip || die "the active environment, $env, has no pip"
+elif ! { is_python "$python" && has_pip; }; then
   make_env
 fi
 
@@ -143,15 +144,26 @@ mkdir -p "$cache"
 if command -v flock >/dev/null; then
   exec 9>"$cache/lock"
   flock -n 9 || { say "another installation is running: waiting for it"; flock 9; }
-  missing=$(check)
 fi
+# What an interrupted pip left without RECORD (see check) pip would count as installed
+for info in "$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/*.dist-info; do
+  [ -e "$info/RECORD" ] || rm -rf "$info"
+done
+missing=$(check)
 
 # ---- installing --------------------------------------------------------------------------------------------------------
+
+changed= # was anything installed since the last check?
+check_again() {
+  [ -z "$changed" ] || missing=$(check)
+  changed=
+}
 
 # step WHAT TIME COMMAND...: says so, runs it with its output in the log. Its failure is returned.
 step() {
   local what=$1 time=$2 start=$SECONDS
   shift 2
+  changed=1
   say "$what (about $time)"
   printf '\n==== %s: %s\n%s\n' "$(date)" "$what" "$*" >>"$log"
   "$@" >>"$log" 2>&1 || return 1
@@ -183,17 +195,18 @@ get "installing libraries" "30 seconds" $(of build base openmmlab-requires dev)
 get "installing mmengine, mmdet, mmseg" "15 seconds" --no-deps --no-build-isolation $(of openmmlab imaug | grep -v '^onedl-mmcv=' || true)
 
 # With another torch, or without mmcv, it is clear that mmcv's operators must come; else a look shows whether they load
-[ -n "$(of torch)" ] || of openmmlab | grep '^onedl-mmcv=' >/dev/null || missing=$(check)
+[ -n "$(of torch)" ] || of openmmlab | grep '^onedl-mmcv=' >/dev/null || check_again
 
 # ---- compiled packages -------------------------------------------------------------------------------------------------
 
 cuda=0   # compile for CUDA?
 no_cuda= # why not, where there is a GPU
 arch=    # GPU types to compile for
+nvcc_cuda=
 jobs="${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
 
 look_at_torch() {
-  local cuda_home nvcc_cuda
+  local cuda_home
   read -r torch_version torch_cuda tag cuda_home < <("$python" -I -c '
 import sys, torch
 from torch.utils.cpp_extension import CUDA_HOME
@@ -273,16 +286,19 @@ fi
 # Fast CUDA kernels, none of them needed: arm_backbone has Triton kernels of its own. So a failure is one line, and
 # remembered: compiling takes long, and every later run would try again.
 no_kernels=
-if [ "$gpu" = 1 ]; then
+if [ -n "$(of cuda cuda-requires)" ]; then
+  mkdir -p "$cache/wheels/$(key "cuda-$arch")"
   # shellcheck disable=SC2046
   get "installing what mamba-ssm needs" "15 seconds" $(of cuda-requires)
   for requirement in $(of cuda); do
-    marker="$cache/wheels/$(key "cuda-$arch")/${requirement%%==*}.failed"
+    # another nvcc is another try
+    marker="$cache/wheels/$(key "cuda-$arch")/$requirement.failed-with-nvcc-${nvcc_cuda:-none}"
     if [ ! -e "$marker" ]; then
-      # A wheel is downloaded if there is one for this torch, else compiled
-      (compiled "$requirement" "1 to 30 minutes" "$(key "cuda-$arch")" "$requirement") || { mkdir -p "${marker%/*}" && : >"$marker"; }
+      # Its setup downloads a wheel if there is one for this torch, and else compiles
+      (compiled "$requirement" "1 to 30 minutes" "$(key "cuda-$arch")" "$requirement") || : >"$marker"
+      changed=1
     fi
-    [ ! -e "$marker" ] || no_kernels+="$requirement could not be built (optional; output in $log; to try again remove $marker)"$'\n'
+    [ ! -e "$marker" ] || no_kernels+="$requirement could not be built (optional; its output is in $log; to try again remove $marker)"$'\n'
   done
 fi
 
@@ -293,9 +309,9 @@ if [ -n "$(of project)" ]; then
     failed "installing this project failed"
 fi
 
-missing=$(check)
-left=$(of torch build base openmmlab openmmlab-requires imaug dev mmcv project)
-[ -z "$left" ] || failed "still not right after installing: $(tr '\n' ' ' <<<"$left")"
+check_again
+left=$(grep -v '^\(cuda\|mmcv-cuda\)' <<<"$missing" || true)
+[ -z "$left" ] || die "still not right after installing: $(tr '\n' ';' <<<"$left") see $log"
 [ -z "$no_cuda" ] || say "warning: $no_cuda"
 printf '%s' "$no_kernels" | while IFS= read -r line; do say "note: $line"; done
 say "$env is complete; to use it: source '$env/bin/activate'"

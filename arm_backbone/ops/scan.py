@@ -141,7 +141,8 @@ def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
 def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> tuple[Tensor, Tensor]:
     """y (B, L, D) and the last state (B, K, D, N)."""
     if resolve_backend(backend) == "reference":
-        return cross_scan_reference(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+        with torch.autocast(u.device.type, enabled=False):
+            return cross_scan_reference(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     y, states = _cross_scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     return y, states[-1].transpose(2, 3)
 
@@ -158,7 +159,8 @@ def _cross_scan(
     orders: Tensor,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    return scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    with torch.autocast(u.device.type, enabled=False):  # the state stays in float32
+        return scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
 
 
 @_cross_scan.register_fake
@@ -184,7 +186,8 @@ def _cross_scan_backward(
     delta_softplus: bool,
     states: Tensor,
 ) -> list[Tensor]:
-    return scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states)
+    with torch.autocast(u.device.type, enabled=False):
+        return scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states)
 
 
 @_cross_scan_backward.register_fake

@@ -1,0 +1,462 @@
+"""What is wrong with a data set, found before training starts.
+
+`check_coco` reads a COCO instance file and its pictures, `check_ade` a folder in ADE20K
+layout, `check_images` pictures for pretraining. Each returns a `Report`: errors are faults
+that stop training or falsify its result, notes are worth knowing. Nothing raises: a file that
+is not there is an error in the report too. Faults of one kind are one line, with a count and
+the first names.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # as in arm_pretrain
+ADE_SPLITS = ("training", "validation")
+IGNORED = (0, 255)  # stored labels that `reduce_zero_label` turns into "ignored"
+FEW = 0.001  # share of boxes with faults that true COCO has as well, and that loaders survive
+THREADS = 4
+COCO_KEYS = {  # what the checks rely on, and its type
+    "images": {"id": int, "file_name": str, "height": int, "width": int},
+    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
+    "categories": {"id": int, "name": str},
+}
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        what: the file or folder that was checked.
+        errors: one line each: the fault, how often, and the first names.
+        notes: one line each, nothing to repair.
+        facts: the numbers behind the notes, by name.
+    """
+
+    what: str
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+    def error(self, message: str, names: Sequence | None = None) -> None:
+        """Add an error with the first of `names`; none if these are given and empty."""
+        if names is None or names:
+            self.errors.append(message + _some(names))
+
+    def note(self, message: str, names: Sequence | None = None) -> None:
+        """Like `error`, for a note."""
+        if names is None or names:
+            self.notes.append(message + _some(names))
+
+    def __str__(self) -> str:
+        lines = [f"{self.what}: {'ok' if self.ok else f'{len(self.errors)} error(s)'}"]
+        lines += [f"  error: {error}" for error in self.errors]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def check_coco(
+    ann_file: str | Path,
+    image_dir: str | Path,
+    classes: Sequence[str] | None = None,
+    decode: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Check a COCO instance file and its pictures.
+
+    Args:
+        ann_file: the `instances_*.json`.
+        image_dir: folder that its file names are relative to.
+        classes: names that must be among the categories: mmdet drops others without a word.
+        decode: read every picture too (slow), and compare its size with the file.
+        progress: show a bar on stderr.
+
+    Returns:
+        Facts: images, annotations, crowds, images_without_objects, missing, boxes_too_small,
+        boxes_outside, and per_class (annotations by category name).
+    """
+    ann_file, image_dir = Path(ann_file), Path(image_dir)
+    report = Report(str(ann_file))
+    content = _read_coco(ann_file, report)
+    if content is None:
+        return report
+    images = {image["id"]: image for image in content["images"]}
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    _check_ids(content, images, categories, report)
+    absent = [name for name in classes or () if name not in categories.values()]
+    report.error(f"classes not among the categories {_some(list(categories.values()))[2:]}", absent)
+    _check_annotations(content["annotations"], images, categories, report)
+
+    names = [image["file_name"] for image in content["images"]]
+    missing = [name for name in names if not (image_dir / name).is_file()]
+    report.facts["missing"] = len(missing)
+    report.error(f"{len(missing)} of {len(names)} images are not in {image_dir}", missing)
+    if decode:
+        gone = set(missing)
+        there = [image for image in content["images"] if image["file_name"] not in gone]
+        _check_pictures(there, image_dir, report, progress)
+    return report
+
+
+def _read_coco(ann_file: Path, report: Report) -> dict | None:
+    """The parsed file if it has the lists and keys that the checks rely on."""
+    try:
+        content = json.loads(ann_file.read_bytes())
+    except OSError as error:
+        report.error(f"cannot be read ({error.strerror}); give an instances_*.json")
+        return None
+    except ValueError as error:
+        report.error(f"is not JSON ({error}); it may be cut off: fetch it again")
+        return None
+    for part, keys in COCO_KEYS.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            report.error(f"has no list {part!r}; give a COCO instance file")
+            continue
+        for key, kind in keys.items():
+            bad = [i for i, e in enumerate(entries) if not isinstance(_get(e, key), kind)]
+            text = f"{len(bad)} entries of {part!r} have no proper {key!r}; their positions"
+            report.error(text, bad)
+    return content if report.ok else None
+
+
+def _get(entry, key: str):
+    return entry.get(key) if isinstance(entry, dict) else None
+
+
+def _check_ids(content: dict, images: dict, categories: dict, report: Report) -> None:
+    for part in ("images", "annotations", "categories"):
+        counts = Counter(entry["id"] for entry in content[part])
+        twice = [number for number, count in counts.items() if count > 1]
+        report.error(f"{len(twice)} ids of {part!r} are used more than once", twice)
+    annotations = content["annotations"]
+    report.error(
+        "category ids of annotations that are not among the categories",
+        sorted({a["category_id"] for a in annotations} - set(categories)),
+    )
+    lost = [a["id"] for a in annotations if a["image_id"] not in images]
+    report.error(f"{len(lost)} annotations belong to no listed image; annotation ids", lost)
+
+
+def _check_annotations(annotations: list, images: dict, categories: dict, report: Report) -> None:
+    small, outside, malformed, no_mask = [], [], [], []
+    for annotation in annotations:
+        image, box = images.get(annotation["image_id"]), annotation["bbox"]
+        if not _is_box(box):
+            malformed.append(annotation["id"])
+            continue
+        x, y, width, height = box
+        if width < 1 or height < 1:
+            small.append(annotation["id"])
+        if image and (
+            min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1
+        ):
+            outside.append(annotation["id"])
+        if not annotation.get("segmentation"):
+            no_mask.append(annotation["id"])
+    report.error(
+        f"{len(malformed)} boxes are not [x, y, width >= 0, height >= 0] in finite numbers; "
+        "annotation ids",
+        malformed,
+    )
+    for found, text in (
+        (small, "boxes are less than 1 pixel wide or high (mmdet skips them)"),
+        (outside, "boxes reach more than 1 pixel out of their image"),
+    ):
+        add = report.error if len(found) > FEW * len(annotations) else report.note
+        add(f"{len(found)} of {len(annotations)} {text}; annotation ids", found)
+    report.note(f"{len(no_mask)} annotations have no segmentation; annotation ids", no_mask)
+
+    crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
+    empty = len(images.keys() - {annotation["image_id"] for annotation in annotations})
+    per_class = Counter(categories.get(a["category_id"]) for a in annotations)
+    report.facts.update(
+        images=len(images),
+        annotations=len(annotations),
+        crowds=crowds,
+        images_without_objects=empty,
+        boxes_too_small=len(small),
+        boxes_outside=len(outside),
+        per_class={name: per_class[name] for name in categories.values()},
+    )
+    used = sum(count > 0 for count in report.facts["per_class"].values())
+    report.note(
+        f"{len(images)} images, {empty} of them without objects; {len(annotations)} annotations, "
+        f"{crowds} of them crowd regions; {used} of {len(categories)} categories have annotations"
+    )
+    if not annotations:
+        report.error("has no annotations; training needs some")
+
+
+def _is_box(box) -> bool:
+    try:
+        values = np.asarray(box, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return bool(values.shape == (4,) and np.isfinite(values).all() and (values[2:] >= 0).all())
+
+
+def _check_pictures(entries: list, image_dir: Path, report: Report, progress: bool) -> None:
+    stated = {entry["file_name"]: (entry["width"], entry["height"]) for entry in entries}
+    unreadable, sizes = [], []
+    for name, look in _look_at(image_dir, list(stated), True, progress):
+        if look.fault:
+            unreadable.append(f"{name} ({look.fault})")
+        elif look.size != stated[name]:
+            sizes.append(f"{name} ({_by(look.size)}, not {_by(stated[name])})")
+    report.error(f"{len(unreadable)} images cannot be decoded", unreadable)
+    report.error(f"{len(sizes)} images have another size than the file states", sizes)
+
+
+def check_ade(
+    root: str | Path,
+    num_classes: int,
+    splits: Sequence[str] = ADE_SPLITS,
+    decode: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Check a folder in ADE20K layout: `images/SPLIT/NAME.jpg`, `annotations/SPLIT/NAME.png`.
+
+    Args:
+        root: folder with `images` and `annotations`.
+        num_classes: number of classes C; stored labels may be 0 (ignored), 1..C, and 255
+            (ignored as well, by `reduce_zero_label`).
+        splits: folders to check.
+        decode: read every picture too (slow); labels are always read.
+        progress: show a bar on stderr.
+
+    Returns:
+        Facts: by split, `pairs` and `pixel_share` (C + 1 shares of all pixels, by stored
+        value; 255 counts as 0).
+    """
+    root = Path(root)
+    report = Report(str(root), facts={"pairs": {}, "pixel_share": {}})
+    for split in splits:
+        folders = root / "images" / split, root / "annotations" / split
+        gone = [folder for folder in folders if not folder.is_dir()]
+        for folder in gone:
+            report.error(f"{folder} is missing; the layout is images/{split}, annotations/{split}")
+        if not gone:
+            _check_ade_split(*folders, split, num_classes, report, decode, progress)
+    return report
+
+
+def _check_ade_split(
+    images: Path,
+    labels: Path,
+    split: str,
+    num_classes: int,
+    report: Report,
+    decode: bool,
+    progress: bool,
+) -> None:
+    image_names = {path.stem for path in images.glob("*.jpg")}
+    label_names = {path.stem for path in labels.glob("*.png")}
+    alone = sorted(image_names - label_names)
+    report.error(f"{split}: {len(alone)} images without a label map (.png)", alone)
+    alone = sorted(label_names - image_names)
+    report.error(f"{split}: {len(alone)} label maps without an image (.jpg)", alone)
+    others = [path.name for path in images.iterdir() if path.suffix != ".jpg"]
+    report.note(f"{split}: {len(others)} files in {images} are not .jpg, not used", others)
+    names = sorted(image_names & label_names)
+    if not names:
+        report.error(f"{split}: no pairs; images are .jpg, label maps .png of the same name")
+        return
+
+    counts = np.zeros(256, dtype=np.int64)  # pixels by stored value
+    faults, values, sizes = [], [], []
+    for image_name, look in _look_at(images, [f"{name}.jpg" for name in names], decode, progress):
+        path = (labels / image_name).with_suffix(".png")
+        try:
+            with Image.open(path) as picture:
+                label = np.asarray(picture)
+        except Exception as error:  # whatever a decoder makes of a damaged file
+            faults.append(f"{path.name} ({_reason(error)})")
+            continue
+        if look.fault:
+            faults.append(f"{image_name} ({look.fault})")
+        elif look.stored_size != (label.shape[1], label.shape[0]):
+            size = _by((label.shape[1], label.shape[0]))
+            sizes.append(f"{path.stem} (image {_by(look.stored_size)}, labels {size})")
+        if label.ndim != 2 or label.dtype != np.uint8:
+            values.append(f"{path.name} (not one 8-bit channel: {picture.mode})")
+            continue
+        here = np.bincount(label.ravel(), minlength=256)
+        counts += here
+        wrong = [value for value in np.flatnonzero(here) if num_classes < value != 255]
+        if wrong:
+            values.append(f"{path.name} ({', '.join(str(value) for value in wrong[:3])})")
+    report.error(f"{split}: {len(faults)} files cannot be decoded", faults)
+    report.error(f"{split}: {len(sizes)} pairs differ in size", sizes)
+    report.error(
+        f"{split}: {len(values)} label maps hold something other than 0 (ignored) and "
+        f"1..{num_classes}",
+        values,
+    )
+    _describe_ade_split(split, len(names), counts, num_classes, report)
+
+
+def _describe_ade_split(
+    split: str, pairs: int, counts: np.ndarray, num_classes: int, report: Report
+) -> None:
+    counts = counts.copy()
+    ignored_255 = int(counts[255]) if num_classes < 255 else 0
+    if ignored_255:
+        counts[0], counts[255] = counts[0] + ignored_255, 0
+        report.note(f"{split}: {ignored_255} pixels are 255; they count as ignored, as 0")
+    share = counts[: num_classes + 1] / max(counts.sum(), 1)
+    report.facts["pairs"][split] = pairs
+    report.facts["pixel_share"][split] = share.tolist()
+    absent = (1 + np.flatnonzero(share[1:] == 0)).tolist()
+    common = 1 + np.argsort(-share[1:], kind="stable")[: num_classes - len(absent)][:12]
+    shares = ", ".join(f"{value}: {share[value]:.1%}" for value in common)
+    report.note(
+        f"{split}: {pairs} pairs; pixels by stored value, most common first: {shares}; "
+        f"ignored: {share[0]:.1%}"
+    )
+    report.note(f"{split}: {len(absent)} of {num_classes} classes do not occur", absent)
+
+
+def check_images(
+    path: str | Path,
+    root: str | Path | None = None,
+    decode: bool = True,
+    progress: bool = False,
+) -> Report:
+    """Check pictures for pretraining.
+
+    Args:
+        path: a folder (searched with all its subfolders), or a text file with a path per line.
+        root: folder that the lines of a list are relative to; default the folder of the list.
+        decode: read every picture; else only its header.
+        progress: show a bar on stderr.
+
+    Returns:
+        Facts: images, unreadable, modes (count by PIL mode), short_side (min, max) and
+        long_side (min, max) in pixels.
+    """
+    path = Path(path)
+    report = Report(str(path))
+    root = path if path.is_dir() else Path(root or path.parent)
+    names = _list_pictures(path, report)
+    if not names:
+        if report.ok:
+            report.error(f"no pictures; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        return report
+
+    missing, unreadable, modes, sizes = [], [], Counter(), []
+    for name, look in _look_at(root, names, decode, progress):
+        if look.missing:
+            missing.append(name)
+        elif look.fault:
+            unreadable.append(f"{name} ({look.fault})")
+        else:
+            modes[look.mode] += 1
+            sizes.append(look.size)
+    report.error(
+        f"{len(missing)} of {len(names)} files are not in {root} (what is a list relative to? "
+        "root, or --root, says so)",
+        missing,
+    )
+    report.error(f"{len(unreadable)} of {len(names)} images cannot be decoded", unreadable)
+    report.facts.update(images=len(names), unreadable=len(unreadable), modes=dict(modes))
+    if sizes:
+        short, long = np.sort(np.array(sizes), axis=1).T
+        report.facts["short_side"] = int(short.min()), int(short.max())
+        report.facts["long_side"] = int(long.min()), int(long.max())
+        report.note(
+            f"{len(names)} images; short side {short.min()} to {short.max()} pixels "
+            f"(median {np.median(short):.0f}), long side {long.min()} to {long.max()}"
+        )
+    grey, cmyk = sum(modes[mode] for mode in ("1", "L", "LA")), modes["CMYK"]
+    if grey or cmyk:
+        report.note(f"{grey} greyscale, {cmyk} CMYK: convert them to RGB when loading")
+    return report
+
+
+def _list_pictures(path: Path, report: Report) -> list[str]:
+    """Names of the pictures, relative to the folder or as the list has them."""
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(str(file.relative_to(path)) for file in files)
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        report.error(f"cannot be read ({error.strerror}); give a folder or a list of pictures")
+        return []
+    except UnicodeDecodeError:
+        report.error("is not text; give a folder of pictures, or a list with a path per line")
+        return []
+    names = [line for line in lines if line]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    report.note(f"{len(twice)} paths are listed more than once", twice)
+    return names
+
+
+@dataclass
+class _Look:
+    """One picture file. Sizes are (width, height); `size` is upright, after EXIF turns."""
+
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    stored_size: tuple[int, int] = (0, 0)
+    fault: str = ""
+    missing: bool = False
+
+
+def _look_at(
+    root: Path, names: Sequence[str], decode: bool, progress: bool
+) -> Iterator[tuple[str, _Look]]:
+    """Open the files on a few threads (decoding lets go of Python's lock); in their order."""
+
+    def look(name: str) -> tuple[str, _Look]:
+        return name, open_one(root / name)
+
+    def open_one(path: Path) -> _Look:
+        try:
+            with Image.open(path) as picture:
+                size, turned = picture.size, picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                if decode:
+                    picture.load()
+                return _Look(picture.mode, size[::-1] if turned else size, size)
+        except FileNotFoundError:
+            return _Look(fault="missing", missing=True)
+        except Exception as error:  # whatever a decoder makes of a damaged file
+            return _Look(fault=_reason(error))
+
+    with ThreadPool(THREADS) as pool:
+        yield from _bar(pool.imap(look, names, chunksize=16), len(names), progress)
+
+
+def _bar(items: Iterable, total: int, show: bool) -> Iterable:
+    if not show:
+        return items
+    from mmengine.utils import track_iter_progress
+
+    return track_iter_progress((items, total), file=sys.stderr)
+
+
+def _some(names: Sequence | None, most: int = 5) -> str:
+    if not names:
+        return ""
+    more = f", … ({len(names) - most} more)" if len(names) > most else ""
+    return ": " + ", ".join(str(name) for name in names[:most]) + more
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:100]
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

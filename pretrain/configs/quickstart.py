@@ -1,0 +1,20 @@
+# AR pretraining on the generated shapes for tools/quickstart.sh: minutes on two CPU cores.
+#   python tools/pretrain.py pretrain/configs/quickstart.py
+_base_ = ["./_base_/arm_imagenet_1600e.py"]
+
+model = dict(arch=dict(_delete_=True, embed_dims=128, num_layers=6), decoder_dim=64, decoder_depth=2)
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=0,
+    persistent_workers=False,
+    pin_memory=False,
+    dataset=dict(path="work_dirs/quickstart/shapes/coco/train2017", scale=(0.5, 1.0)),
+)
+train_cfg = dict(max_epochs=30)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-6, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=2, end=30, convert_to_iter_based=True),
+]
+auto_scale_lr = dict(base_batch_size=32)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=1))

@@ -1,0 +1,109 @@
+"""Parameter groups: who decays, and how fast each layer learns."""
+
+import json
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from arm_backbone import ARM
+from arm_backbone.openmmlab import ARMOptimWrapperConstructor, trunk_depths
+from arm_backbone.optim import is_decayed, layer_decay_scale, parameter_groups
+from arm_pretrain import ARMPretrainer
+
+
+class Detector(nn.Module):
+    def __init__(self, arch):
+        super().__init__()
+        self.backbone = ARM(arch, img_size=64, cls_token="middle")
+        self.neck = nn.Sequential(nn.Conv2d(32, 8, 1), nn.GroupNorm(2, 8))
+
+
+def wrapper(model, **paramwise):
+    return build_optim_wrapper(
+        model,
+        dict(
+            type="OptimWrapper",
+            optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.05),
+            constructor="ARMOptimWrapperConstructor",
+            paramwise_cfg=paramwise,
+        ),
+    )
+
+
+def test_layer_decay_reaches_every_parameter_with_its_depth(small_arch):
+    model = Detector(small_arch)
+    expected = {}
+    for name, _ in model.named_parameters():
+        if name.startswith(("backbone.patch_embed", "backbone.pos_embed", "backbone.cls_")):
+            expected[name] = 0.5**5
+        elif name.startswith("backbone.blocks."):
+            expected[name] = 0.5 ** (4 - int(name.split(".")[2]))
+        else:
+            expected[name] = 1.0
+    actual = {
+        name: group["lr"]
+        for group in wrapper(model, layer_decay=0.5).optimizer.param_groups
+        for name in group["param_names"]
+    }
+    assert actual == expected
+    assert len(set(actual.values())) == 6
+
+
+def test_weight_decay_by_name(small_arch):
+    groups = wrapper(Detector(small_arch)).optimizer.param_groups
+    decayed = {n for g in groups if g["weight_decay"] for n in g["param_names"]}
+    exempt = {n for g in groups if not g["weight_decay"] for n in g["param_names"]}
+    block = "backbone.blocks.0."
+    assert {block + n for n in ("mixer.conv_weight", "mixer.x_proj_weight", "mixer.dt_proj_weight", "mlp.w1.weight")} <= decayed
+    assert {block + n for n in ("mixer.A_log", "mixer.D", "mixer.conv_bias", "mixer.dt_proj_bias", "norm1.weight")} <= exempt
+    assert {"backbone.pos_embed", "backbone.cls_token", "backbone.out_norms.0.weight", "neck.1.weight", "neck.0.bias"} <= exempt
+    assert "neck.0.weight" in decayed
+
+
+def test_golden_decay_groups_of_pretraining(golden):
+    """The authors' rule, parameter by parameter: one-dimensional tensors and biases are exempt, A_log is not."""
+    table = json.loads((golden / "recipe_tables.json").read_text())["weight_decay_pretrain_tiny"]
+    theirs = {n for n in table["no_decay"] if n.startswith("layers.")}
+    model = ARMPretrainer(dict(embed_dims=64, num_layers=1), decoder_dim=64)
+    names = {n.removeprefix("encoder.blocks.0."): p for n, p in model.named_parameters() if n.startswith("encoder.blocks.0.")}
+    ours = {n for n, p in names.items() if not is_decayed(n, p, "reference")}
+    first = {n.removeprefix("layers.0.") for n in theirs if n.startswith("layers.0.")}
+    renamed = {n.replace("conv1d.bias", "conv_bias").replace("dt_proj.bias", "dt_proj_bias") for n in first}
+    assert ours == renamed
+
+
+def test_golden_layer_decay(golden):
+    table = json.loads((golden / "recipe_tables.json").read_text())["layer_decay_finetune_depth24"]
+    for prefix, scale in table["lr_scale_by_prefix"].items():
+        depth = 0 if "layers" not in prefix else int(prefix.split(".")[1]) + 1
+        if prefix.startswith(("cls_token", "pos_embed", "patch_embed", "layers")):
+            assert layer_decay_scale(depth, 24, table["layer_decay"]) == pytest.approx(scale, rel=1e-12), prefix
+
+
+def test_unknown_keys_and_models_without_arm_are_refused(small_arch):
+    with pytest.raises(ValueError, match="unknown key 'layer_decay_rate'"):
+        wrapper(Detector(small_arch), layer_decay_rate=0.7)
+    with pytest.raises(ValueError, match="needs an ARM trunk"):
+        wrapper(nn.Linear(2, 2), layer_decay=0.7)
+    with pytest.raises(ValueError, match="decay_exempt='all'"):
+        wrapper(Detector(small_arch), decay_exempt="all")
+    assert ARMOptimWrapperConstructor.KEYS == ("layer_decay", "decay_exempt")
+
+
+def test_frozen_parameters_are_left_out(small_arch):
+    model = Detector(small_arch)
+    model.backbone.requires_grad_(False)
+    depth, layers = trunk_depths(model)
+    names = [n for g in parameter_groups(model.named_parameters(), depth, layers, 1.0, 0.1) for n in g["param_names"]]
+    assert names and all(n.startswith("neck") for n in names)
+
+
+def test_a_step_moves_every_group(small_arch):
+    model = Detector(small_arch)
+    optim = wrapper(model, layer_decay=0.9)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    maps = model.backbone(torch.randn(2, 3, 64, 64))
+    optim.update_params(sum((model.neck(m) * torch.randn(8, 1, 1)).sum() for m in maps))
+    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []

@@ -1,0 +1,212 @@
+"""Autoregressive pretraining: causality, targets, the decoder, and exactness against the reference code's outputs."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arm_pretrain import ARMPretrainer, ImageCrops
+from arm_pretrain.clusters import cluster_causal_mask, cluster_patches
+from arm_pretrain.decoder import skip_blocks
+from arm_pretrain.targets import normalised_pixels, patchify, unpatchify
+
+
+def pretrainer(img_size=96, side=2, **kwargs):
+    torch.manual_seed(0)
+    arguments = dict(arch=dict(embed_dims=32, num_layers=4), img_size=img_size, cluster_side=side, decoder_dim=64)
+    return ARMPretrainer(**arguments | kwargs)
+
+
+def test_every_parameter_receives_a_gradient():
+    model = pretrainer()
+    model(torch.randn(2, 3, 96, 96), mode="loss")["loss"].backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.abs().sum() > 0)]
+    assert without == []
+    assert not model.encoder.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize("img_size", [96, (64, 128)])
+def test_a_prediction_knows_earlier_clusters_only(img_size):
+    """Changing cluster k + 1 never changes the prediction of cluster k + 1 or earlier; every earlier one matters."""
+    model = pretrainer(img_size).double().eval()
+    images = torch.randn(1, 3, *model.encoder.img_size, dtype=torch.float64, requires_grad=True)
+    clusters, patches = model.patches.shape
+    predictions = model(images).view(clusters - 1, -1)
+    for predicted in range(1, clusters):
+        (grad,) = torch.autograd.grad(predictions[predicted - 1].sum(), images, retain_graph=True)
+        influence = patchify(grad, 16)[0].abs().sum(-1)[model.patches].sum(-1)  # of each cluster
+        assert (influence[predicted:] == 0).all()
+        assert (influence[:predicted] > 0).all()
+
+
+def test_loss_is_the_error_of_normalised_pixels():
+    model = pretrainer().eval()
+    images = torch.randn(2, 3, 96, 96)
+    target = normalised_pixels(model.target_patches(images))
+    torch.testing.assert_close(target.mean(-1), torch.zeros_like(target[..., 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(target.var(-1), torch.ones_like(target[..., 0]), atol=1e-3, rtol=0)
+    expected = (model(images) - target).square().mean()
+    torch.testing.assert_close(model(images, mode="loss")["loss"], expected)
+    assert target.shape == (2, 8 * 4, 768)
+
+
+def test_patches_go_back_to_the_image():
+    images = torch.randn(2, 3, 32, 64)
+    patches = patchify(images, 16)
+    assert patches.shape == (2, 8, 768)
+    # second patch of the first row, flattened as (row, column, channel)
+    torch.testing.assert_close(patches[0, 1].view(16, 16, 3).permute(2, 0, 1), images[0, :, :16, 16:32])
+    torch.testing.assert_close(unpatchify(patches, 16, (2, 4)), images)
+
+
+def test_reconstruction_replaces_all_but_the_first_cluster():
+    model = pretrainer().eval()
+    images = torch.randn(1, 3, 96, 96)
+    result = model(images, mode="predict")
+    torch.testing.assert_close(result[..., :32, :32], images[..., :32, :32])
+    assert not torch.allclose(result[..., :32, 32:64], images[..., :32, 32:64])
+    # a perfect prediction would give the image back
+    model.predict_clusters = lambda x: normalised_pixels(model.target_patches(x))
+    torch.testing.assert_close(model(images, mode="predict"), images, atol=1e-4, rtol=1e-4)
+
+
+def test_clusters_and_mask_by_hand():
+    assert cluster_patches(4, 4, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert cluster_patches(12, 12, 4)[1].tolist()[:5] == [4, 5, 6, 7, 16]
+    mask = cluster_causal_mask(2, 2)
+    assert mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
+
+
+def test_skip_features_by_depth():
+    assert skip_blocks(12, 4) == (5, 7, 9, 11)
+    assert skip_blocks(24, 4) == (11, 15, 19, 23)
+    assert skip_blocks(12, 1) == (11,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(img_size=96, side=4), "does not divide into clusters of 4 x 4"),
+        (dict(img_size=100), "img_size=100 does not divide into patches"),
+        (dict(img_size=64, side=4), "nothing to predict"),
+        (dict(decoder_dim=100), "decoder_dim=100 must be a multiple of 64"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pretrainer(**arguments)
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="images of 64 x 96 pixels"):
+        pretrainer()(torch.randn(1, 3, 64, 96))
+
+
+def _ours(key: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Our name and shape of a tensor of the reference pretraining model."""
+    if key == "pos_embed":
+        return "encoder.pos_embed", value.view(1, 12, 12, -1)
+    per_direction = re.search(r"mixer\.(conv1d|x_proj|dt_proj|A_log|D)(\.weight|\.bias)?$", key)
+    if per_direction:
+        name = per_direction[1].replace("conv1d", "conv") + (per_direction[2] or "").replace(".", "_")
+        value = value[:, 0] if name == "conv_weight" else value
+        return "encoder.blocks." + key.removeprefix("layers.")[: per_direction.start(1) - len("layers.")] + name, value[None]
+    for pattern, name in (
+        (r"^layers\.", "encoder.blocks."),
+        (r"^patch_embed\.", "encoder.patch_embed."),
+        (r"^norm_(\d)", lambda m: f"decoder.skip_norms.{int(m[1]) - 1}"),
+        (r"^enc2dec\.", "decoder.skip_proj."),
+        (r"^ar_norm\.", "decoder.norm."),
+        (r"^ar_pred\.", "decoder.head."),
+        (r"^ar_token$", "mask_token"),
+        (r"^dec_block\.", "decoder.blocks."),
+        (r"\.attn2\.", ".attention."),
+        (r"\.norm2_1\.", ".norm_query."),
+        (r"\.norm2_2\.", ".norm_tokens."),
+        (r"^(decoder\.blocks\.\d)\.norm2\.", r"\1.norm_mlp."),
+        (r"\.mlp\.fc1\.", ".mlp.0."),
+        (r"\.mlp\.fc2\.", ".mlp.2."),
+    ):
+        key = re.sub(pattern, name, key)
+    return key, value
+
+
+def test_golden_pretraining(golden):
+    """Predictions, loss and gradients of the reference code's model with the same weights."""
+    file = np.load(golden / "pretrain_tiny.npz")
+    state = {k.removeprefix("state/"): torch.tensor(file[k]) for k in file.files if k.startswith("state/")}
+    decoder_table = state.pop("dec_pos_embed")
+    del state["mask"]
+    model = ARMPretrainer(arch=dict(embed_dims=64, num_layers=12), decoder_dim=128)
+    model.load_state_dict(dict(_ours(k, v) for k, v in state.items()))
+    torch.testing.assert_close(model.decoder_pos_embed, decoder_table, atol=1e-6, rtol=0)
+    model.decoder_pos_embed.copy_(decoder_table)
+    model.double()
+    images = torch.tensor(file["in/images"]).double()
+
+    def check(result, name):
+        expected = torch.tensor(file[name]).double()
+        assert (result - expected).abs().max() <= 1e-9 * expected.abs().max(), name
+
+    check(model(images)[..., ::32], "out64/pred_every_32nd_channel")
+    loss = model(images, mode="loss")["loss"]
+    check(loss, "out64/loss")
+    grads = torch.autograd.grad(loss, [model.mask_token, model.encoder.blocks[0].mixer.A_log])
+    check(grads[0], "grad64/ar_token")
+    check(grads[1][0], "grad64/layers.0.mixer.A_log")
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """Nested folders with an RGB, a greyscale and a palette picture, and something that is no picture."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    rgb = Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))
+    rgb.save(tmp_path / "one.png")
+    rgb.convert("L").save(tmp_path / "b" / "two.jpg")
+    rgb.convert("P").save(tmp_path / "b" / "c" / "three.PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_folders_and_lists(picture_folder):
+    dataset = ImageCrops(str(picture_folder), size=(32, 48))
+    assert sorted(f.name for f in dataset.files) == ["one.png", "three.PNG", "two.jpg"]
+    for i in range(3):
+        item = dataset[i]["inputs"]
+        assert item.shape == (3, 32, 48) and item.dtype == torch.uint8
+    listed = picture_folder / "list.txt"
+    listed.write_text("one.png\nb/two.jpg\n")
+    assert len(ImageCrops(str(listed))) == 2
+    assert len(ImageCrops(str(listed), prefix=str(picture_folder))) == 2
+
+
+def test_bad_data_is_named(picture_folder, capsys):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        ImageCrops(str(picture_folder / "nowhere"))
+    with pytest.raises(ValueError, match="no image"):
+        (picture_folder / "empty").mkdir()
+        ImageCrops(str(picture_folder / "empty"))
+    listed = picture_folder / "list.txt"
+    listed.write_text("one.png\ngone.png\n")
+    with pytest.raises(FileNotFoundError, match="1 files that do not exist, first .*gone.png"):
+        ImageCrops(str(listed))
+
+
+def test_unreadable_image_is_fatal_or_left_out_but_never_silent(picture_folder, caplog):
+    broken = picture_folder / "a_broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(OSError, match="cannot read .*a_broken.jpg.*on_error='skip'"):
+        ImageCrops(str(picture_folder))[0]
+    messages = []
+    import arm_pretrain.data
+
+    original, arm_pretrain.data.print_log = arm_pretrain.data.print_log, lambda text, **_: messages.append(text)
+    try:
+        item = ImageCrops(str(picture_folder), on_error="skip", size=32)[0]
+    finally:
+        arm_pretrain.data.print_log = original
+    assert item["inputs"].shape == (3, 32, 32)
+    assert len(messages) == 1 and "a_broken.jpg" in messages[0]

@@ -1,0 +1,56 @@
+"""Token orders: permutations with inverses on square and rectangular grids, as the reference code visits them."""
+
+import json
+
+import pytest
+import torch
+
+from arm_backbone.scan_order import cls_index, inverse_orders, scan_orders
+
+GRIDS = [(1, 1), (1, 5), (4, 4), (5, 5), (3, 7), (7, 3), (12, 20)]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("scans", [1, 4])
+@pytest.mark.parametrize("cls_token", [None, "middle", "tail"])
+def test_orders_are_permutations_with_inverses(grid, scans, cls_token):
+    orders = scan_orders(*grid, scans, cls_token)
+    length = grid[0] * grid[1] + (cls_token is not None)
+    assert orders.shape == (scans, length)
+    for order, inverse in zip(orders, inverse_orders(orders), strict=True):
+        assert torch.equal(order.sort().values, torch.arange(length))
+        assert torch.equal(inverse[order], torch.arange(length))
+        assert torch.equal(order[inverse], torch.arange(length))
+
+
+def test_rectangular_grid_by_hand():
+    assert scan_orders(2, 3).tolist() == [
+        [0, 1, 2, 3, 4, 5],
+        [5, 4, 3, 2, 1, 0],
+        [0, 3, 1, 4, 2, 5],
+        [5, 2, 4, 1, 3, 0],
+    ]
+
+
+def test_class_token_by_hand():
+    # 2 x 2 patches, class token at index 2 of the sequence: patches are 0 1 c 2 3
+    assert scan_orders(2, 2, 4, "middle").tolist()[2] == [0, 3, 2, 1, 4]
+    assert scan_orders(2, 2, 4, "tail").tolist()[1] == [4, 3, 2, 1, 0]
+    assert (cls_index(25, "middle"), cls_index(25, "tail"), cls_index(25, None)) == (12, 25, None)
+
+
+def test_golden_orders(golden):
+    table = json.loads((golden / "token_orders.json").read_text())["finetune"]
+    for name, entry in table.items():
+        side = int(name.split("_")[1].split("x")[0])
+        expected = list(entry["scan_order_as_sequence_indices"].values())
+        assert scan_orders(side, side, 4, "middle").tolist() == expected, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((4, 4, 2), "scans=2"), ((0, 4), "empty"), ((4, 4, 4, "head"), "cls_token='head'")],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scan_orders(*arguments)
