@@ -30,7 +30,9 @@ def resolve_arch(arch: str | dict) -> tuple[int, int]:
     """(embed_dims, num_layers) of an architecture's name, or of a dict with just these two keys."""
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f"arch={arch!r} is unknown; give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers")
+            raise ValueError(
+                f"arch={arch!r} is unknown; give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers"
+            )
         arch = ARCHS[arch]
     if set(arch) != {"embed_dims", "num_layers"}:
         raise ValueError(f"arch={dict(arch)!r}: a dict needs exactly the keys embed_dims and num_layers")
@@ -112,7 +114,8 @@ class ARMTrunk(nn.Module):
         return {"pos_embed", "cls_token", "cls_pos_embed"} & {name for name, _ in self.named_parameters()}
 
     def layer_depth(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the rest.
+        """Depth of a parameter for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the
+        rest.
 
         Raises:
             KeyError: if the model has no such parameter.
@@ -132,8 +135,8 @@ class ARM(ARMTrunk):
     Args:
         cls_token: None, "middle" or "tail": carry a class token through the blocks, as a finetuned classifier does.
             It is dropped from the maps.
-        out_indices: blocks (from 0) whose outputs are returned; four levels by depth when None: 3, 5, 7, 11 of 12 and 7, 11, 15, 23
-            of 24.
+        out_indices: blocks (from 0) whose outputs are returned; four levels by depth when None: 3, 5, 7, 11 of 12 and
+            7, 11, 15, 23 of 24.
         frozen_stages: -1 trains everything, 0 freezes the embeddings, n the first n blocks too.
 
     The other arguments are those of `ARMTrunk`.
@@ -190,7 +193,7 @@ class ARM(ARMTrunk):
         return resize_pos_embed(self.pos_embed, *grid)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, 3, H, W) -> tokens (B, L, C) with position and class token, and the grid (ceil(H/stride), ceil(W/stride))."""
+        """(B, 3, H, W) -> tokens (B, L, C) with position and class token, and the grid (Gh, Gw)."""
         grid = tuple(math.ceil(s / self.patch_stride) for s in images.shape[2:])
         pad = [(g - 1) * self.patch_stride + self.patch_size - s for g, s in zip(grid, images.shape[2:], strict=True)]
         images = F.pad(images, (0, max(pad[1], 0), 0, max(pad[0], 0)))

@@ -1,7 +1,7 @@
 """Reading, converting and loading checkpoints: safe, and with every tensor accounted for.
 
-A file is a training checkpoint of this toolkit (`state_dict` and `meta`), a converted `.pth`, or `.safetensors`. What it holds is
-told by its keys, not by its name.
+A file is a training checkpoint of this toolkit (`state_dict` and `meta`), a converted `.pth`, or `.safetensors`. What
+it holds is told by its keys, not by its name.
 """
 
 import argparse
@@ -75,7 +75,9 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
                 meta = dict(file.metadata() or {})
                 return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": meta}  # noqa: SIM118
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is no complete safetensors file ({error}); fetch or convert it again") from None
+            raise CheckpointError(
+                f"{path} is no complete safetensors file ({error}); fetch or convert it again"
+            ) from None
     try:
         if trust:
             checkpoint = torch.load(path, map_location="cpu", weights_only=False)
@@ -86,7 +88,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)\S* ?(\S*)", str(error))
         what = next((group for group in reason.groups() if group), "an object") if reason else "an object"
         raise CheckpointError(
-            f"{path} holds {what}, whose loading can execute code; give --trust only if you know where the file comes from"
+            f"{path} holds {what}, whose loading can execute code; give --trust only if you know where the file "
+            f"comes from"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -113,7 +116,9 @@ def model_state(checkpoint: dict) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
             break
     if not checkpoint or not all(isinstance(value, Tensor) for value in checkpoint.values()):
-        raise CheckpointError(f"no model weights: expected tensors, or a key state_dict or model; found {_some(list(checkpoint))}")
+        raise CheckpointError(
+            f"no model weights: expected tensors, or a key state_dict or model; found {_some(list(checkpoint))}"
+        )
     return dict(checkpoint)
 
 
@@ -164,7 +169,9 @@ def _match_scans(name: str, tensor: Tensor, scans: int) -> tuple[Tensor, str]:
     if not _DIRECTION_KEY.search(name) or len(tensor) == scans:
         return tensor, "copied"
     if len(tensor) != 1:
-        raise CheckpointError(f"{name} has {len(tensor)} scans, the model {scans}; only one scan can be copied to several")
+        raise CheckpointError(
+            f"{name} has {len(tensor)} scans, the model {scans}; only one scan can be copied to several"
+        )
     return tensor.expand(scans, *tensor.shape[1:]).clone(), f"one scan copied to {scans}"
 
 

@@ -24,9 +24,7 @@ class MambaMixer(nn.Module):
         residual_layers: number of blocks in the network; out_proj starts smaller by its square root.
     """
 
-    def __init__(
-        self, dim: int, scans: int = 4, d_state: int = 16, d_conv: int = 4, residual_layers: int = 1
-    ) -> None:
+    def __init__(self, dim: int, scans: int = 4, d_state: int = 16, d_conv: int = 4, residual_layers: int = 1) -> None:
         super().__init__()
         self.dt_rank, self.d_state = math.ceil(dim / 16), d_state
         self.in_proj = nn.Linear(dim, 2 * dim, bias=False)

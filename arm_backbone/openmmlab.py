@@ -41,7 +41,9 @@ class ARM(arm.ARM, BaseModule):
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg):
-            raise ValueError(f"init_cfg={init_cfg!r}: give dict(type='Pretrained', checkpoint=PATH), or None for scratch")
+            raise ValueError(
+                f"init_cfg={init_cfg!r}: give dict(type='Pretrained', checkpoint=PATH), or None for scratch"
+            )
         self.init_cfg = init_cfg
 
     def init_weights(self) -> None:

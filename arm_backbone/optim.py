@@ -17,7 +17,8 @@ def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
 
     Args:
         name: dotted name, as in `named_parameters()`.
-        parameter: used for parameters outside the ARM model only: one-dimensional ones (norms of necks and heads) are exempt.
+        parameter: used for parameters outside the ARM model only: one-dimensional ones (norms of necks and heads) are
+            exempt.
         rule: "dense" exempts norms, biases, position embedding, class token, A_log and D (detection and
             segmentation practice); "reference" decays A_log, as the authors' code does.
 

@@ -41,5 +41,7 @@ class ARMPyramid(nn.Module):
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Four (B, C, h, w) -> (B, C, 4h, 4w), (B, C, 2h, 2w), (B, C, h, w), (B, C, ceil(h/2), ceil(w/2))."""
         if len(maps) != len(self.scales):
-            raise ValueError(f"the pyramid takes {len(self.scales)} maps, not {len(maps)}; see the backbone's out_indices")
+            raise ValueError(
+                f"the pyramid takes {len(self.scales)} maps, not {len(maps)}; see the backbone's out_indices"
+            )
         return tuple(scale(x) for scale, x in zip(self.scales, maps, strict=True))

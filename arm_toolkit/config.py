@@ -13,7 +13,8 @@ from .errors import ConfigError, DataError, one_line
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
 # read by mmengine, mmdet or our tools besides the Runner's arguments
 OTHER_KEYS = frozenset(
-    "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model tta_pipeline".split()
+    "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model "
+    "tta_pipeline".split()
 )
 
 
@@ -63,7 +64,9 @@ def _check_option(cfg: Config, key: str, value: object) -> None:
         where = ".".join(parts[:depth]) or "the configuration"
         if isinstance(node, list | tuple):
             if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(f"--cfg-options {key}={value}: {where} is a list of {len(node)}; give a number below that")
+                raise ConfigError(
+                    f"--cfg-options {key}={value}: {where} is a list of {len(node)}; give a number below that"
+                )
             node = node[int(part)]
         elif isinstance(node, dict | Config):
             if part not in node:
@@ -132,7 +135,9 @@ def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
         for evaluator in dicts(cfg.get(key)):
             if f"{key.split('_')[0]}_dataloader" in loaders and evaluator.get("ann_file"):
                 if not Path(evaluator["ann_file"]).is_file():
-                    raise DataError(f"{key}.ann_file: {evaluator['ann_file']} does not exist; set --cfg-options data_root=PATH")
+                    raise DataError(
+                        f"{key}.ann_file: {evaluator['ann_file']} does not exist; set --cfg-options data_root=PATH"
+                    )
 
 
 def _check_dataset(dataset: dict, where: str) -> None:
@@ -143,7 +148,9 @@ def _check_dataset(dataset: dict, where: str) -> None:
         raise DataError(f"{where}.ann_file: {root / dataset['ann_file']} does not exist; check ann_file and data_root")
     for key, folder in (dataset.get("data_prefix") or {}).items():
         if folder and not (root / folder).is_dir():
-            raise DataError(f"{where}.data_prefix.{key}: {root / folder} does not exist; check data_prefix and data_root")
+            raise DataError(
+                f"{where}.data_prefix.{key}: {root / folder} does not exist; check data_prefix and data_root"
+            )
 
 
 def pretrained_backbone(cfg: Config) -> ConfigDict | None:

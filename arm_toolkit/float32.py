@@ -1,7 +1,7 @@
 """mmdet's box regression and RoIAlign, kept in float32 under bfloat16 autocast.
 
-mmcv's CUDA operators (RoIAlign, NMS) have no bfloat16, whose 8 bits would also round a coordinate of 1000 pixels to a multiple
-of 4. Imported by the detection configurations.
+mmcv's CUDA operators (RoIAlign, NMS) have no bfloat16, whose 8 bits would also round a coordinate of 1000 pixels to a
+multiple of 4. Imported by the detection configurations.
 """
 
 import torch

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1 model.backbone.with_cp=True",
+        help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1",
     )
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how several processes are started")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -121,7 +121,8 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
 
 def _missing_pretrained(path: str) -> str:
     return (
-        f"{path} does not exist; make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} --to backbone "
+        f"{path} does not exist; make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} "
+        f"--to backbone "
         "(or train from scratch: --cfg-options model.backbone.init_cfg=None)"
     )
 

@@ -24,7 +24,8 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 class ARMRunner(Runner):
     """Differs from mmengine's in four ways.
 
-    A checkpoint must fit the model tensor by tensor; it is read without executing code from it; it is written beside its
+    A checkpoint must fit the model tensor by tensor; it is read without executing code from it; it is written beside
+    its
     place and renamed, so that a run that dies leaves no half file; and a resumed run draws the random numbers that the
     uninterrupted one would have drawn.
     """
@@ -35,7 +36,7 @@ class ARMRunner(Runner):
             self.register_hook(hook)
 
     def load_checkpoint(self, filename: str, map_location="cpu", strict: bool = True, revise_keys: list = ()) -> dict:
-        """Load a checkpoint of exactly this model; raises CheckpointError otherwise. The other arguments are mmengine's."""
+        """Load a checkpoint of exactly this model, a CheckpointError otherwise. The other arguments are mmengine's."""
         checkpoint = read_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model

@@ -32,21 +32,20 @@ def mix_seed(*numbers: int) -> int:
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Every process takes every n-th entry of one common order, so the batch over all processes does not depend on their number.
+    """Every process takes every n-th entry of one common order, so the batch over all processes does not depend on
+    their number.
 
     Args:
         seed: of the run; drawn and shared by all processes when None.
         shuffle: a new order every epoch, otherwise the data set's.
-        infinite: go on with the next epoch without an end (iteration-based training), otherwise stop after one, rounded up to the
-            same number for every process.
+        infinite: go on with the next epoch without an end (iteration-based training), otherwise stop after one,
+            rounded up to the same number for every process.
 
     Raises:
         ValueError: for an empty data set.
     """
 
-    def __init__(
-        self, dataset: Dataset, seed: int | None = None, shuffle: bool = True, infinite: bool = False
-    ) -> None:
+    def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True, infinite: bool = False) -> None:
         if len(dataset) == 0:
             raise ValueError("the training set is empty: check ann_file, data_prefix, metainfo classes and filter_cfg")
         self.dataset = dataset

@@ -13,7 +13,8 @@ class LoadImage(LoadImageFromFile):
     """mmcv's loading from file (BGR, uint8; greyscale becomes three channels) that never passes an error by in silence.
 
     Args:
-        on_error: "raise" stops with the file's name; "skip" warns with the file's name and leaves the image out (training draws
+        on_error: "raise" stops with the file's name; "skip" warns with the file's name and leaves the image out
+            (training draws
             another one instead; a test set cannot be evaluated with images left out, so there it stops all the same).
     """
 
@@ -30,7 +31,9 @@ class LoadImage(LoadImageFromFile):
         except FileNotFoundError:
             problem = f"image {path} does not exist; check data_root and data_prefix"
         except Exception as error:  # noqa: BLE001 whatever a decoder throws
-            problem = f"image {path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            problem = (
+                f"image {path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            )
         if self.on_error == "raise":
             raise DataError(f"{problem}; repair it, or set on_error='skip' in LoadImage to train without it")
         print_log(f"left out: {problem}", logger="current", level=30)
@@ -59,7 +62,8 @@ class CheckLabels(BaseTransform):
             shift = int(bool(results.get("reduce_zero_label")))
             raise DataError(
                 f"{results['seg_map_path']} holds the label {int(np.max(wrong)) + shift}, but there are "
-                f"{self.num_classes} classes ({'stored from 1, 0 ignored' if shift else 'stored from 0'}, {self.ignore_index} "
+                f"{self.num_classes} classes ({'stored from 1, 0 ignored' if shift else 'stored from 0'}, "
+                f"{self.ignore_index} "
                 "ignored); correct the file, or num_classes and the data set's classes"
             )
         return results

@@ -49,11 +49,11 @@ val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 del dataset
 
-train_cfg = dict(max_epochs=6, val_interval=6)
+train_cfg = dict(max_epochs=4, val_interval=5)  # tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=0, end=6, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=0, end=4, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6, save_best=None))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, save_best=None))

@@ -89,8 +89,8 @@ class ARMPretrainer(BaseModel):
         """Normalised images (B, 3, H, W).
 
         Returns:
-            mode "loss": dict(loss=mean squared error of the normalised pixels); "tensor": the predictions; "predict": the images with
-            all clusters but the first replaced by their prediction.
+            mode "loss": dict(loss=mean squared error of the normalised pixels); "tensor": the predictions; "predict":
+            the images with all clusters but the first replaced by their prediction.
         """
         if mode == "predict":
             return self.reconstruct(inputs)

@@ -33,11 +33,14 @@ def find_images(path: str, prefix: str | None = None) -> list[Path]:
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{path} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the folder that "
+                f"{path} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the "
+                f"folder that "
                 "the lines start from"
             )
     else:
-        raise FileNotFoundError(f"data {path} does not exist; give a folder of images, or a text file with one path a line")
+        raise FileNotFoundError(
+            f"data {path} does not exist; give a folder of images, or a text file with one path a line"
+        )
     if not files:
         raise ValueError(f"no image ({', '.join(sorted(EXTENSIONS))}) under {path}")
     return files
@@ -101,7 +104,8 @@ class ImageCrops(Dataset):
             except (OSError, SyntaxError, ValueError) as error:
                 if self.on_error == "raise":
                     raise OSError(
-                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to leave it out"
+                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to "
+                        f"leave it out"
                     ) from None
                 print_log(f"left out {file}: {error}", logger="current", level=30)
         raise OSError(f"none of the {len(self)} images can be read, first {self.files[0]}")

@@ -44,11 +44,11 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipe
 test_dataloader = val_dataloader
 del dataset, metainfo
 
-train_cfg = dict(max_iters=200, val_interval=200)
+train_cfg = dict(max_iters=120, val_interval=121)  # tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=20, end=200),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=20, end=120),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, save_best=None))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=120, save_best=None))

@@ -55,7 +55,11 @@ def test_recomputed_and_plain_blocks_agree(small_arch):
 
 def test_frozen_stages_do_not_train_nor_drop(small_arch):
     model = ARM(small_arch, img_size=64, drop_path_rate=0.9, frozen_stages=2).train()
-    trained = {n.split(".")[1] if n.startswith("blocks") else n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    trained = {
+        n.split(".")[1] if n.startswith("blocks") else n.split(".")[0]
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     assert trained == {"2", "3", "out_norms"}
     assert not model.blocks[1].training and model.blocks[2].training
     frozen = ARM(small_arch, img_size=64, frozen_stages=0)

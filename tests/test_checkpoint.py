@@ -49,7 +49,9 @@ def test_converted_weights_give_the_same_features(pretrained, small_arch):
     """With one scan, the backbone computes what the pretraining encoder does on the same sequence."""
     model, path = pretrained
     backbone = ARM(small_arch, img_size=96, scans=1, out_indices=(3,)).eval()
-    load_backbone(backbone, model_state(read_checkpoint(path)), str(path), new=lambda n: n.startswith("out_norms") or None)
+    load_backbone(
+        backbone, model_state(read_checkpoint(path)), str(path), new=lambda n: n.startswith("out_norms") or None
+    )
     images = torch.randn(1, 3, 96, 96)
     tokens = (model.encoder.patch_embed(images) + model.encoder.pos_embed).flatten(1, 2)
     for i in range(4):
@@ -62,7 +64,10 @@ def test_position_embedding_is_resized_to_the_model(pretrained, small_arch):
     _, path = pretrained
     backbone = ARM(small_arch, img_size=(64, 128))
     accounting = load_backbone(
-        backbone, model_state(read_checkpoint(path)), str(path), new=lambda n: "fresh" if n.startswith("out_norms") else None
+        backbone,
+        model_state(read_checkpoint(path)),
+        str(path),
+        new=lambda n: "fresh" if n.startswith("out_norms") else None,
     )
     assert accounting.used["pos_embed"] == "resized from 6x6 to 4x8"
     assert set(accounting.new) == {f"out_norms.{i}.{n}" for i in range(4) for n in ("weight", "bias")}
@@ -79,7 +84,9 @@ def test_command_line_conversion(pretrained, tmp_path, small_arch):
         state = model_state(checkpoint)
         assert state["pos_embed"].shape == (1, 4, 4, 32)
         assert str(checkpoint["meta"]["format_version"]) == "1"
-        load_backbone(ARM(small_arch, img_size=64), state, str(target), new=lambda n: "new" if "out_norms" in n else None)
+        load_backbone(
+            ARM(small_arch, img_size=64), state, str(target), new=lambda n: "new" if "out_norms" in n else None
+        )
 
 
 def test_command_line_errors_leave_no_file(tmp_path):
@@ -94,7 +101,9 @@ def test_command_line_errors_leave_no_file(tmp_path):
 
 
 def test_missing_pretrained_file_names_the_conversion():
-    with pytest.raises(CheckpointError, match="tools/convert_checkpoint.py .* checkpoints/arm_b_pretrain.pth --to backbone"):
+    with pytest.raises(
+        CheckpointError, match="tools/convert_checkpoint.py .* checkpoints/arm_b_pretrain.pth --to backbone"
+    ):
         read_checkpoint("checkpoints/arm_b_pretrain.pth")
 
 

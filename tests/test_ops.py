@@ -103,7 +103,8 @@ def test_reduced_precision_keeps_the_state_in_float32():
 def test_convolution_equals_conv1d_in_scan_order():
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
-        torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_() for s in [(2, 35, 6), (4, 6, 4), (4, 6)]
+        torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_()
+        for s in [(2, 35, 6), (4, 6, 4), (4, 6)]
     )
     orders = scan_orders(5, 7)
     result = cross_conv(x, weight, bias, orders)

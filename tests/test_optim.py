@@ -56,9 +56,19 @@ def test_weight_decay_by_name(small_arch):
     decayed = {n for g in groups if g["weight_decay"] for n in g["param_names"]}
     exempt = {n for g in groups if not g["weight_decay"] for n in g["param_names"]}
     block = "backbone.blocks.0."
-    assert {block + n for n in ("mixer.conv_weight", "mixer.x_proj_weight", "mixer.dt_proj_weight", "mlp.w1.weight")} <= decayed
-    assert {block + n for n in ("mixer.A_log", "mixer.D", "mixer.conv_bias", "mixer.dt_proj_bias", "norm1.weight")} <= exempt
-    assert {"backbone.pos_embed", "backbone.cls_token", "backbone.out_norms.0.weight", "neck.1.weight", "neck.0.bias"} <= exempt
+    assert {
+        block + n for n in ("mixer.conv_weight", "mixer.x_proj_weight", "mixer.dt_proj_weight", "mlp.w1.weight")
+    } <= decayed
+    assert {
+        block + n for n in ("mixer.A_log", "mixer.D", "mixer.conv_bias", "mixer.dt_proj_bias", "norm1.weight")
+    } <= exempt
+    assert {
+        "backbone.pos_embed",
+        "backbone.cls_token",
+        "backbone.out_norms.0.weight",
+        "neck.1.weight",
+        "neck.0.bias",
+    } <= exempt
     assert "neck.0.weight" in decayed
 
 
@@ -67,7 +77,9 @@ def test_golden_decay_groups_of_pretraining(golden):
     table = json.loads((golden / "recipe_tables.json").read_text())["weight_decay_pretrain_tiny"]
     theirs = {n for n in table["no_decay"] if n.startswith("layers.")}
     model = ARMPretrainer(dict(embed_dims=64, num_layers=1), decoder_dim=64)
-    names = {n.removeprefix("encoder.blocks.0."): p for n, p in model.named_parameters() if n.startswith("encoder.blocks.0.")}
+    names = {
+        n.removeprefix("encoder.blocks.0."): p for n, p in model.named_parameters() if n.startswith("encoder.blocks.0.")
+    }
     ours = {n for n, p in names.items() if not is_decayed(n, p, "reference")}
     first = {n.removeprefix("layers.0.") for n in theirs if n.startswith("layers.0.")}
     renamed = {n.replace("conv1d.bias", "conv_bias").replace("dt_proj.bias", "dt_proj_bias") for n in first}

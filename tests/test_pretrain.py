@@ -22,7 +22,11 @@ def pretrainer(img_size=96, side=2, **kwargs):
 def test_every_parameter_receives_a_gradient():
     model = pretrainer()
     model(torch.randn(2, 3, 96, 96), mode="loss")["loss"].backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.abs().sum() > 0)]
+    without = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and not (p.grad is not None and p.grad.abs().sum() > 0)
+    ]
     assert without == []
     assert not model.encoder.pos_embed.requires_grad
 
@@ -112,7 +116,9 @@ def _ours(key: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
     if per_direction:
         name = per_direction[1].replace("conv1d", "conv") + (per_direction[2] or "").replace(".", "_")
         value = value[:, 0] if name == "conv_weight" else value
-        return "encoder.blocks." + key.removeprefix("layers.")[: per_direction.start(1) - len("layers.")] + name, value[None]
+        return "encoder.blocks." + key.removeprefix("layers.")[: per_direction.start(1) - len("layers.")] + name, value[
+            None
+        ]
     for pattern, name in (
         (r"^layers\.", "encoder.blocks."),
         (r"^patch_embed\.", "encoder.patch_embed."),

@@ -16,7 +16,9 @@ def main() -> None:
     parser.add_argument("source", help="a checkpoint of this toolkit: pretraining, detector, segmenter or backbone")
     parser.add_argument("target", help="file to write, .pth or .safetensors")
     parser.add_argument("--to", choices=["backbone"], required=True, help="what to make")
-    parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resize the position embedding: one size, or height width")
+    parser.add_argument(
+        "--img-size", type=int, nargs="+", metavar="N", help="resize the position embedding: one size, or height width"
+    )
     parser.add_argument("--trust", action="store_true", help="unpickle anything in SOURCE; it can execute code")
     args = parser.parse_args()
 
@@ -30,7 +32,9 @@ def main() -> None:
         result["pos_embed"] = resize_pos_embed(result["pos_embed"], *grid)
         accounting.used["pos_embed"] = f"resized to {grid[0]}x{grid[1]}"
     write_checkpoint(args.target, result, dict(kind="backbone", source=kind))
-    print(f"{args.source} ({kind}, {len(state)} tensors) -> {args.target} (backbone, {len(result)} tensors)\n{accounting}")
+    print(
+        f"{args.source} ({kind}, {len(state)} tensors) -> {args.target} (backbone, {len(result)} tensors)\n{accounting}"
+    )
 
 
 if __name__ == "__main__":

@@ -41,13 +41,16 @@ exec </dev/null # nothing below may wait for an answer
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/arm-backbone"
 
-# ---- which environment -------------------------------------------------------------------------------------------------
+# ---- the environment ---------------------------------------------------------------------------------------------------
 
 env="${VIRTUAL_ENV:-$repo/.venv}"
 python="$env/bin/python"
 log="$env/install.log"
+export PIP_REQUIRE_VIRTUALENV=1 # whatever goes wrong below, pip leaves the system's Python alone
 
 is_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+# A half-made or half-deleted .venv may hold a Python that is the system's: nothing may be installed there
+is_env() { is_python "$python" && "$python" -I -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; }
 has_pip() { "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1; }
 
 make_env() {
@@ -59,13 +62,6 @@ make_env() {
   say "making $env with $("$base" --version)"
   "$base" -m venv --clear "$env" # --clear: a half-made one is made anew
 }
-
-if [ -n "${VIRTUAL_ENV:-}" ]; then
-  is_python "$python" || die "the active environment, $env, has no Python of 3.10 or later: deactivate it, or make another"
-  has_pip || die "the active environment, $env, has no pip"
-elif ! { is_python "$python" && has_pip; }; then
-  make_env
-fi
 
 # ---- what is missing ---------------------------------------------------------------------------------------------------
 
@@ -133,8 +129,7 @@ PY
 # of SECTION...: what is missing of these sections
 of() { awk -v wanted=" $* " 'index(wanted, " " $1 " ") { print $2 }' <<<"$missing"; }
 
-missing=$(check) || die "the check of $env failed; remove that folder and try again"
-if [ -z "$missing" ]; then
+if is_env && missing=$(check 2>/dev/null) && [ -z "$missing" ]; then
   say "$env is complete"
   exit 0
 fi
@@ -145,11 +140,19 @@ if command -v flock >/dev/null; then
   exec 9>"$cache/lock"
   flock -n 9 || { say "another installation is running: waiting for it"; flock 9; }
 fi
+
+if [ -n "${VIRTUAL_ENV:-}" ]; then
+  is_env || die "VIRTUAL_ENV is $env, which is no virtual environment with Python 3.10 or later: deactivate it, or make another"
+  has_pip || die "the active environment, $env, has no pip"
+elif ! { is_env && has_pip; }; then
+  make_env
+fi
+
 # What an interrupted pip left without RECORD (see check) pip would count as installed
 for info in "$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/*.dist-info; do
   [ -e "$info/RECORD" ] || rm -rf "$info"
 done
-missing=$(check)
+missing=$(check) || die "the check of $env failed (above): remove that folder and run this again"
 
 # ---- installing --------------------------------------------------------------------------------------------------------
 

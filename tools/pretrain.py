@@ -2,8 +2,8 @@
 
 Examples:
     python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32
-    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data   # the paper's recipe; lines relative to data/
-    python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
+    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data   # the paper's recipe; lines
+    relative to data/ python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
 Several devices: tools/dist_train.sh CONFIG GPUS.
 """
 
@@ -22,9 +22,13 @@ SHORT = dict(tiny="ti", small="s", base="b", large="l", huge="h")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", help="configuration file; or give --model")
-    parser.add_argument("--model", choices=[f"arm_{name}" for name in ARCHS], help="take the paper's recipe for this model")
+    parser.add_argument(
+        "--model", choices=[f"arm_{name}" for name in ARCHS], help="take the paper's recipe for this model"
+    )
     parser.add_argument("--data", help="folder of images at any depth, or a text file with one path a line")
-    parser.add_argument("--data-prefix", help="folder that the lines of the text file start from (default: the file's own)")
+    parser.add_argument(
+        "--data-prefix", help="folder that the lines of the text file start from (default: the file's own)"
+    )
     parser.add_argument("--epochs", type=int, help="instead of the recipe's; warm-up shortened in proportion")
     parser.add_argument("--batch-size", type=int, help="images on each device")
     add_train_arguments(parser)

@@ -1,7 +1,7 @@
 """Evaluate a detector (COCO box and mask AP) or a segmenter (mIoU).
 
 Example, with pictures of the predictions beside the truth (several devices: tools/dist_test.sh):
-    python tools/test.py seg_configs/upernet_arm_ti_camvid.py work_dirs/upernet_arm_ti_camvid/iter_300.pth --show-dir pictures
+    python tools/test.py seg_configs/upernet_arm_ti_camvid.py work_dirs/camvid/iter_300.pth --show-dir pictures
 """
 
 import argparse

@@ -25,7 +25,9 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tenso
         ValueError: when shapes do not go together.
     """
     if x.ndim != 3 or weight.ndim != 3 or x.shape[2] != weight.shape[1]:
-        raise ValueError(f"x (B, L, D) and weight (K, D, W) do not go together: {tuple(x.shape)}, {tuple(weight.shape)}")
+        raise ValueError(
+            f"x (B, L, D) and weight (K, D, W) do not go together: {tuple(x.shape)}, {tuple(weight.shape)}"
+        )
     if bias.shape != weight.shape[:2] or orders.shape != (len(weight), x.shape[1]):
         raise ValueError(
             f"bias must be (K, D) and orders (K, L); got {tuple(bias.shape)} and {tuple(orders.shape)} "

@@ -46,8 +46,8 @@ def cross_scan(
 ) -> Tensor:
     """Scan the same tokens in K directions, each with parameters of its own (ARM section 3.3).
 
-    Per direction, over its steps t: `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = <C_t, h_t> + D u_t`. The state
-    is kept in float32 (float64 for float64 input).
+    Per direction, over its steps t: `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = <C_t, h_t> + D u_t`. The
+    state is kept in float32 (float64 for float64 input).
 
     Args:
         u, delta: (B, K, L, D), in token order; delta before bias and softplus.
@@ -222,8 +222,8 @@ _cross_scan.register_autograd(_backward, setup_context=_setup_context)
 def scan_flops(batch: int, directions: int, length: int, channels: int, state: int) -> int:
     """Operations of a forward scan, an exponential counted as one, and a multiply-add as two.
 
-    Per token, channel and state: delta*A and exp (2), times B (1), decay and add (2), read-out (2). Per token and channel: delta*u
-    and the D skip (3).
+    Per token, channel and state: delta*A and exp (2), times B (1), decay and add (2), read-out (2). Per token and
+    channel: delta*u and the D skip (3).
     """
     return batch * directions * length * channels * (7 * state + 3)
 

@@ -39,8 +39,7 @@ class _Inputs(NamedTuple):
         pick = (slice(None), _directions(index), index)
         # (B, K, T, .) -> (T, B, K, .), so that one token's slice is one block of memory
         u, raw, B, C = (
-            x[pick].permute(2, 0, 1, 3).to(self.A.dtype).contiguous()
-            for x in (self.u, self.raw_delta, self.B, self.C)
+            x[pick].permute(2, 0, 1, 3).to(self.A.dtype).contiguous() for x in (self.u, self.raw_delta, self.B, self.C)
         )
         if self.delta_bias is not None:
             raw += self.delta_bias

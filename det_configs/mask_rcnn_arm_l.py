@@ -1,0 +1,25 @@
+# Mask R-CNN, ARM-L (1024 x 24). No published dense result exists for it.
+#
+#   bash tools/dist_train.sh det_configs/mask_rcnn_arm_l.py 8
+#
+# Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
+# Drop path 0.3: as ARM-L is finetuned for classification; our choice here. with_cp recomputes each
+# block in the backward: slower, far less memory.
+_base_ = [
+    "_base_/mask_rcnn_arm.py",
+    "_base_/coco_instance.py",
+    "_base_/schedule_36e.py",
+    "_base_/runtime.py",
+]
+model = dict(
+    backbone=dict(
+        arch="large",
+        drop_path_rate=0.3,
+        with_cp=True,
+        init_cfg=dict(checkpoint="checkpoints/arm_l_pretrain.pth"),
+    ),
+    neck=[
+        dict(type="ARMPyramid", in_channels=1024, norm_cfg=dict(type="GN")),
+        dict(type="FPN", in_channels=[1024] * 4, out_channels=256, num_outs=5),
+    ],
+)

@@ -1,0 +1,21 @@
+# Mask R-CNN, ARM-S (384 x 12, our own addition for small machines; the paper has no such row).
+#
+#   bash tools/dist_train.sh det_configs/mask_rcnn_arm_s.py 8
+#
+# Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
+_base_ = [
+    "_base_/mask_rcnn_arm.py",
+    "_base_/coco_instance.py",
+    "_base_/schedule_36e.py",
+    "_base_/runtime.py",
+]
+model = dict(
+    backbone=dict(
+        arch="small",
+        init_cfg=dict(checkpoint="checkpoints/arm_s_pretrain.pth"),
+    ),
+    neck=[
+        dict(type="ARMPyramid", in_channels=384, norm_cfg=dict(type="GN")),
+        dict(type="FPN", in_channels=[384] * 4, out_channels=256, num_outs=5),
+    ],
+)

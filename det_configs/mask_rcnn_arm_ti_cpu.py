@@ -1,0 +1,58 @@
+# For trying things on a small machine, with or without a GPU: ARM-Ti with narrow heads on 320-pixel
+# images. It shows that data, training and evaluation work; its AP means nothing beside the other
+# configurations'.
+#
+#   bash tools/dist_train.sh det_configs/mask_rcnn_arm_ti_cpu.py 1 --cfg-options data_root=SMALL_COCO/
+#
+# Batch 4 = 1 process x 4 images, 12 epochs ("1x": drops after 8 and 11). Meant for some hundred
+# images in COCO's layout and with its 80 classes. With other classes give them in metainfo of the
+# three data sets, and their number as num_classes of bbox_head and mask_head. From scratch:
+# --cfg-options model.backbone.init_cfg=None
+_base_ = "mask_rcnn_arm_ti.py"
+model = dict(
+    backbone=dict(drop_path_rate=0.0),  # too few iterations to need it
+    neck=[
+        dict(type="ARMPyramid", in_channels=192, norm_cfg=dict(type="GN")),
+        dict(type="FPN", in_channels=[192] * 4, out_channels=64, num_outs=5),
+    ],
+    # anchors from 16 pixels: objects are small in small images
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=100),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100)),
+)
+
+train_pipeline = [
+    dict(type="SeedSample"),
+    dict(type="LoadImage"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomChoiceResize", scales=[(320, 192), (320, 256), (320, 320)], keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1] = dict(type="Resize", scale=(320, 320), keep_ratio=True)
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]["transforms"][0] = [
+    dict(type="Resize", scale=(edge, edge), keep_ratio=True) for edge in (256, 320, 384)
+]
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_epochs=12, val_interval=4)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+]
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4))

@@ -1,0 +1,20 @@
+# UperNet, ARM-Ti (192 x 12, our own addition for small machines; the paper has no such row).
+#
+#   bash tools/dist_train.sh seg_configs/upernet_arm_ti.py 8
+#
+# Batch 16 = 8 GPUs x 2 crops of 512 x 512; 160,000 iterations.
+_base_ = [
+    "_base_/upernet_arm.py",
+    "_base_/ade20k.py",
+    "_base_/schedule_160k.py",
+    "_base_/runtime.py",
+]
+model = dict(
+    backbone=dict(
+        arch="tiny",
+        init_cfg=dict(checkpoint="checkpoints/arm_ti_pretrain.pth"),
+    ),
+    neck=dict(in_channels=192),
+    decode_head=dict(in_channels=[192] * 4),
+    auxiliary_head=dict(in_channels=192),
+)

@@ -1,0 +1,114 @@
+"""The wheel that a timm user installs: it holds the packages, asks for the base requirements only,
+and runs with them alone, in an environment without OpenMMLab."""
+
+import email
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+PACKAGES = {"arm_backbone": "arm_backbone", "arm_toolkit": "arm_toolkit"}
+PACKAGES["pretrain"] = "arm_pretrain"
+SOURCES = [*PACKAGES, "setup.py", "pyproject.toml", "tools/versions.txt"]
+SOURCES += ["MANIFEST.in", "LICENSE", "README.md"]
+
+
+def run(*command, cwd):
+    """Standard output of `command`; with all that it printed if it fails."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built through a source distribution, from a copy: in place, an old build/ would be packed."""
+    folder = tmp_path_factory.mktemp("build")
+    copy = folder / "copy"
+    for name in SOURCES:
+        source, target = REPO / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy(source, target)
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, folder, cwd=copy)
+    (sdist,) = folder.glob("*.tar.gz")
+    options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir", folder]
+    run(sys.executable, "-m", "pip", "wheel", *options, sdist, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_every_module_and_configuration(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for folder, package in PACKAGES.items():
+        written = {
+            f"{package}/{file.relative_to(REPO / folder).as_posix()}"
+            for file in (REPO / folder).rglob("*")
+            if file.is_file() and "__pycache__" not in file.parts
+        }
+        assert written <= packed, f"not in the wheel: {sorted(written - packed)}"
+    others = {name.partition("/")[0] for name in packed} - set(PACKAGES.values())
+    assert others == {"arm_backbone-0.1.0.dist-info"}, "something else at top level"
+    assert "arm_backbone-0.1.0.dist-info/licenses/LICENSE" in packed
+
+
+def test_wheel_asks_for_the_base_requirements_only(wheel):
+    metadata = zipfile.ZipFile(wheel).read("arm_backbone-0.1.0.dist-info/METADATA").decode()
+    needs = email.message_from_string(metadata).get_all("Requires-Dist")
+    base = {need.partition(">")[0] for need in needs if "extra" not in need}
+    assert base == {"torch", "timm", "numpy", "safetensors"}
+    extras = [need.replace('"', "'") for need in needs if "extra" in need]
+    pins = (REPO / "tools" / "versions.txt").read_text().split()
+    assert all(extra.partition(";")[0] in pins for extra in extras)
+    assert {extra.partition("==")[0] for extra in extras if "'openmmlab'" in extra} == {
+        "onedl-mmengine",
+        "onedl-mmcv",
+        "onedl-mmdetection",
+        "onedl-mmsegmentation",
+    }
+
+
+PROBE = """
+import importlib.util, json
+import torch
+import arm_backbone
+from arm_backbone import ARM
+
+m = ARM(arch={"embed_dims": 32, "num_layers": 4}, img_size=64).eval()
+with torch.no_grad():
+    outs = m(torch.zeros(1, 3, 50, 70))
+print(json.dumps({
+    "file": arm_backbone.__file__,
+    "type": type(outs).__name__,
+    "shapes": [list(out.shape) for out in outs],
+    "finite": all(bool(out.isfinite().all()) for out in outs),
+    "found": [n for n in ("mmengine", "mmcv", "mmdet", "mmseg") if importlib.util.find_spec(n)],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, tmp_path):
+    try:
+        run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+        python = tmp_path / "venv" / "bin" / "python"
+        # the locked versions, so that it is the torch that pip has in its cache
+        locked = ["--constraint", REPO / "tools" / "versions.txt"]
+        run(python, "-m", "pip", "install", *locked, wheel, cwd=tmp_path)
+        # -I: neither this folder nor PYTHONPATH, only what was installed
+        answer = json.loads(run(python, "-I", "-c", PROBE, cwd=tmp_path).splitlines()[-1])
+    finally:
+        shutil.rmtree(tmp_path / "venv", ignore_errors=True)  # 5 GB, which pytest would keep
+    assert Path(answer["file"]).is_relative_to(tmp_path), "it is not the installed wheel that ran"
+    assert answer["found"] == []
+    assert answer["type"] == "tuple"
+    assert answer["shapes"] == [[1, 32, 4, 5]] * 4
+    assert answer["finite"]
