@@ -114,8 +114,7 @@ class ARMTrunk(nn.Module):
         return {"pos_embed", "cls_token", "cls_pos_embed"} & {name for name, _ in self.named_parameters()}
 
     def layer_depth(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the
-        rest.
+        """Depth for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the rest.
 
         Raises:
             KeyError: if the model has no such parameter.

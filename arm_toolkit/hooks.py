@@ -2,11 +2,12 @@
 
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
@@ -64,10 +65,42 @@ def plain(value):
     return value
 
 
-class PlainCheckpointHook(Hook):
-    """Checkpoints that load with `weights_only=True`; `restore_log_buffers` undoes it on resuming."""
+class RemoveLater:
+    """A file backend that only notes down what to remove; everything else is the backend's."""
 
-    priority = "VERY_LOW"
+    def __init__(self, backend) -> None:
+        self.backend = backend
+        self.outdated: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.outdated.append(path)
+
+    def __getattr__(self, name: str):
+        return getattr(self.backend, name)
+
+
+class PlainCheckpointHook(Hook):
+    """Checkpoints that load with `weights_only=True`; `restore_log_buffers` undoes it on resuming.
+
+    And it makes mmengine's CheckpointHook remove an outdated checkpoint after the new one is written, not before.
+    """
+
+    priority = "VERY_LOW"  # after CheckpointHook's own
+
+    def before_train(self, runner) -> None:
+        self._backends = []
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.file_backend = RemoveLater(hook.file_backend)
+                self._backends.append(hook.file_backend)
+
+    def remove_outdated(self, written: Path) -> None:
+        """Called when the checkpoint `written` is complete."""
+        for later in getattr(self, "_backends", []):
+            for path in later.outdated:
+                if Path(path) != written:
+                    later.backend.remove(path)
+            later.outdated.clear()
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         for key in [key for key in checkpoint if key not in ("state_dict", "ema_state_dict")]:

@@ -32,8 +32,7 @@ def mix_seed(*numbers: int) -> int:
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Every process takes every n-th entry of one common order, so the batch over all processes does not depend on
-    their number.
+    """Every process takes every n-th entry of one order, so the total batch does not depend on their number.
 
     Args:
         seed: of the run; drawn and shared by all processes when None.

@@ -14,8 +14,8 @@ class LoadImage(LoadImageFromFile):
 
     Args:
         on_error: "raise" stops with the file's name; "skip" warns with the file's name and leaves the image out
-            (training draws
-            another one instead; a test set cannot be evaluated with images left out, so there it stops all the same).
+            (training draws another one instead; a test set cannot be evaluated with images left out, so there it stops
+            all the same).
     """
 
     def __init__(self, on_error: str = "raise", **kwargs) -> None:

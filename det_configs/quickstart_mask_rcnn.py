@@ -47,7 +47,8 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipe
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
-del dataset
+del dataset, classes
+tta_model = tta_pipeline = None
 
 train_cfg = dict(max_epochs=4, val_interval=5)  # tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

@@ -43,6 +43,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 del dataset, metainfo
+tta_model = tta_pipeline = None
 
 train_cfg = dict(max_iters=120, val_interval=121)  # tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))

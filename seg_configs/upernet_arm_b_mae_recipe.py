@@ -6,6 +6,4 @@
 #
 # Batch 16 = 8 GPUs x 2 crops of 512 x 512; 160,000 iterations.
 _base_ = "upernet_arm_b.py"
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-4, weight_decay=0.05), paramwise_cfg=dict(layer_decay=0.65)
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05), paramwise_cfg=dict(layer_decay=0.65))

@@ -97,9 +97,7 @@ dataset = dict(
     metainfo=metainfo,
     reduce_zero_label=True,  # 3
 )
-train_dataloader = dict(
-    batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline, **dataset)
-)
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline, **dataset))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 del dataset, metainfo

@@ -2,8 +2,8 @@
 
 Examples:
     python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32
-    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data   # the paper's recipe; lines
-    relative to data/ python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
+    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data  # lines relative to data/
+    python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
 Several devices: tools/dist_train.sh CONFIG GPUS.
 """
 

@@ -49,10 +49,7 @@ tta_pipeline = [
     dict(
         type="TestTimeAug",
         transforms=[
-            [
-                dict(type="Resize", scale=scale, keep_ratio=True)
-                for scale in ((1000, 600), (1333, 800), (1667, 1000))
-            ],
+            [dict(type="Resize", scale=scale, keep_ratio=True) for scale in ((1000, 600), (1333, 800), (1667, 1000))],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
             [
                 dict(
@@ -66,9 +63,7 @@ tta_pipeline = [
         ],
     ),
 ]
-tta_model = dict(
-    type="InstanceTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
-)
+tta_model = dict(type="InstanceTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100))
 
 train_dataloader = dict(
     batch_size=2,  # on each GPU
