@@ -85,13 +85,15 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # not even a pickle
+            raise CheckpointError(f"{path} is no PyTorch checkpoint; fetch or save it again") from None
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)\S* ?(\S*)", str(error))
         what = next((group for group in reason.groups() if group), "an object") if reason else "an object"
         raise CheckpointError(
             f"{path} holds {what}, whose loading can execute code; give --trust only if you know where the file "
             f"comes from"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 what a broken pickle does is anyone's guess
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is no complete PyTorch checkpoint ({detail}); fetch or save it again") from None
     if not isinstance(checkpoint, dict):

@@ -1,11 +1,14 @@
-"""The pictures of the quickstart's report: read from the files of the runs, drawn as PNG or JPEG.
+"""How the quickstart's report looks: pictures from the files of the runs (PNG, JPEG), the page in HTML and Markdown.
 
 Legend: R pictures (one a row), H x W pixels each.
 """
 
+import base64
+import html
 import io
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +31,34 @@ from arm_pretrain.targets import patch_statistics, patchify, unpatchify
 # Okabe and Ito's colours, which the common forms of colour blindness keep apart: two for the arms
 # of the comparison, others for the classes.
 ARM_COLOURS = {"AR-pretrained": "#0072B2", "from scratch": "#D55E00"}
+ROW_COLOURS = {  # of a table: an arm, or the probe of the same arm
+    **ARM_COLOURS,
+    "frozen encoder, AR-pretrained": ARM_COLOURS["AR-pretrained"],
+    "frozen encoder, random": ARM_COLOURS["from scratch"],
+}
 CLASS_COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#56B4E9", "#E69F00")
 BACKGROUND = "#5A5A5A"
 INK, FAINT = "#333333", "#888888"
-WIDTH = 7.5  # inches; DPI 150 makes 1125 pixels
-DPI = 150
+WIDTH = 6.0  # inches; narrow, so that the letters are large on a phone
+DPI = 190
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the report.
+
+    Attributes:
+        kind: "h1", "h2", "p", "list", "table" or "figure".
+        text: of a heading or paragraph, caption of a figure; `code` and **strong** are marked up.
+        rows: of a list (one cell each) or a table (the first is its header; "\\n" breaks a line).
+        name, data: file name and bytes of a figure.
+    """
+
+    kind: str
+    text: str = ""
+    rows: tuple[tuple[str, ...], ...] = ()
+    name: str = ""
+    data: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -167,13 +193,10 @@ def class_colour(index: int) -> str:
     return CLASS_COLOURS[index % len(CLASS_COLOURS)]
 
 
-def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
-    """Centred moving average over `window` (odd) values, over fewer at both ends; same length."""
-    values = np.asarray(values, dtype=float)
-    ones = np.ones(window)
-    full, count = np.convolve(values, ones), np.convolve(np.ones_like(values), ones)
-    half = window // 2
-    return full[half : half + len(values)] / count[half : half + len(values)]
+def smooth(values: Sequence[float], half: int = 2) -> list[float]:
+    """Moving average over up to `half` values on either side, as many on both: the ends stay as they are."""
+    spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [float(np.mean(values[i - span : i + span + 1])) for i, span in enumerate(spans)]
 
 
 def loss_curves(
@@ -185,7 +208,7 @@ def loss_curves(
         curves: label -> (colour, pairs of step and loss).
         constant: height of a dashed line and its label.
     """
-    fig = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+    fig = Figure(figsize=(WIDTH, 2.9), dpi=DPI, layout="constrained")
     axes = fig.add_subplot()
     for label, (colour, points) in curves.items():
         steps, losses = zip(*points)
@@ -282,7 +305,7 @@ def _draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[s
             text,
             ha="right" if at_right else "left",
             va="top",
-            fontsize=10.5,
+            fontsize=9.5,
             color="black",
             bbox=dict(facecolor=colour, edgecolor="none", pad=1.2, alpha=0.9),
         )
@@ -310,3 +333,82 @@ def _encode(fig: Figure, kind: str) -> bytes:
     options = {"quality": 82, "optimize": True} if kind == "jpeg" else {"optimize": True}
     fig.savefig(buffer, format=kind, pil_kwargs=options, facecolor="white")
     return buffer.getvalue()
+
+
+# --- writing ---
+
+STYLE = """
+body { max-width: 50rem; margin: 0 auto; padding: 1rem; background: #fff; color: #333; line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; font-weight: 600; } h2 { font-size: 1.2rem; font-weight: 600; margin: 2.2rem 0 .6rem; }
+h1 + p { background: #f1f4f6; border-radius: .4rem; padding: .8rem 1rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .4rem .7rem .4rem 0; border-bottom: 1px solid #dcdcd8; text-align: left; vertical-align: top; }
+th { font-weight: 600; color: #555; } td { font-variant-numeric: tabular-nums; }
+td + td { white-space: nowrap; } td code { white-space: normal; } td:has(code) { min-width: 16rem; }
+.dot { display: inline-block; width: .65rem; height: .65rem; border-radius: 50%; margin-right: .4rem; }
+code { font-size: .85em; background: #f0f0ec; border-radius: .2rem; padding: .05em .25em; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; } figure img { display: block; width: 100%; height: auto; }
+figcaption { font-size: .88rem; color: #555; margin-top: .4rem; } li { margin: .3rem 0; }
+@media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; } figure img { width: auto; max-width: 100%; max-height: 19cm; } }
+"""
+
+
+def page(blocks: list[Block]) -> str:
+    """The whole HTML page, pictures and style inside; the first block is its title."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    body = "\n".join(map(_html, blocks))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<title>{blocks[0].text}</title><style>{STYLE}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _html(block: Block) -> str:
+    text = _inline(block.text)
+    match block.kind:
+        case "list":
+            return "<ul>" + "".join(f"<li>{_inline(row[0])}</li>" for row in block.rows) + "</ul>"
+        case "table":
+            rows = [_html_row(row, "td" if i else "th") for i, row in enumerate(block.rows)]
+            return '<div class="scroll"><table>' + "\n".join(rows) + "</table></div>"
+        case "figure":
+            kind = "png" if block.name.endswith(".png") else "jpeg"
+            source = f"data:image/{kind};base64,{base64.b64encode(block.data).decode()}"
+            alt = html.escape(Path(block.name).stem.replace("_", " "))
+            return f'<figure><img src="{source}" alt="{alt}"><figcaption>{text}</figcaption></figure>'
+        case tag:
+            return f"<{tag}>{text}</{tag}>"
+
+
+def _html_row(row: tuple[str, ...], tag: str) -> str:
+    colour = ROW_COLOURS.get(row[0])
+    dot = f'<span class="dot" style="background:{colour}"></span>' if colour else ""
+    first, *cells = (_inline(cell).replace("\n", "<br>") for cell in row)
+    return f"<tr><{tag}>{dot}{first}</{tag}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _inline(text: str) -> str:
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+
+
+def markdown(blocks: list[Block]) -> str:
+    """The same in Markdown, pictures linked from report_files/."""
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block.kind:
+        case "list":
+            return "\n".join(f"- {row[0]}" for row in block.rows)
+        case "table":
+            cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in block.rows]
+            cells.insert(1, ["---"] * len(cells[0]))
+            return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        case "figure":
+            return f"![{Path(block.name).stem.replace('_', ' ')}](report_files/{block.name})\n\n{block.text}"
+        case "h1" | "h2":
+            return f"{'#' * int(block.kind[1])} {block.text}"
+    return block.text

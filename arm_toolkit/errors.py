@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from mmengine.dist import get_rank
 
@@ -20,7 +19,7 @@ class DataError(ValueError):
     """A data set that cannot be used; the message names the file and the remedy."""
 
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, FileNotFoundError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, OSError)  # OSError: unreadable files, a full disk
 
 
 def one_line(error: BaseException) -> str:
@@ -33,24 +32,16 @@ def one_line(error: BaseException) -> str:
     return lines[0]
 
 
-@contextmanager
-def config_errors(what: str) -> Iterator[None]:
-    """Turn what constructors say about their arguments into a ConfigError about `what`."""
-    try:
-        yield
-    except USER_ERRORS:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{what}: {one_line(error)}") from error
-
-
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a user's error is one line on stderr and exit status 2 (ARM_TRACEBACK=1 shows where it came from)."""
+    """Run a tool; a user's error is one line on stderr and exit status 2 (ARM_TRACEBACK=1 shows where it came from).
+
+    Of several processes the first one prints it, or the one that alone met it (`met_alone`, e.g. an unreadable image).
+    """
     try:
         main()
     except USER_ERRORS as error:
         if os.environ.get(TRACEBACK):
             raise
-        if get_rank() == 0:
+        if get_rank() == 0 or getattr(error, "met_alone", False):
             print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

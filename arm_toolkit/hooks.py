@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import broadcast, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
@@ -48,6 +48,18 @@ class SeedIterationHook(Hook):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+@HOOKS.register_module()
+class SameBuffersHook(Hook):
+    """Before validation every process takes the buffers of the first one, which are those of the checkpoint.
+
+    BatchNorm's running statistics differ between processes (SyncBN's do not).
+    """
+
+    def before_val_epoch(self, runner) -> None:
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
 
 
 def plain(value):

@@ -2,17 +2,19 @@
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
+from mmengine.dist import get_rank
 from mmengine.logging import print_log
 
 from arm_backbone.checkpoint import CheckpointError
 
-from .config import check_data_paths, dicts, load_config, pretrained_backbone
-from .errors import ConfigError, config_errors
+from .config import check_data_paths, check_image_size, config_errors, dicts, load_config, pretrained_backbone
+from .errors import USER_ERRORS, ConfigError
 from .runner import ARMRunner
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
@@ -45,8 +47,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate by the total batch")
 
 
-def prepare(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
-    """What training and testing have in common: work dir, launcher, and what a machine without a GPU needs."""
+def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str) -> None:
+    """What training and testing have in common: work dir, launcher, and what a machine without a GPU needs.
+
+    Args:
+        loader: key of the data loader that feeds the model.
+    """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -54,11 +60,14 @@ def prepare(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
     elif cfg.get("work_dir") is None:
         cfg.work_dir = f"work_dirs/{config_name}"
     if not torch.cuda.is_available():
-        _adapt_to_cpu(cfg)
+        _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
 
 
-def _adapt_to_cpu(cfg: Config) -> None:
+def _adapt_to_cpu(cfg: Config, workers: int) -> None:
     changes = []
+    if cfg.launcher == "none" and "OMP_NUM_THREADS" not in os.environ:
+        # threads wait for each other at every operator: one that shares its core with a worker holds up all
+        torch.set_num_threads(max(1, torch.get_num_threads() - workers))
     if cfg.launcher != "none":
         if not torch.distributed.is_initialized():
             if cfg.launcher != "pytorch":
@@ -82,8 +91,26 @@ def _adapt_to_cpu(cfg: Config) -> None:
 
 def build_runner(cfg: Config) -> ARMRunner:
     """The runner; a wrong argument in the configuration is a ConfigError."""
-    with config_errors("the configuration cannot be built"):
+    with config_errors(cfg, "the configuration cannot be built"):
         return ARMRunner.from_cfg(cfg)
+
+
+def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
+    """Build the runner and let it `train` or `test`: the runner, and what this returned.
+
+    What is refused before the first batch leaves no new work dir behind.
+    """
+    is_new = not Path(cfg.work_dir).exists()
+    runner = None
+    try:
+        runner = build_runner(cfg)
+        return runner, getattr(runner, action)()
+    except USER_ERRORS as error:
+        if runner is not None and runner.started:
+            error.met_alone = True  # until then every process meets the same
+        elif is_new and get_rank() == 0:
+            shutil.rmtree(cfg.work_dir, ignore_errors=True)
+        raise
 
 
 def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
@@ -94,7 +121,8 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
         config_name: names the default work dir.
     """
     check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
-    prepare(cfg, args, config_name)
+    check_image_size(cfg)
+    prepare(cfg, args, config_name, "train_dataloader")
     if args.amp:
         _use_amp(cfg)
     if args.auto_scale_lr:
@@ -114,9 +142,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
             backbone.init_cfg = None  # the whole model is loaded
         elif not Path(backbone.init_cfg.checkpoint).is_file():
             raise CheckpointError(_missing_pretrained(backbone.init_cfg.checkpoint))
-    runner = build_runner(cfg)
-    runner.train()
-    return runner
+    return run(cfg, "train")[0]
 
 
 def _missing_pretrained(path: str) -> str:
@@ -148,7 +174,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
     check_data_paths(cfg, ("test_dataloader",))
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the configuration has no test_dataloader: pretraining has nothing to test")
-    prepare(cfg, args, config_name)
+    prepare(cfg, args, config_name, "test_dataloader")
     cfg.load_from = args.checkpoint
     backbone = pretrained_backbone(cfg)
     if backbone is not None:
@@ -162,7 +188,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
             raise ConfigError("--tta: the configuration has no tta_model and tta_pipeline")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    return build_runner(cfg).test()
+    return run(cfg, "test")[1]
 
 
 def _save_results(cfg: Config, out: str) -> None:

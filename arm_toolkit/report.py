@@ -4,11 +4,8 @@ Every number is read from the files that the runs left; a run that is missing sh
 list of blocks is written twice: as an HTML page that needs no other file, and as Markdown.
 """
 
-import base64
-import html
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,16 +16,17 @@ from torch import Tensor
 from arm_backbone.checkpoint import model_state, read_checkpoint
 
 from . import draw
+from .draw import Block
 from .errors import DataError
 
 PRETRAINED, SCRATCH = draw.ARM_COLOURS
-ROWS = {  # row of the table -> its runs of Mask R-CNN and UperNet
-    PRETRAINED: ("det_pretrained", "seg_pretrained"),
-    SCRATCH: ("det_scratch", "seg_scratch"),
-    f"frozen encoder, {PRETRAINED}": (None, "probe_pretrained"),
-    "frozen encoder, random": (None, "probe_random"),
-}
-ROW_COLOURS = dict(zip(ROWS, 2 * list(draw.ARM_COLOURS.values())))
+RUNS = (  # of Mask R-CNN and UperNet, for each row of the table
+    ("det_pretrained", "seg_pretrained"),
+    ("det_scratch", "seg_scratch"),
+    (None, "probe_pretrained"),
+    (None, "probe_random"),
+)
+ROWS = dict(zip(draw.ROW_COLOURS, RUNS))
 MODELS = ("Mask R-CNN", "UperNet")
 MEASURES = {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP", "mIoU": "mIoU"}
 COMPARED = {  # what -> measure, run with pretraining, run without
@@ -37,27 +35,10 @@ COMPARED = {  # what -> measure, run with pretraining, run without
     "mIoU": ("mIoU", "seg_pretrained", "seg_scratch"),
     "mIoU on the frozen encoder": ("mIoU", "probe_pretrained", "probe_random"),
 }
+STARTS = {"pretrained": "from the pretrained weights", "scratch": "from scratch", "random": "from random weights"}
 NOISE = 2.0  # points that one seed on some 60 pictures cannot tell apart
 SHOWN = 6  # pictures in each grid
 MIN_SCORE = 0.5  # of a detection that is drawn
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the report.
-
-    Attributes:
-        kind: "h1", "h2", "p", "list", "table" or "figure".
-        text: of a heading or paragraph, caption of a figure; `code` and **strong** are marked up.
-        rows: of a list (one cell each) or a table (the first is its header; "\\n" breaks a line).
-        name, data: file name and bytes of a figure.
-    """
-
-    kind: str
-    text: str = ""
-    rows: tuple[tuple[str, ...], ...] = ()
-    name: str = ""
-    data: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -116,10 +97,20 @@ def write_report(folder: str | Path) -> Path:
         *_steps(steps),
         *_next(),
     ]
-    _write_markdown(folder, blocks)
-    path = folder / "report.html"
-    _write(path, _page(blocks).encode())
-    return path
+    (folder / "report_files").mkdir(exist_ok=True)
+    for block in blocks:
+        if block.kind == "figure":
+            _write(folder / "report_files" / block.name, block.data)
+    _write(folder / "report.md", draw.markdown(blocks).encode())
+    _write(folder / "report.html", draw.page(blocks).encode())
+    return folder / "report.html"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside the target first: no half file remains."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_bytes(data)
+    os.replace(partial, path)
 
 
 # --- reading ---
@@ -214,15 +205,15 @@ def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> str:
         size = meta["parameters"]
         text.append(
             f"The data are generated: {size['train']} training and {size['val']} validation pictures"
-            f" of {size['size']} × {size['size']} pixels with {', '.join(meta['instance_classes'])},"
-            " which only outline and texture tell apart."
+            f" of {size['size']} × {size['size']} pixels with shapes ({', '.join(meta['instance_classes'])}) that"
+            " only outline and texture tell apart."
         )
     if runs["pretrain"].losses:
         text.append(_pretraining(runs["pretrain"]))
     finetuned = [
         f"{model} ({' and '.join(found)})"
         for model, kind in zip((*MODELS, "UperNet on a frozen encoder"), ("det", "seg", "probe"))
-        if (found := [_start(name) for name in runs if name.startswith(kind) and runs[name].losses])
+        if (found := [STARTS[name.partition("_")[2]] for name in runs if name.startswith(kind) and runs[name].losses])
     ]
     if finetuned:
         text.append(f"With labels, these were trained: {', '.join(finetuned)}.")
@@ -233,12 +224,6 @@ def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> str:
             f" {duration(steps['total_seconds'])} (some steps run side by side, finished ones are not repeated)."
         )
     return " ".join([*text, _verdict(runs)])
-
-
-def _start(name: str) -> str:
-    return {"pretrained": "from the pretrained weights", "scratch": "from scratch"}.get(
-        name.partition("_")[2], "random"
-    )
 
 
 def _pretraining(run: Run) -> str:
@@ -262,15 +247,20 @@ def _comparisons(runs: dict[str, Run]) -> list[tuple[str, float, float, str]]:
         if a is not None and b is not None:
             gain = round(a - b, 1)
             judged = "within noise" if abs(gain) < NOISE else "helped" if gain > 0 else "hurt"
-            result.append((what, a, b, judged))
+            result.append((what, a, b, judged if _same_budget(runs[with_], runs[without]) else "not comparable"))
     return result
+
+
+def _same_budget(a: Run, b: Run) -> bool:
+    return not (a.losses and b.losses) or a.losses[-1][0] == b.losses[-1][0]
 
 
 def _verdict(runs: dict[str, Run]) -> str:
     compared = _comparisons(runs)
     if not compared:
         return "There is no finished pair with and without pretraining yet, so no verdict."
-    judged = {kind: [c[0] for c in compared if c[3] == kind] for kind in ("helped", "hurt", "within noise")}
+    kinds = ("helped", "hurt", "within noise", "not comparable")
+    judged = {kind: [what for what, _, _, found in compared if found == kind] for kind in kinds}
     parts = [f"**{kind}**: {', '.join(names)}" for kind, names in judged.items() if names]
     return f"What pretraining did, by measure: {'; '.join(parts)}."
 
@@ -280,55 +270,51 @@ def _results(runs: dict[str, Run], meta: dict) -> list[Block]:
     rows = []
     for label, names in ROWS.items():
         pair = [runs.get(name, Run(Path())) for name in names]
-        det, seg = pair
-        points = [run.points(measure) for run, measure in zip((det, det, seg), MEASURES)]
-        cells = [
-            [duration(run.seconds) if run.seconds is not None else None for run in pair],
-            *([f"{run.parameters[i] / 1e6:.2f} M" if run.parameters else None for run in pair] for i in (0, 1)),
-        ]
+        points = [run.points(measure) for run, measure in zip((pair[0], *pair), MEASURES)]
+        times = [None if run.seconds is None else duration(run.seconds) for run in pair]
+        whole, backbone = ([run.parameters and f"{run.parameters[i] / 1e6:.2f} M" for run in pair] for i in (0, 1))
         shown = ["–" if value is None else f"{value:.1f}" for value in points]
-        rows.append((label, *shown, *map(_per_model, cells)))
-    blocks = [
-        Block("h2", "Results"),
-        Block("table", rows=(header, *rows)),
-        Block(
-            "p",
-            "AP and mIoU in points out of 100 on the validation pictures; time of the training with its"
-            " start and its evaluation; parameters counted from the checkpoints.",
-        ),
-        Block("h2", "Verdict"),
-    ]
-    items = [
-        (f"{what}: {a:.1f} with pretraining, {b:.1f} without ({round(a - b, 1) + 0:+.1f}): **{judged}**",)
+        same = len(set(filter(None, backbone))) == 1  # one number for both models
+        last = next(filter(None, backbone)) if same else _per_model(backbone)
+        rows.append((label, *shown, _per_model(times), _per_model(whole), last))
+    note = (
+        "AP and mIoU in points out of 100 on the validation pictures; time of the training with its start and its"
+        " evaluation; parameters: all tensors of the checkpoints."
+    )
+    items = tuple(
+        (f"{what}: {a:.1f} with pretraining, {b:.1f} without ({_signed(a - b)}): **{judged}**",)
         for what, a, b, judged in _comparisons(runs)
-    ]
-    if not items:
-        return [*blocks, Block("p", _verdict(runs))]
-    return [*blocks, Block("list", rows=tuple(items)), Block("p", _caveats(runs, meta))]
+    )
+    verdict = [Block("list", rows=items), Block("p", _caveats(runs, meta))] if items else [Block("p", _verdict(runs))]
+    table = Block("table", rows=(header, *rows))
+    return [Block("h2", "Results"), table, Block("p", note), Block("h2", "Verdict"), *verdict]
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) + 0:+.1f}".replace("-", "−")
 
 
 def _per_model(cells: list[str | None]) -> str:
-    named = [f"{model} {cell}" for model, cell in zip(MODELS, cells) if cell]
-    return "\n".join(named) or "–"
+    return "\n".join(f"{model} {cell}" for model, cell in zip(MODELS, cells) if cell) or "–"
 
 
 def _caveats(runs: dict[str, Run], meta: dict) -> str:
     count = f"{meta['parameters']['val']} pictures" if meta else "few pictures"
-    budgets, unequal = [], []
-    for model, kind in zip(MODELS, ("det", "seg")):
-        a, b = (runs[f"{kind}_{start}"].losses for start in ("pretrained", "scratch"))
-        if a and b:
-            same = a[-1][0] == b[-1][0]
-            budgets += [f"{a[-1][0]} steps of {model}"] if same else []
-            unequal += [] if same else [f"{model} {a[-1][0]} steps with and {b[-1][0]} without pretraining"]
+    steps = [
+        (model, *(runs[f"{kind}_{start}"].losses[-1:] for start in ("pretrained", "scratch")))
+        for model, kind in zip(MODELS, ("det", "seg"))
+    ]
+    steps = [(model, a[0][0], b[0][0]) for model, a, b in steps if a and b]
+    same = [f"{a} steps of {model}" for model, a, b in steps if a == b]
+    unequal = [f"{model} {a} steps with and {b} without pretraining" for model, a, b in steps if a != b]
     text = [
         f"One seed on {count} cannot tell differences under about {NOISE:.0f} points from chance, and a"
         " larger one is still a single observation."
     ]
-    if budgets:
-        text.append(f"Scratch was given the same finetuning budget ({', '.join(budgets)}).")
+    if same:
+        text.append(f"Scratch was given the same finetuning budget ({', '.join(same)}).")
     if unequal:
-        text.append(f"**The finetuning budgets differ** ({'; '.join(unequal)}): that is no fair comparison.")
+        text.append(f"**The finetuning budgets differ** ({'; '.join(unequal)}): no judgement there.")
     seconds = runs["pretrain"].seconds
     took = f" ({duration(seconds)})" if seconds is not None else ""
     text.append(
@@ -340,29 +326,21 @@ def _caveats(runs: dict[str, Run], meta: dict) -> str:
 
 
 def _curves(runs: dict[str, Run]) -> list[Block]:
-    blue = draw.ARM_COLOURS[PRETRAINED]
-    blocks = [Block("h2", "Loss curves")]
-    if losses := runs["pretrain"].losses:
-        data = draw.loss_curves({"ARM": (blue, losses)}, (1.0, "constant predictor"))
-        text = "**Pretraining.** Mean squared error of the normalised pixels; always guessing a patch's mean gives 1.0."
-        blocks.append(Block("figure", text, name="loss_pretraining.png", data=data))
-    else:
-        blocks.append(Block("p", "Pretraining is left out: there is no log of it."))
-    for task, model, kind in zip(("Detection", "Segmentation"), MODELS, ("det", "seg")):
-        curves = {
-            label: (colour, runs[f"{kind}_{start}"].losses)
-            for (label, colour), start in zip(draw.ARM_COLOURS.items(), ("pretrained", "scratch"))
-            if runs[f"{kind}_{start}"].losses
-        }
+    mean = "Mean squared error of the normalised pixels; always guessing a patch's mean gives 1.0."
+    sections = (
+        ("Pretraining", mean, {PRETRAINED: "pretrain"}, (1.0, "constant predictor")),
+        ("Detection", "Loss of Mask R-CNN.", {PRETRAINED: "det_pretrained", SCRATCH: "det_scratch"}, None),
+        ("Segmentation", "Loss of UperNet.", {PRETRAINED: "seg_pretrained", SCRATCH: "seg_scratch"}, None),
+    )
+    text = "Faint: as logged, each a mean over the last steps; strong: a moving average over 5 of these."
+    blocks = [Block("h2", "Loss curves"), Block("p", text)]
+    for title, text, names, constant in sections:
+        curves = {arm: (draw.ARM_COLOURS[arm], runs[name].losses) for arm, name in names.items() if runs[name].losses}
         if curves:
-            text = f"**{task}.** Training loss of {model}, all its terms together."
-            data = draw.loss_curves(curves)
-            blocks.append(Block("figure", text, name=f"loss_{task.lower()}.png", data=data))
+            name, data = f"loss_{title.lower()}.png", draw.loss_curves(curves, constant)
+            blocks.append(Block("figure", f"**{title}.** {text}", name=name, data=data))
         else:
-            blocks.append(Block("p", f"{task} is left out: there is no log of it."))
-    if len(blocks) > 1:
-        text = "Faint: as logged, each a mean over the last steps; strong: a moving average over 5 of these."
-        blocks.append(Block("p", text))
+            blocks.append(Block("p", f"{title} is left out: there is no log of it."))
     return blocks
 
 
@@ -374,13 +352,13 @@ def _reconstructions(folder: Path) -> list[Block]:
         return [heading, Block("p", "Left out: there is no finished pretraining, or no validation picture.")]
     shown = draw.reconstruct(config, checkpoint, pictures, SHOWN)
     text = (
-        f"The first {len(shown.images)} validation pictures, never trained on. Every cluster of"
-        f" {shown.given} × {shown.given} pixels but the first (dotted) is predicted, each from the true"
-        " clusters before it. The model predicts normalised pixels only: each patch is put back with"
-        " the mean and deviation **of the true patch**, so coarse brightness comes from the truth."
-        " “Patch means” shows what a constant predictor would give with that help. Absolute"
-        " error: in grey levels of 255, mean over the colours. Loss on all"
-        f" {shown.count} validation pictures: {shown.loss:.2f}."
+        f"The first {len(shown.images)} validation pictures, never trained on. Every cluster of {shown.given} ×"
+        f" {shown.given} pixels but the first (dotted) is predicted, each from the true clusters before it. The model"
+        " predicts normalised pixels only: each patch is put back with the mean and deviation **of the true patch**,"
+        " so coarse brightness comes from the truth. “Patch means” shows what a constant predictor would give with"
+        " that help (one mean for all three colours, hence grey). Absolute error: in grey levels of 255, mean over"
+        f" the colours. Loss on all {shown.count} validation pictures: {shown.loss:.2f} (whole pictures; training"
+        " sees crops)."
     )
     data = draw.reconstructions(shown)
     return [heading, Block("figure", text, name="reconstructions.jpg", data=data)]
@@ -425,12 +403,12 @@ def _segmentations(folder: Path, meta: dict) -> list[Block]:
     maps = {k: [draw.read_pixels(path / file.name) for file in files] for k, path in columns.items()}
     text = f"The first {len(files)} validation pictures, not chosen.{_missing(draw.ARM_COLOURS, iou)}"
     data = draw.segmentations(images, maps, names)
-    rows = [(k, *(f"{v:.1f}" for v in values), f"{np.nanmean(values):.1f}") for k, values in iou.items()]
+    rows = [(k, *(f"{v:.1f}" for v in values)) for k, values in iou.items()]
     return [
         heading,
         Block("figure", text, name="segmentation.jpg", data=data),
         Block("p", "IoU of each class in points, from the label maps of all validation pictures:"),
-        Block("table", rows=(("", *names, "mean"), *rows)),
+        Block("table", rows=(("", *names), *rows)),
     ]
 
 
@@ -458,92 +436,3 @@ def _next() -> list[Block]:
         "ADE20K, on 8 GPUs: `tools/dist_train.sh seg_configs/upernet_arm_b.py 8`.",
     )
     return [Block("h2", "Where to go next"), Block("list", rows=tuple((item,) for item in items))]
-
-
-# --- writing ---
-
-STYLE = """
-body { max-width: 50rem; margin: 0 auto; padding: 1rem; background: #fcfcfa; color: #333; line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; font-weight: 600; } h2 { font-size: 1.2rem; font-weight: 600; margin: 2.2rem 0 .6rem; }
-h1 + p { background: #f1f4f6; border-radius: .4rem; padding: .8rem 1rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .4rem .7rem .4rem 0; border-bottom: 1px solid #dcdcd8; text-align: left; vertical-align: top; }
-th { font-weight: 600; color: #555; } td:first-child { white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; }
-.dot { display: inline-block; width: .65rem; height: .65rem; border-radius: 50%; margin-right: .4rem; }
-code { font-size: .85em; background: #f0f0ec; border-radius: .2rem; padding: .05em .25em; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; } figure img { display: block; width: 100%; height: auto; }
-figcaption { font-size: .88rem; color: #555; margin-top: .4rem; } li { margin: .3rem 0; }
-@media print { body { max-width: none; padding: 0; background: none; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } figure img { width: auto; max-width: 100%; max-height: 22cm; } }
-"""
-
-
-def _page(blocks: list[Block]) -> str:
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    body = "\n".join(map(_html, blocks))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<title>{blocks[0].text}</title><style>{STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _html(block: Block) -> str:
-    text = _inline(block.text)
-    match block.kind:
-        case "list":
-            return "<ul>" + "".join(f"<li>{_inline(row[0])}</li>" for row in block.rows) + "</ul>"
-        case "table":
-            rows = [_html_row(row, "td" if i else "th") for i, row in enumerate(block.rows)]
-            return '<div class="scroll"><table>' + "\n".join(rows) + "</table></div>"
-        case "figure":
-            kind = "png" if block.name.endswith(".png") else "jpeg"
-            source = f"data:image/{kind};base64,{base64.b64encode(block.data).decode()}"
-            alt = html.escape(Path(block.name).stem.replace("_", " "))
-            return f'<figure><img src="{source}" alt="{alt}"><figcaption>{text}</figcaption></figure>'
-        case tag:
-            return f"<{tag}>{text}</{tag}>"
-
-
-def _html_row(row: tuple[str, ...], tag: str) -> str:
-    colour = ROW_COLOURS.get(row[0])
-    dot = f'<span class="dot" style="background:{colour}"></span>' if colour else ""
-    first, *cells = (_inline(cell).replace("\n", "<br>") for cell in row)
-    return f"<tr><{tag}>{dot}{first}</{tag}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _inline(text: str) -> str:
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text, quote=False))
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-
-
-def _write_markdown(folder: Path, blocks: list[Block]) -> None:
-    pictures = folder / "report_files"
-    pictures.mkdir(exist_ok=True)
-    for block in blocks:
-        if block.kind == "figure":
-            _write(pictures / block.name, block.data)
-    _write(folder / "report.md", ("\n\n".join(map(_markdown, blocks)) + "\n").encode())
-
-
-def _markdown(block: Block) -> str:
-    match block.kind:
-        case "list":
-            return "\n".join(f"- {row[0]}" for row in block.rows)
-        case "table":
-            cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in block.rows]
-            cells.insert(1, ["---"] * len(cells[0]))
-            return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-        case "figure":
-            return f"![{Path(block.name).stem.replace('_', ' ')}](report_files/{block.name})\n\n{block.text}"
-        case "h1" | "h2":
-            return f"{'#' * int(block.kind[1])} {block.text}"
-    return block.text
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside the target first: no half file remains."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_bytes(data)
-    os.replace(partial, path)

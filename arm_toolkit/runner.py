@@ -3,14 +3,19 @@
 import os
 from pathlib import Path
 
+from mmengine.evaluator import Evaluator
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from arm_backbone.checkpoint import CheckpointError, load_model, model_state, read_checkpoint
 
-from .hooks import PlainCheckpointHook, SeedIterationHook, ThroughputHook, restore_log_buffers
+from .config import config_errors
+from .errors import DataError
+from .hooks import PlainCheckpointHook, SameBuffersHook, SeedIterationHook, ThroughputHook, restore_log_buffers
 from .sampler import SeededSampler
 
 
@@ -31,9 +36,51 @@ class ARMRunner(Runner):
     the uninterrupted one would have drawn.
     """
 
+    started = False  # training or testing, after everything is built and loaded
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        self.started = self.started or fn_name in ("before_train", "before_test")
+        super().call_hook(fn_name, **kwargs)
+
+    def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
+        """As mmengine's; raises DataError if it has no batch."""
+        name = next((f"{k}_dataloader" for k in ("train", "val", "test") if getattr(self, f"_{k}_dataloader") is dataloader), "data loader")
+        with config_errors(self.cfg, name):
+            loader = super().build_dataloader(dataloader, *args, **kwargs)
+        if len(loader) == 0:
+            raise DataError(
+                f"{name}: the {len(loader.dataset)} images do not fill a batch on each of {self.world_size} processes; "
+                "give more images or a smaller batch_size"
+            )
+        return loader
+
+    def build_train_loop(self, loop: dict | BaseLoop) -> BaseLoop:
+        with config_errors(self.cfg, "train_cfg"):
+            return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: dict | BaseLoop) -> BaseLoop:
+        with config_errors(self.cfg, "val_cfg"):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: dict | BaseLoop) -> BaseLoop:
+        with config_errors(self.cfg, "test_cfg"):
+            return super().build_test_loop(loop)
+
+    def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
+        with config_errors(self.cfg, "evaluator"):
+            return super().build_evaluator(evaluator)
+
+    def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
+        with config_errors(self.cfg, "optim_wrapper"):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler):
+        with config_errors(self.cfg, "param_scheduler"):
+            return super().build_param_scheduler(scheduler)
+
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks(hooks)
-        for hook in (PlainCheckpointHook(), SeedIterationHook(), ThroughputHook()):
+        for hook in (PlainCheckpointHook(), SameBuffersHook(), SeedIterationHook(), ThroughputHook()):
             self.register_hook(hook)
 
     def load_checkpoint(self, filename: str, map_location="cpu", strict: bool = True, revise_keys: list = ()) -> dict:

@@ -2,10 +2,11 @@
 
 import argparse
 import copy
-import itertools
 import json
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -14,12 +15,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.utils import ManagerMixin
 
 from arm_toolkit import launch
 from arm_toolkit.runner import ARMRunner
 
 ROOT = Path(__file__).resolve().parents[1]
-_counter = itertools.count()
 ARCH = dict(embed_dims=32, num_layers=4)
 
 
@@ -104,21 +105,30 @@ def _move(node, old: str, new: str):
             _move(value, old, new)
 
 
-def name_apart(cfg: Config) -> None:
-    """mmengine keeps log and visualizer by name as long as the process lives: every run needs its own."""
-    cfg.experiment_name = f"run{next(_counter)}"
-    if cfg.get("visualizer"):
-        cfg.visualizer.name = cfg.experiment_name
+@contextmanager
+def own_globals() -> Iterator[None]:
+    """mmengine keeps loggers, visualizers and scopes by name as long as a process lives: every run gets its own."""
+
+    def forget(kind: type) -> None:
+        kind._instance_dict.clear()
+        for child in kind.__subclasses__():
+            forget(child)
+
+    forget(ManagerMixin)
+    try:
+        yield
+    finally:
+        forget(ManagerMixin)
 
 
 def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
     """What `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` does with this configuration."""
     cfg = copy.deepcopy(cfg)
-    name_apart(cfg)
     parser = argparse.ArgumentParser()
     launch.add_train_arguments(parser)
     args = parser.parse_args(["--work-dir", str(work_dir), *arguments])
-    return launch.train(cfg, args, work_dir.name)
+    with own_globals():
+        return launch.train(cfg, args, work_dir.name)
 
 
 class Stopped(Exception):
@@ -159,7 +169,7 @@ class DumpGradients(Hook):
 def call_tool(script: str, *arguments) -> int:
     """Run a script of tools/ in this process (six seconds of imports less) and return its exit status."""
     argv = [str(ROOT / "tools" / script), *map(str, arguments)]
-    with mock.patch.object(sys, "argv", argv):
+    with mock.patch.object(sys, "argv", argv), own_globals():
         try:
             runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as end:

@@ -12,7 +12,7 @@ import torch
 from conftest import run_tool
 from mmengine.config import Config
 from PIL import Image
-from small_runs import ROOT, call_tool, det_config, name_apart, pretrain_config, seg_config, train
+from small_runs import ROOT, call_tool, det_config, own_globals, pretrain_config, seg_config, train
 
 from arm_toolkit.launch import build_runner
 from arm_toolkit.shapes import write_shapes
@@ -61,8 +61,8 @@ def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_
     cfg.train_dataloader.batch_size = 4
     cfg.update(work_dir=str(tmp_path / "one"), launcher="none", custom_hooks=None)
     cfg.optim_wrapper.type = "OptimWrapper"
-    name_apart(cfg)
-    runner = build_runner(cfg)
+    with own_globals():
+        runner = build_runner(cfg)
     runner.model.load_state_dict(dumped["weights"])
     runner.model.train()
     (batch,) = [batch for batch, _ in zip(runner.build_dataloader(cfg.train_dataloader, seed=0), range(1))]
@@ -121,7 +121,7 @@ def test_segmenter_trained_and_evaluated_by_two_processes(odd, tmp_path):
 
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert one == two and 1 < one["mIoU"] < 99
-    assert validated == one["mIoU"]  # BN's statistics were those of the first process all along
+    assert validated == one["mIoU"]  # with BN's statistics of the first process, as saved
     maps = [{file.name: np.array(Image.open(file)) for file in (tmp_path / f"maps{n}").iterdir()} for n in (1, 2)]
     assert len(maps[0]) == 5 and maps[0].keys() == maps[1].keys()
     for name in maps[0]:

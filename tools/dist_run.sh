@@ -27,7 +27,7 @@ fi
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -eq 0 ]; then
     echo "No GPU found: starting $processes CPU processes that talk over gloo."
-    cores=$(nproc)
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # it would take those for the cores
     [ "$processes" -le "$cores" ] || echo "warning: $processes processes on $cores cores will slow each other down" >&2
     # each process takes its share of the cores
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes > 0 ? cores / processes : 1))}

@@ -10,11 +10,11 @@ train_dataloader = dict(
     pin_memory=False,
     dataset=dict(path="work_dirs/quickstart/shapes/coco/train2017", scale=(0.5, 1.0)),
 )
-train_cfg = dict(max_epochs=30)
+train_cfg = dict(max_epochs=20)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=2, end=30, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=2, end=20, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=1))
