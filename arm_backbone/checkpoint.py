@@ -90,8 +90,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)\S* ?(\S*)", str(error))
         what = next((group for group in reason.groups() if group), "an object") if reason else "an object"
         raise CheckpointError(
-            f"{path} holds {what}, whose loading can execute code; give --trust only if you know where the file "
-            f"comes from"
+            f"{path} holds {what}, whose loading can execute code; if you know where the file comes from, "
+            "convert it with tools/convert_checkpoint.py --trust"
         ) from None
     except Exception as error:  # noqa: BLE001 what a broken pickle does is anyone's guess
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import mmengine.registry
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, Registry
-from mmengine.runner import Runner
+from mmengine.registry import DATASETS, HOOKS, METRICS, Registry
+from mmengine.runner import Runner, set_random_seed
+from torch.utils.data import DataLoader
 
 from arm_backbone.arm import to_pair
 
 from .errors import USER_ERRORS, ConfigError, DataError, one_line
 
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
+SWALLOWS = {"CheckpointHook": HOOKS, "IoUMetric": METRICS}  # they take an unknown argument without a word
 # read by mmengine, mmdet or our tools besides the Runner's arguments
 OTHER_KEYS = frozenset(
     "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model "
@@ -79,12 +81,19 @@ def _check_option(cfg: Config, key: str, value: object) -> None:
         elif isinstance(node, dict | Config):
             if part not in node:
                 is_top = depth == 0
-                if depth == len(parts) - 1 and (is_top or "type" in node):
+                if depth == len(parts) - 1 and (is_top or "type" in node or part in _optional(where)):
                     return  # an optional argument: its constructor judges it
                 raise ConfigError(f"--cfg-options {key}={value}: {where} has no key {part!r}{_suggestion(part, node)}")
             node = node[part]
         else:
             raise ConfigError(f"--cfg-options {key}={value}: {where} is {node!r} and has no keys")
+
+
+def _optional(where: str) -> set[str]:
+    """Arguments that mmengine reads from a part without a `type`."""
+    if where.endswith("_dataloader"):
+        return {*inspect.signature(DataLoader.__init__).parameters, "num_batch_per_epoch"}
+    return set(inspect.signature(set_random_seed).parameters) if where == "randomness" else set()
 
 
 def _suggestion(key: str, known: object) -> str:
@@ -136,7 +145,8 @@ def config_errors(cfg: Config, what: str) -> Iterator[None]:
     except USER_ERRORS:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        raise ConfigError(_unknown_type(cfg, error) or _unknown_argument(cfg, error) or f"{what}: {one_line(error)}") from error
+        message = _unknown_type(cfg, error) or _unknown_argument(cfg, error) or f"{what}: {one_line(error)}"
+        raise ConfigError(message) from error
 
 
 def _unknown_type(cfg: Config, error: Exception) -> str | None:
@@ -150,7 +160,7 @@ def _unknown_type(cfg: Config, error: Exception) -> str | None:
         if isinstance(registry, Registry) and registry.name == kind:
             known |= {*registry.module_dict, *registry.children.get(scope, registry).module_dict}
     close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else "correct it, or import the file that registers it (custom_imports)"
+    hint = f"did you mean {close[0]!r}?" if close else "correct it, or import its file (custom_imports)"
     return f"{places[0] if places else kind}.type={name!r}: there is no {kind} of this name; {hint}"
 
 
@@ -232,7 +242,7 @@ def _check_classes(dataset: dict, where: str, scope: str | None) -> None:
 
 
 def _categories(file: Path) -> list[dict]:
-    """The categories of a COCO file, without reading all of it (hundreds of megabytes) where they stand in one place."""
+    """The categories of a COCO file, without reading all of it (hundreds of megabytes) where it can."""
     if file.stat().st_size:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for found in re.finditer(rb'"categories"\s*:\s*(?=\[\s*\{)', content):
@@ -252,6 +262,23 @@ def _some(names: list) -> str:
     return ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
 
 
+def check_arguments(cfg: Config) -> None:
+    """Refuse misspelt arguments where the constructor would not.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for where, node in named_dicts(cfg):
+        kind = node.get("type")
+        if isinstance(kind, str) and kind in SWALLOWS:
+            with SWALLOWS[kind].switch_scope_and_registry(cfg.get("default_scope")) as registry:
+                bases = registry.get(kind).__mro__[:-1]
+            known = {name for base in bases for name in inspect.signature(base.__init__).parameters}
+            for key in node.keys() - known - {"type"}:
+                hint = _suggestion(key, known - {"self", "kwargs"})
+                raise ConfigError(f"{where}.{key}={node[key]!r}: {kind} takes no such argument{hint}")
+
+
 def check_image_size(cfg: Config) -> None:
     """A pretraining model takes images of one size: the one that its data set makes.
 
@@ -259,10 +286,12 @@ def check_image_size(cfg: Config) -> None:
         ConfigError: if they differ.
     """
     model, dataset = cfg.get("model") or {}, (cfg.get("train_dataloader") or {}).get("dataset") or {}
-    if "img_size" in model and "size" in dataset and to_pair(model["img_size"]) != to_pair(dataset["size"]):
-        raise ConfigError(
-            f"model.img_size={model['img_size']} and train_dataloader.dataset.size={dataset['size']} differ; set both alike"
-        )
+    if "img_size" in model and "size" in dataset:
+        of_model, of_data = model["img_size"], dataset["size"]
+        if to_pair(of_model) != to_pair(of_data):
+            raise ConfigError(
+                f"model.img_size={of_model} and train_dataloader.dataset.size={of_data} differ; set both alike"
+            )
 
 
 def pretrained_backbone(cfg: Config) -> ConfigDict | None:

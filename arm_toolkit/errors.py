@@ -24,6 +24,8 @@ USER_ERRORS = (ConfigError, DataError, CheckpointError, OSError)  # OSError: unr
 
 def one_line(error: BaseException) -> str:
     """The message of an error, also of one that a data-loader worker passed on with its traceback."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -8,16 +8,34 @@ from pathlib import Path
 import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 
 from arm_backbone.checkpoint import CheckpointError
 
-from .config import check_data_paths, check_image_size, config_errors, dicts, load_config, pretrained_backbone
+from .config import (
+    check_arguments,
+    check_data_paths,
+    check_image_size,
+    config_errors,
+    dicts,
+    load_config,
+    pretrained_backbone,
+)
 from .errors import USER_ERRORS, ConfigError
 from .runner import ARMRunner
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+class Options(DictAction):
+    """mmengine's KEY=VALUE pairs; a pair without = is a ConfigError."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for pair in values:
+            if "=" not in pair:
+                raise ConfigError(f"{option_string} {pair}: give KEY=VALUE, without spaces around =")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=Options,
         metavar="KEY=VALUE",
         help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1",
     )
@@ -111,6 +129,10 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
         elif is_new and get_rank() == 0:
             shutil.rmtree(cfg.work_dir, ignore_errors=True)
         raise
+    except RuntimeError as error:
+        if get_world_size() > 1 and "by peer" in str(error):  # gloo's "Connection closed by peer"
+            raise ConnectionError("another process has stopped; see its error") from error
+        raise
 
 
 def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
@@ -121,6 +143,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
         config_name: names the default work dir.
     """
     check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
+    check_arguments(cfg)
     check_image_size(cfg)
     prepare(cfg, args, config_name, "train_dataloader")
     if args.amp:
@@ -170,10 +193,11 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
         the metrics.
     """
     if not Path(args.checkpoint).is_file():
-        raise CheckpointError(f"checkpoint {args.checkpoint} does not exist")
+        raise CheckpointError(f"checkpoint {args.checkpoint} does not exist; give the path of a trained one")
     check_data_paths(cfg, ("test_dataloader",))
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the configuration has no test_dataloader: pretraining has nothing to test")
+    check_arguments(cfg)
     prepare(cfg, args, config_name, "test_dataloader")
     cfg.load_from = args.checkpoint
     backbone = pretrained_backbone(cfg)

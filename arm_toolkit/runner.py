@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from arm_backbone.checkpoint import CheckpointError, load_model, model_state, read_checkpoint
 
 from .config import config_errors
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .hooks import PlainCheckpointHook, SameBuffersHook, SeedIterationHook, ThroughputHook, restore_log_buffers
 from .sampler import SeededSampler
+
+EMPTY = "the data set is empty: check ann_file, data_prefix, metainfo classes and filter_cfg"
 
 
 @MODEL_WRAPPERS.register_module()
@@ -43,10 +45,19 @@ class ARMRunner(Runner):
         super().call_hook(fn_name, **kwargs)
 
     def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
-        """As mmengine's; raises DataError if it has no batch."""
-        name = next((f"{k}_dataloader" for k in ("train", "val", "test") if getattr(self, f"_{k}_dataloader") is dataloader), "data loader")
-        with config_errors(self.cfg, name):
-            loader = super().build_dataloader(dataloader, *args, **kwargs)
+        """As mmengine's; raises DataError if there is no image, or not one batch."""
+        parts = ("train_dataloader", "val_dataloader", "test_dataloader")
+        name = next((part for part in parts if getattr(self, f"_{part}") is dataloader), "data loader")
+        file = dataloader["dataset"].get("ann_file")
+        try:
+            with config_errors(self.cfg, f"{name} ({file})" if file else name):
+                loader = super().build_dataloader(dataloader, *args, **kwargs)
+        except ConfigError as error:
+            if "need at least one array to concatenate" in str(error):  # mmengine's data set without an entry
+                raise DataError(f"{name}: {EMPTY}") from error
+            raise
+        if len(loader.dataset) == 0:
+            raise DataError(f"{name}: {EMPTY}")
         if len(loader) == 0:
             raise DataError(
                 f"{name}: the {len(loader.dataset)} images do not fill a batch on each of {self.world_size} processes; "

@@ -53,7 +53,8 @@ def det_config(shapes: Path, validate: bool = False, **options) -> Config:
     cfg.model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
     cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
     cfg.train_dataloader.batch_size = 2
-    cfg.train_dataloader.dataset.pipeline.insert(4, dict(type="RandomCrop", crop_size=(64, 96), allow_negative_crop=True))
+    crop = dict(type="RandomCrop", crop_size=(64, 96), allow_negative_crop=True)
+    cfg.train_dataloader.dataset.pipeline.insert(4, crop)
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.pipeline[1].scale = (96, 96)
     cfg.train_cfg.update(max_epochs=2, val_interval=100, val_begin=100)

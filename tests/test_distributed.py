@@ -63,9 +63,9 @@ def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_
     cfg.optim_wrapper.type = "OptimWrapper"
     with own_globals():
         runner = build_runner(cfg)
+        (batch,) = [batch for batch, _ in zip(runner.build_dataloader(cfg.train_dataloader, seed=0), range(1))]
     runner.model.load_state_dict(dumped["weights"])
     runner.model.train()
-    (batch,) = [batch for batch, _ in zip(runner.build_dataloader(cfg.train_dataloader, seed=0), range(1))]
     halves = [{key: values[rank::2] for key, values in batch.items()} for rank in (0, 1)]
     gradients = {name: 0.0 for name, weight in runner.model.named_parameters() if weight.requires_grad}
     assert gradients.keys() == dumped["gradients"].keys()
@@ -94,7 +94,7 @@ def metrics(work_dir: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_segmenter_trained_and_evaluated_by_two_processes(odd, tmp_path):
-    """The quickstart's file as it is, made smaller on the command line; each process has its own half of five images."""
+    """The quickstart's file as it is, made smaller on the command line; five images for two processes to evaluate."""
     config = ROOT / "seg_configs/quickstart_upernet.py"
     options = f"""data_root={odd}/ade/ model.data_preprocessor.size=(96,96) model.backbone.img_size=96
         model.backbone.arch.embed_dims=32 model.backbone.arch.num_layers=4 model.backbone.init_cfg=None
@@ -156,8 +156,9 @@ def test_detector_evaluated_by_two_processes(odd, tmp_path):
     assert len(one) == 5
     for first, second in zip(one, two):
         assert len(first["pred_instances"]["scores"]) > 10
+        first, second = first["pred_instances"], second["pred_instances"]
         for key in ("scores", "bboxes", "labels"):
-            torch.testing.assert_close(first["pred_instances"][key], second["pred_instances"][key], rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-3)
 
 
 @pytest.fixture

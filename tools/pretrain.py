@@ -16,15 +16,14 @@ from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.launch import add_train_arguments, train
 
 CONFIGS = Path(__file__).resolve().parent.parent / "pretrain" / "configs"
+MODELS = [f"arm_{name}" for name in ARCHS]
 SHORT = dict(tiny="ti", small="s", base="b", large="l", huge="h")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", help="configuration file; or give --model")
-    parser.add_argument(
-        "--model", choices=[f"arm_{name}" for name in ARCHS], help="take the paper's recipe for this model"
-    )
+    parser.add_argument("--model", help=f"take the paper's recipe for this model: {', '.join(MODELS)}")
     parser.add_argument("--data", help="folder of images at any depth, or a text file with one path a line")
     parser.add_argument(
         "--data-prefix", help="folder that the lines of the text file start from (default: the file's own)"
@@ -35,6 +34,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.config is None) == (args.model is None):
         raise ConfigError("give either a configuration file or --model, e.g. --model arm_base")
+    if args.model is not None and args.model not in MODELS:
+        raise ConfigError(f"--model {args.model} is unknown; give one of {', '.join(MODELS)}")
     path = args.config or CONFIGS / f"arm_{SHORT[args.model.removeprefix('arm_')]}.py"
 
     cfg = load_config(str(path), args.cfg_options)
