@@ -100,10 +100,12 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
             optim_wrapper.pop(key, None)
         changes.append("float32 instead of mixed precision")
     sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
+    # BN has nothing to normalise by where one image is pooled to one pixel (UperNet's pyramid pooling)
+    single = (cfg.get("train_dataloader") or {}).get("batch_size") == 1
     for node in sync:
-        node["type"] = "BN"
+        node.update(dict(type="GN", num_groups=32) if single else dict(type="BN"))
     if sync:
-        changes.append("BN instead of SyncBN")
+        changes.append("GN (for a batch of 1) instead of SyncBN" if single else "BN instead of SyncBN")
     print_log(f"No GPU found, running on the CPU{': ' if changes else ''}{', '.join(changes)}", logger="current")
 
 

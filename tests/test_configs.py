@@ -593,3 +593,19 @@ def test_every_transform_builds_in_its_scope(path, load):
     for pipeline in pipelines(cfg):
         for step in pipeline:
             TRANSFORMS.build(copy.deepcopy(step))
+
+
+@pytest.mark.parametrize(("batch_size", "norm"), [(1, "GN"), (2, "BN")])
+def test_sync_bn_without_a_gpu(batch_size, norm, monkeypatch):
+    """SyncBN needs a GPU; BN needs more than one value, which UperNet's pooled branch has not with one image."""
+    from arm_toolkit.launch import _adapt_to_cpu
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cfg = Config.fromfile(ROOT / "seg_configs/upernet_arm_b.py")
+    cfg.launcher, cfg.train_dataloader.batch_size = "none", batch_size
+    _adapt_to_cpu(cfg, workers=0)
+    assert cfg.model.decode_head.norm_cfg.type == cfg.model.neck.norm_cfg.type == norm
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        head = MODELS.build(cfg.model.decode_head | dict(in_channels=[32] * 4, channels=32)).train()
+        maps = [torch.randn(batch_size, 32, 2 * s, 2 * s) for s in (8, 4, 2, 1)]
+        assert head(maps).isfinite().all()
