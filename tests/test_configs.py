@@ -606,6 +606,6 @@ def test_sync_bn_without_a_gpu(batch_size, norm, monkeypatch):
     _adapt_to_cpu(cfg, workers=0)
     assert cfg.model.decode_head.norm_cfg.type == cfg.model.neck.norm_cfg.type == norm
     with DefaultScope.overwrite_default_scope("mmseg"):
-        head = MODELS.build(cfg.model.decode_head | dict(in_channels=[32] * 4, channels=32)).train()
-        maps = [torch.randn(batch_size, 32, 2 * s, 2 * s) for s in (8, 4, 2, 1)]
+        head = MODELS.build(cfg.model.decode_head | dict(in_channels=[64] * 4, channels=64)).train()
+        maps = [torch.randn(batch_size, 64, 2 * s, 2 * s) for s in (8, 4, 2, 1)]
         assert head(maps).isfinite().all()
