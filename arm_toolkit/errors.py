@@ -1,9 +1,11 @@
 """Errors of the person who runs a tool: shown as one line, without a traceback."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
 
+import torch.distributed
 from mmengine.dist import get_rank
 
 from arm_backbone.checkpoint import CheckpointError
@@ -47,3 +49,13 @@ def run_tool(main: Callable[[], None]) -> None:
         if get_rank() == 0 or getattr(error, "met_alone", False):
             print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        if torch.distributed.get_backend() == "gloo":
+            # the interpreter's own end takes gloo's threads down in an order that now and then aborts a finished
+            # process ("terminate called without an active exception"): end without it
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        torch.distributed.destroy_process_group()

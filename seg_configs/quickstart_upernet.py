@@ -45,11 +45,11 @@ test_dataloader = val_dataloader
 del dataset, metainfo
 tta_model = tta_pipeline = None
 
-train_cfg = dict(max_iters=120, val_interval=121)  # tools/test.py evaluates
+train_cfg = dict(max_iters=240, val_interval=241)  # tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=20, end=120),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=20, end=240),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=120, save_best=None))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=240, save_best=None))
