@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Step:
     name: str
     command: tuple[str, ...]
     after: tuple[str, ...] = ()
-    makes: Path | None = field(default=None)
+    makes: Path | None = None
 
 
 def plan() -> list[Step]:
