@@ -67,8 +67,7 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         CheckpointError: for a missing, broken or unsafe file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; {_how_to_make(path)}")
+    require_file(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -101,10 +100,15 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
     return checkpoint
 
 
-def _how_to_make(path: Path) -> str:
+def require_file(path: str | os.PathLike) -> None:
+    """Raise a CheckpointError that says how to make the file, if it does not exist."""
+    path = Path(path)
+    if path.is_file():
+        return
+    remedy = "give the path of an existing .pth or .safetensors file"
     if path.name.endswith("_pretrain.pth"):
-        return f"make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} --to backbone"
-    return "give the path of an existing .pth or .safetensors file"
+        remedy = f"make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} --to backbone"
+    raise CheckpointError(f"{path} does not exist; {remedy}")
 
 
 def model_state(checkpoint: dict) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 
-from arm_backbone.checkpoint import CheckpointError
+from arm_backbone.checkpoint import CheckpointError, require_file
 
 from .config import (
     check_arguments,
@@ -159,23 +159,19 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
         cfg.load_from = None if args.resume == "auto" else args.resume
         if cfg.load_from is None and not (Path(cfg.work_dir) / "last_checkpoint").is_file():
             raise CheckpointError(f"--resume: {cfg.work_dir} holds no checkpoint; leave --resume out to start")
-    if cfg.get("load_from") and not Path(cfg.load_from).is_file():
-        raise CheckpointError(f"{cfg.load_from} does not exist; give the path of a checkpoint")
+    if cfg.get("load_from"):
+        require_file(cfg.load_from)
     backbone = pretrained_backbone(cfg)
     if backbone is not None:
         if cfg.get("resume") or cfg.get("load_from"):
             backbone.init_cfg = None  # the whole model is loaded
-        elif not Path(backbone.init_cfg.checkpoint).is_file():
-            raise CheckpointError(_missing_pretrained(backbone.init_cfg.checkpoint))
+        else:
+            try:
+                require_file(backbone.init_cfg.checkpoint)
+            except CheckpointError as error:
+                scratch = "--cfg-options model.backbone.init_cfg=None"
+                raise CheckpointError(f"{error} (or train from scratch: {scratch})") from None
     return run(cfg, "train")[0]
-
-
-def _missing_pretrained(path: str) -> str:
-    return (
-        f"{path} does not exist; make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} "
-        f"--to backbone "
-        "(or train from scratch: --cfg-options model.backbone.init_cfg=None)"
-    )
 
 
 def _use_amp(cfg: Config) -> None:
@@ -194,8 +190,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
     Returns:
         the metrics.
     """
-    if not Path(args.checkpoint).is_file():
-        raise CheckpointError(f"checkpoint {args.checkpoint} does not exist; give the path of a trained one")
+    require_file(args.checkpoint)
     check_data_paths(cfg, ("test_dataloader",))
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the configuration has no test_dataloader: pretraining has nothing to test")

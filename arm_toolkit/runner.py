@@ -18,7 +18,7 @@ from .errors import ConfigError, DataError
 from .hooks import PlainCheckpointHook, SameBuffersHook, SeedIterationHook, ThroughputHook, restore_log_buffers
 from .sampler import SeededSampler
 
-EMPTY = "the data set is empty: check ann_file, data_prefix, metainfo classes and filter_cfg"
+EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes and filter_cfg"
 
 
 @MODEL_WRAPPERS.register_module()

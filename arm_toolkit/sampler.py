@@ -39,14 +39,9 @@ class SeededSampler(Sampler):
         shuffle: a new order every epoch, otherwise the data set's.
         infinite: go on with the next epoch without an end (iteration-based training), otherwise stop after one,
             rounded up to the same number for every process.
-
-    Raises:
-        ValueError: for an empty data set.
     """
 
     def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True, infinite: bool = False) -> None:
-        if len(dataset) == 0:
-            raise ValueError("the training set is empty: check ann_file, data_prefix, metainfo classes and filter_cfg")
         self.dataset = dataset
         self.rank, self.world_size = get_dist_info()
         self.seed = sync_random_seed() if seed is None else seed

@@ -31,9 +31,7 @@ class LoadImage(LoadImageFromFile):
         except FileNotFoundError:
             problem = f"image {path} does not exist; check data_root and data_prefix"
         except Exception as error:  # noqa: BLE001 whatever a decoder throws
-            problem = (
-                f"image {path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-            )
+            problem = f"image {path} cannot be read ({_reason(error)})"
         if self.on_error == "raise":
             raise DataError(f"{problem}; repair it, or set on_error='skip' in LoadImage to train without it")
         print_log(f"left out: {problem}", logger="current", level=30)
@@ -41,29 +39,40 @@ class LoadImage(LoadImageFromFile):
 
 
 @TRANSFORMS.register_module()
-class CheckLabels(BaseTransform):
-    """After LoadAnnotations of a segmentation pipeline: every label is a class or the ignored value.
+class LoadLabels(BaseTransform):
+    """mmseg's `LoadAnnotations` for label maps, every label of which must be a class or the ignored value.
 
     Args:
         num_classes: labels must be below it.
         ignore_index: the one value above that is allowed.
 
     Raises:
-        DataError: naming the file and the label.
+        DataError: naming the file, and the label if one is wrong.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.load = TRANSFORMS.build(dict(type="mmseg.LoadAnnotations"))
 
     def transform(self, results: dict) -> dict:
+        path = results["seg_map_path"]
+        try:
+            results = self.load(results)
+        except FileNotFoundError:
+            raise DataError(f"label map {path} does not exist; check data_root and data_prefix") from None
+        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+            raise DataError(f"label map {path} cannot be read ({_reason(error)}); repair it") from None
         labels = results["gt_seg_map"]
         wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
         if wrong.size:
             shift = int(bool(results.get("reduce_zero_label")))
             raise DataError(
-                f"{results['seg_map_path']} holds the label {int(np.max(wrong)) + shift}, but there are "
-                f"{self.num_classes} classes ({'stored from 1, 0 ignored' if shift else 'stored from 0'}, "
-                f"{self.ignore_index} "
-                "ignored); correct the file, or num_classes and the data set's classes"
+                f"{path} holds the label {int(np.max(wrong)) + shift}, but there are {self.num_classes} classes "
+                f"({'stored from 1, 0 ignored' if shift else 'stored from 0'}, {self.ignore_index} ignored); "
+                "correct the file, or num_classes and the data set's classes"
             )
         return results
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

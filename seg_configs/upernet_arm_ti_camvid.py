@@ -14,7 +14,7 @@
 #   2. the names of the classes, in the order of their labels, and a colour for each;
 #   3. reduce_zero_label: True if a stored 0 means "ignore" and class k is stored as k + 1, as here
 #      and in ADE20K; False if class k is stored as k and 255 means "ignore";
-#   4. the number of classes, in both heads and in CheckLabels;
+#   4. the number of classes, in both heads and in LoadLabels;
 #   5. the size of images and crops;
 #   6. the length of training (in train_cfg and param_scheduler alike) and the learning rate.
 _base_ = [
@@ -60,8 +60,7 @@ model = dict(
 train_pipeline = [
     dict(type="SeedSample"),
     dict(type="LoadImage"),
-    dict(type="LoadAnnotations"),
-    dict(type="CheckLabels", num_classes=11),  # 4
+    dict(type="LoadLabels", num_classes=11),  # 4
     dict(type="RandomResize", scale=(480, 360), ratio_range=(0.75, 2.0), keep_ratio=True),  # 5
     dict(type="RandomCrop", crop_size=(192, 192), cat_max_ratio=0.75),  # 5
     dict(type="RandomFlip", prob=0.5),
@@ -71,8 +70,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImage"),
     dict(type="Resize", scale=(480, 360), keep_ratio=True),  # 5
-    dict(type="LoadAnnotations"),
-    dict(type="CheckLabels", num_classes=11),  # 4
+    dict(type="LoadLabels", num_classes=11),  # 4
     dict(type="PackSegInputs"),
 ]
 tta_pipeline = [
@@ -85,8 +83,7 @@ tta_pipeline = [
                 for scale in ((360, 270), (480, 360), (720, 540))  # 5
             ],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadAnnotations")],
-            [dict(type="CheckLabels", num_classes=11)],  # 4
+            [dict(type="LoadLabels", num_classes=11)],  # 4
             [dict(type="PackSegInputs")],
         ],
     ),

@@ -172,7 +172,7 @@ def test_wrong_command_lines(refused):
         ("pretrain.pth", ["does not fit the model", "pretrain checkpoint", "init_cfg"]),
         ("cut.pth", ["is no complete PyTorch checkpoint", "save it again"]),
         ("seg.py", ["PyTorch checkpoint", "save it again"]),
-        ("gone.pth", ["checkpoint gone.pth does not exist"]),
+        ("gone.pth", ["gone.pth does not exist; give the path"]),
     ],
 )
 def test_detector_is_not_tested_with_something_else(name, says, refused):
@@ -274,7 +274,7 @@ def test_missing_image(broken, refused):
     refused("train.py", "mine.py", "--cfg-options", "train_dataloader.dataset.path=list.txt", says=says)
 
 
-def test_missing_label_map_and_wrong_labels(broken, refused, tmp_path):
+def test_missing_unreadable_and_wrong_labels(broken, refused):
     image = victim(broken, "seg")
     labels = broken / "ade/annotations/training" / f"{image.stem}.png"
     seg_config(broken).dump("mine.py")
@@ -283,8 +283,10 @@ def test_missing_label_map_and_wrong_labels(broken, refused, tmp_path):
     Image.fromarray(array).save(labels)
     says = [f"{labels} holds the label 7, but there are 4 classes", "stored from 1, 0 ignored", "num_classes"]
     refused("train.py", "mine.py", says=says, started=True)
+    labels.write_bytes(b"no image at all")
+    refused("train.py", "mine.py", says=[f"label map {labels} cannot be read", "repair it"], started=True)
     labels.unlink()
-    refused("train.py", "mine.py", says=str(labels), started=True)
+    refused("train.py", "mine.py", says=f"label map {labels} does not exist", started=True)
 
 
 def test_unreadable_image_in_testing(broken, files, refused):
@@ -345,7 +347,7 @@ def test_annotation_file_that_is_broken_behind_its_categories(broken, refused):
 def test_empty_training_set(broken, refused):
     det_config(broken).dump("mine.py")
     change_coco(broken, lambda content: content.update(annotations=[]))
-    refused("train.py", "mine.py", says=["train_dataloader", "data set is empty", "ann_file", "classes"])
+    refused("train.py", "mine.py", says=["train_dataloader", "data set is empty; check ann_file", "classes"])
     for image in (broken / "ade/images/training").iterdir():
         image.unlink()
     seg_config(broken).dump("mine.py")

@@ -189,7 +189,7 @@ def test_pipelines_are_exact_and_safe(path, load):
         names = transforms(pipeline)
         assert "LoadImage" in names and "LoadImageFromFile" not in names
         if cfg.default_scope == "mmseg":
-            assert names.index("CheckLabels") == names.index("LoadAnnotations") + 1
+            assert "LoadLabels" in names and "LoadAnnotations" not in names
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         assert loader.batch_size == 1 and loader.sampler.shuffle is False
 
@@ -559,7 +559,7 @@ def test_label_out_of_range_stops(load, ade):
     """Fewer classes than stored labels: without the check, training goes on with wrong numbers."""
     cfg = load("seg_configs/upernet_arm_ti_camvid.py")
     for step in cfg.test_dataloader.dataset.pipeline:
-        if step["type"] == "CheckLabels":
+        if step["type"] == "LoadLabels":
             step["num_classes"] = 2
     with pytest.raises(Exception, match=r"a\.png"):
         dataset(cfg, "test", ade)[0]

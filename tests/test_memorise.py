@@ -50,7 +50,7 @@ model = dict(data_preprocessor=dict(size=(256, 256)),
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
 for step in train_pipeline + test_pipeline:
-    if step["type"] == "CheckLabels":
+    if step["type"] == "LoadLabels":
         step["num_classes"] = {count}
     if step["type"] in ("Resize", "RandomResize"):
         step["scale"] = (320, 320)

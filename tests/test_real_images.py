@@ -72,7 +72,7 @@ def test_greyscale_files_become_three_equal_channels(photographs):
                 data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
                 metainfo=json.loads((path.parents[2] / "meta.json").read_text()) | dict(palette=[[0, 0, 0]] * 133),
                 reduce_zero_label=True,
-                pipeline=[s for s in cfg.test_pipeline if s["type"] != "CheckLabels"],
+                pipeline=[s for s in cfg.test_pipeline if s["type"] != "LoadLabels"],
             )
         )
         index = next(i for i in range(len(dataset)) if dataset.get_data_info(i)["img_path"].endswith(path.name))

@@ -6,8 +6,7 @@ train_pipeline = [
     dict(type="SeedSample"),  # augmentation by seed, epoch and index: a resumed run is the same
     dict(type="LoadImage"),
     # stored 0 becomes 255 (ignored), stored k becomes k - 1: the data set's reduce_zero_label
-    dict(type="LoadAnnotations"),
-    dict(type="CheckLabels", num_classes=150),
+    dict(type="LoadLabels", num_classes=150),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -18,8 +17,7 @@ test_pipeline = [
     dict(type="LoadImage"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
     # after Resize: the prediction is scaled back and judged at the original size
-    dict(type="LoadAnnotations"),
-    dict(type="CheckLabels", num_classes=150),
+    dict(type="LoadLabels", num_classes=150),
     dict(type="PackSegInputs"),
 ]
 # test-time augmentation (--tta): six sizes, each with and without a flip. The ratios are of the
@@ -35,8 +33,7 @@ tta_pipeline = [
                 for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadAnnotations")],
-            [dict(type="CheckLabels", num_classes=150)],
+            [dict(type="LoadLabels", num_classes=150)],
             [dict(type="PackSegInputs")],
         ],
     ),
