@@ -6,9 +6,10 @@ from .arm import ARCHS
 from .pyramid import ARMPyramid
 
 if find_spec("mmengine") is not None:
-    from .openmmlab import ARM  # registered, otherwise the same model
+    from .openmmlab import ARM, ARMClassifier  # registered, otherwise the same models
 else:
     from .arm import ARM
+    from .classifier import ARMClassifier
 
 __version__ = "0.1.0"
-__all__ = ["ARCHS", "ARM", "ARMPyramid", "__version__"]
+__all__ = ["ARCHS", "ARM", "ARMClassifier", "ARMPyramid", "__version__"]

@@ -50,11 +50,11 @@ def drop_path_rates(rate: float, num_layers: int) -> list[float]:
 
 
 class PatchEmbed(nn.Module):
-    """(B, 3, H, W) -> (B, Gh, Gw, C), one token for each patch."""
+    """(B, in_chans, H, W) -> (B, Gh, Gw, C), one token for each patch."""
 
-    def __init__(self, patch_size: int, stride: int, dim: int) -> None:
+    def __init__(self, patch_size: int, stride: int, in_chans: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride)
         lecun_normal_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -70,8 +70,12 @@ class ARMTrunk(nn.Module):
         img_size: pixels, one number or (height, width); sets the grid of the position embedding.
         patch_size, patch_stride: pixels.
         scans: 1 (pretraining) or 4 (finetuning) directions.
+        cls_token: None, or the place of a class token in the sequence: "middle" (reference code) or "tail" (STAR).
+        in_chans: channels of the images.
         drop_path_rate: stochastic depth, rising with depth.
         with_cp: recompute each block in the backward instead of keeping its activations.
+        reference_init: zero the delta biases of directions 2 to 4, as the reference code does from scratch, instead of
+            giving every direction Mamba's own step sizes.
     """
 
     def __init__(
@@ -81,8 +85,11 @@ class ARMTrunk(nn.Module):
         patch_size: int = 16,
         patch_stride: int = 16,
         scans: int = 4,
+        cls_token: str | None = None,
+        in_chans: int = 3,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
+        reference_init: bool = False,
     ) -> None:
         super().__init__()
         if scans not in (1, 4):
@@ -94,13 +101,45 @@ class ARMTrunk(nn.Module):
         if min(self.img_size) < patch_size:
             raise ValueError(f"img_size={img_size!r} is smaller than one patch of {patch_size} pixels")
         self.grid_size = tuple((s - patch_size) // patch_stride + 1 for s in self.img_size)
-        self.patch_embed = PatchEmbed(patch_size, patch_stride, self.embed_dims)
-        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims))
-        nn.init.normal_(self.pos_embed, std=0.02)
+        self.patch_embed = PatchEmbed(patch_size, patch_stride, in_chans, self.embed_dims)
+        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims).normal_(std=0.02))
+        cls_index(1, cls_token)  # refuses an unknown position
+        self.cls_token_position = cls_token
+        if cls_token is not None:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
+            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
         self.blocks = nn.ModuleList(
             Block(self.embed_dims, scans, rate, self.num_layers)
             for rate in drop_path_rates(drop_path_rate, self.num_layers)
         )
+        if reference_init:
+            for block in self.blocks:
+                nn.init.zeros_(block.mixer.dt_proj_bias[1:])
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, in_chans, H, W) -> tokens (B, L, C) with position and class token, and the grid (Gh, Gw).
+
+        The grid is the reference code's, (H - patch_size) // patch_stride + 1; the position embedding is resized to it.
+        """
+        x = self.patch_embed(images)
+        grid = tuple(x.shape[1:3])
+        x = (x + resize_pos_embed(self.pos_embed, *grid)).flatten(1, 2)
+        position = cls_index(x.shape[1], self.cls_token_position)
+        if position is not None:
+            cls_token = (self.cls_token + self.cls_pos_embed).expand(len(x), -1, -1).to(x.dtype)
+            x = torch.cat([x[:, :position], cls_token, x[:, position:]], dim=1)
+        return x, grid
+
+    def orders(self, grid: tuple[int, int]) -> Tensor:
+        """(K, L) token orders of the scans for a grid (Gh, Gw)."""
+        return scan_orders(*grid, self.scans, self.cls_token_position, device=self.pos_embed.device)
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, Gh * Gw, C), without the class token."""
+        if self.cls_token_position is None:
+            return x
+        position = cls_index(x.shape[1] - 1, self.cls_token_position)
+        return torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
 
     def run_block(self, index: int, x: Tensor, orders: Tensor) -> Tensor:
         """Block `index` on x (B, L, C), recomputed in the backward with `with_cp`."""
@@ -132,8 +171,7 @@ class ARM(ARMTrunk):
     """Backbone for dense prediction: images of any size to maps of the patch stride.
 
     Args:
-        cls_token: None, "middle" or "tail": carry a class token through the blocks, as a finetuned classifier does.
-            It is dropped from the maps.
+        cls_token: as in `ARMTrunk`, for weights of a finetuned classifier; it is dropped from the maps.
         out_indices: blocks (from 0) whose outputs are returned; four levels by depth when None: 3, 5, 7, 11 of 12 and
             7, 11, 15, 23 of 24.
         frozen_stages: -1 trains everything, 0 freezes the embeddings, n the first n blocks too.
@@ -154,12 +192,16 @@ class ARM(ARMTrunk):
         with_cp: bool = False,
         frozen_stages: int = -1,
     ) -> None:
-        super().__init__(arch, img_size, patch_size, patch_stride, scans, drop_path_rate, with_cp)
-        cls_index(1, cls_token)  # refuses an unknown position
-        self.cls_token_position = cls_token
-        if cls_token is not None:
-            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
-            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
+        super().__init__(
+            arch,
+            img_size,
+            patch_size,
+            patch_stride,
+            scans,
+            cls_token,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+        )
         self.out_indices = default_out_indices(self.num_layers) if out_indices is None else tuple(out_indices)
         if not self.out_indices or not all(0 <= i < self.num_layers for i in self.out_indices):
             raise ValueError(f"out_indices={out_indices!r}: give block numbers from 0 to {self.num_layers - 1}")
@@ -188,37 +230,25 @@ class ARM(ARMTrunk):
             module.eval()  # no drop path in frozen blocks
         return self
 
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        return resize_pos_embed(self.pos_embed, *grid)
-
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, 3, H, W) -> tokens (B, L, C) with position and class token, and the grid (Gh, Gw)."""
-        grid = tuple(math.ceil(s / self.patch_stride) for s in images.shape[2:])
-        pad = [(g - 1) * self.patch_stride + self.patch_size - s for g, s in zip(grid, images.shape[2:], strict=True)]
-        images = F.pad(images, (0, max(pad[1], 0), 0, max(pad[0], 0)))
-        x = (self.patch_embed(images) + self._position(grid)).flatten(1, 2)
-        position = cls_index(x.shape[1], self.cls_token_position)
-        if position is not None:
-            cls_token = (self.cls_token + self.cls_pos_embed).expand(len(x), -1, -1).to(x.dtype)
-            x = torch.cat([x[:, :position], cls_token, x[:, position:]], dim=1)
-        return x, grid
+    def _pad(self, images: Tensor) -> Tensor:
+        """Zeros right and below, so that every pixel is in a patch and the grid is ceil(size / patch_stride)."""
+        stride, patch = self.patch_stride, self.patch_size
+        height, width = (max((math.ceil(s / stride) - 1) * stride + patch - s, 0) for s in images.shape[2:])
+        return F.pad(images, (0, width, 0, height))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W), any H and W -> one (B, C, ceil(H/stride), ceil(W/stride)) per entry of `out_indices`.
 
         The image is padded with zeros right and below to whole patches.
         """
-        x, (height, width) = self.embed(images)
-        orders = scan_orders(height, width, self.scans, self.cls_token_position, device=x.device)
-        position = cls_index(height * width, self.cls_token_position)
+        x, grid = self.embed(self._pad(images))
+        orders = self.orders(grid)
         maps = []
         for i in range(self.out_indices[-1] + 1):
             x = self.run_block(i, x, orders)
             if i in self.out_indices:
-                level = self.out_norms[len(maps)](x)
-                if position is not None:
-                    level = torch.cat([level[:, :position], level[:, position + 1 :]], dim=1)
-                maps.append(level.transpose(1, 2).unflatten(2, (height, width)).contiguous())
+                level = self.patch_tokens(self.out_norms[len(maps)](x))
+                maps.append(level.transpose(1, 2).unflatten(2, grid).contiguous())
         return tuple(maps)
 
 

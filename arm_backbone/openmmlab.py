@@ -3,30 +3,33 @@
 Models go into mmengine's root registry, so that they are found under mmdet's and mmseg's scope alike.
 """
 
+import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, is_model_wrapper
+from mmengine.model import BaseModel, BaseModule, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
-from . import arm, pyramid
+from . import arm, classifier, pyramid
 from .arm import ARMTrunk
-from .checkpoint import load_backbone, model_state, read_checkpoint
+from .checkpoint import model_state, read_checkpoint
+from .convert import Accounting
+from .load import load_trunk
 from .optim import parameter_groups
 
 
-def _may_start_fresh(name: str) -> str | None:
-    if name.startswith("out_norms."):
-        return "output norms, learned with the dense task"
-    if name in ("cls_token", "cls_pos_embed"):
-        return "class token, learned in finetuning"
-    return None
+def load_pretrained(model: ARMTrunk, path: str) -> Accounting:
+    """Load an ARM checkpoint of any kind and log the accounting; see `arm_backbone.load.load_trunk` for errors."""
+    accounting = load_trunk(model, model_state(read_checkpoint(path)), path)
+    print_log(f"Weights from {path}:\n{accounting}", logger="current")
+    return accounting
 
 
-def load_pretrained(model: ARMTrunk, path: str) -> None:
-    """Load an ARM checkpoint of any kind into a backbone and log the accounting; see `load_backbone` for errors."""
-    accounting = load_backbone(model, model_state(read_checkpoint(path)), path, new=_may_start_fresh)
-    print_log(f"Backbone weights from {path}:\n{accounting}", logger="current")
+def _checked_init_cfg(init_cfg: dict | None) -> dict | None:
+    if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg):
+        raise ValueError(f"init_cfg={init_cfg!r}: give dict(type='Pretrained', checkpoint=PATH), or None for scratch")
+    return init_cfg
 
 
 @MODELS.register_module(name="ARM")
@@ -40,17 +43,76 @@ class ARM(arm.ARM, BaseModule):
 
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg):
-            raise ValueError(
-                f"init_cfg={init_cfg!r}: give dict(type='Pretrained', checkpoint=PATH), or None for scratch"
-            )
-        self.init_cfg = init_cfg
+        self.init_cfg = _checked_init_cfg(init_cfg)
 
     def init_weights(self) -> None:
         """Load the checkpoint of `init_cfg`; without one the constructor's initialisation stays."""
         if self.init_cfg is not None and not self.is_init:
             load_pretrained(self, self.init_cfg["checkpoint"])
         self._is_init = True
+
+
+@MODELS.register_module(name="ARMClassifier")
+class ARMClassifier(classifier.ARMClassifier, BaseModel):
+    """`arm_backbone.classifier.ARMClassifier` for OpenMMLab.
+
+    Args:
+        data_preprocessor: mmengine's.
+        init_cfg: as in `ARM`. A head that the checkpoint does not provide starts near zero (std 2e-5), as in the
+            reference code.
+    """
+
+    def __init__(self, *args, data_preprocessor: dict | None = None, init_cfg: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_preprocessor = MODELS.build(data_preprocessor or dict(type="BaseDataPreprocessor"))
+        self.init_cfg = _checked_init_cfg(init_cfg)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of `init_cfg`; without one the constructor's initialisation stays."""
+        if self.init_cfg is not None and not self.is_init:
+            accounting = load_pretrained(self, self.init_cfg["checkpoint"])
+            if "head.weight" in accounting.new:
+                nn.init.normal_(self.head.weight, std=2e-5)
+        self._is_init = True
+
+    def forward(self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"):
+        """Normalised images (B, 3, H, W).
+
+        Args:
+            data_samples: labels (B,), or their distribution (B, num_classes), for the loss.
+
+        Returns:
+            mode "loss": dict(loss=cross entropy); "tensor": logits (B, num_classes); "predict": one entry of them an
+            image.
+        """
+        logits = super().forward(inputs)
+        if mode == "loss":
+            return dict(loss=F.cross_entropy(logits.float(), data_samples))
+        return list(logits.float()) if mode == "predict" else logits
+
+
+@MODELS.register_module()
+class LinearProbe(ARMClassifier):
+    """A frozen encoder under a linear head, behind a BatchNorm without parameters (MAE's linear probing)."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.requires_grad_(False)
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(self.embed_dims, affine=False, eps=1e-6), nn.Linear(self.embed_dims, self.num_classes)
+        )
+        nn.init.normal_(self.head[1].weight, std=0.01)
+        nn.init.zeros_(self.head[1].bias)
+
+    def train(self, mode: bool = True) -> "LinearProbe":
+        super().train(False)  # the encoder always predicts
+        self.head.train(mode)
+        self.training = mode
+        return self
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward_features(images)
 
 
 @MODELS.register_module(name="ARMPyramid")

@@ -159,15 +159,12 @@ def _check_annotations(annotations: list, images: dict, categories: dict, report
         x, y, width, height = box
         if width < 1 or height < 1:
             small.append(annotation["id"])
-        if image and (
-            min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1
-        ):
+        if image and (min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1):
             outside.append(annotation["id"])
         if not annotation.get("segmentation"):
             no_mask.append(annotation["id"])
     report.error(
-        f"{len(malformed)} boxes are not [x, y, width >= 0, height >= 0] in finite numbers; "
-        "annotation ids",
+        f"{len(malformed)} boxes are not [x, y, width >= 0, height >= 0] in finite numbers; annotation ids",
         malformed,
     )
     for found, text in (
@@ -300,16 +297,13 @@ def _check_ade_split(
     report.error(f"{split}: {len(faults)} files cannot be decoded", faults)
     report.error(f"{split}: {len(sizes)} pairs differ in size", sizes)
     report.error(
-        f"{split}: {len(values)} label maps hold something other than 0 (ignored) and "
-        f"1..{num_classes}",
+        f"{split}: {len(values)} label maps hold something other than 0 (ignored) and 1..{num_classes}",
         values,
     )
     _describe_ade_split(split, len(names), counts, num_classes, report)
 
 
-def _describe_ade_split(
-    split: str, pairs: int, counts: np.ndarray, num_classes: int, report: Report
-) -> None:
+def _describe_ade_split(split: str, pairs: int, counts: np.ndarray, num_classes: int, report: Report) -> None:
     counts = counts.copy()
     ignored_255 = int(counts[255]) if num_classes < 255 else 0
     if ignored_255:
@@ -321,10 +315,7 @@ def _describe_ade_split(
     absent = (1 + np.flatnonzero(share[1:] == 0)).tolist()
     common = 1 + np.argsort(-share[1:], kind="stable")[: num_classes - len(absent)][:12]
     shares = ", ".join(f"{value}: {share[value]:.1%}" for value in common)
-    report.note(
-        f"{split}: {pairs} pairs; pixels by stored value, most common first: {shares}; "
-        f"ignored: {share[0]:.1%}"
-    )
+    report.note(f"{split}: {pairs} pairs; pixels by stored value, most common first: {shares}; ignored: {share[0]:.1%}")
     report.note(f"{split}: {len(absent)} of {num_classes} classes do not occur", absent)
 
 
@@ -415,9 +406,7 @@ class _Look:
     missing: bool = False
 
 
-def _look_at(
-    root: Path, names: Sequence[str], decode: bool, progress: bool
-) -> Iterator[tuple[str, _Look]]:
+def _look_at(root: Path, names: Sequence[str], decode: bool, progress: bool) -> Iterator[tuple[str, _Look]]:
     """Open the files on a few threads (decoding lets go of Python's lock); in their order."""
 
     def look(name: str) -> tuple[str, _Look]:

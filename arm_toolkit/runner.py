@@ -11,7 +11,8 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from arm_backbone.checkpoint import CheckpointError, load_model, model_state, read_checkpoint
+from arm_backbone.checkpoint import CheckpointError, model_state, read_checkpoint
+from arm_backbone.load import load_model
 
 from .config import config_errors
 from .errors import ConfigError, DataError

@@ -299,9 +299,7 @@ def _already_there(out: Path, meta: dict, force: bool) -> bool:
     for path, expected in _file_counts(out, meta).items():
         count = sum(1 for _ in path.iterdir()) if path.is_dir() else 0
         if count != expected:
-            raise DataError(
-                f"{path} holds {count} files instead of {expected}; write it anew with --force"
-            )
+            raise DataError(f"{path} holds {count} files instead of {expected}; write it anew with --force")
     return True
 
 
@@ -369,9 +367,7 @@ def _empty_coco(split: str) -> dict:
     return {
         "info": {"description": f"generated shapes, {split}, version {VERSION}"},
         "licenses": [],
-        "categories": [
-            {"id": 1 + i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)
-        ],
+        "categories": [{"id": 1 + i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)],
         "images": [],
         "annotations": [],
     }
@@ -381,9 +377,7 @@ def _add_to_coco(content: dict, scene: Scene, image_id: int, file_name: str) -> 
     from pycocotools import mask as mask_utils
 
     height, width = scene.image.shape[:2]
-    content["images"].append(
-        {"id": image_id, "file_name": file_name, "height": height, "width": width}
-    )
+    content["images"].append({"id": image_id, "file_name": file_name, "height": height, "width": width})
     for i, (category_id, mask) in enumerate(zip(scene.category_ids, scene.masks)):
         rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
         content["annotations"].append(

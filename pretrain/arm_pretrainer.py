@@ -54,10 +54,10 @@ class ARMPretrainer(BaseModel):
         self.decoder = Decoder(dim, decoder_dim, decoder_depth, 3 * patch_size**2)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
 
-        # fixed tables: the encoder's is converted with the weights, the decoder's follows from the sizes
+        # fixed tables, kept with the weights: the authors' differ from ours in the last bit
         self.encoder.pos_embed.data.copy_(sincos_pos_embed(height, width, dim))
         self.encoder.pos_embed.requires_grad_(False)
-        self.register_buffer("decoder_pos_embed", sincos_pos_embed(height, width, decoder_dim).flatten(1, 2), False)
+        self.register_buffer("decoder_pos_embed", sincos_pos_embed(height, width, decoder_dim).flatten(1, 2))
 
         patches = cluster_patches(height, width, cluster_side)
         self.register_buffer("patches", patches, persistent=False)  # (M, P)

@@ -11,6 +11,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
+DEVIATIONS = pytest.StashKey[dict]()  # golden file -> precision -> (worst relative deviation, arrays compared)
+
 # Tests start processes of their own; two threads each on few cores would wait for each other.
 torch.set_num_threads(1)
 
@@ -57,3 +59,12 @@ def run_tool(*arguments: str | Path, timeout: int = 600, **kwargs) -> subprocess
         command = ["bash", str(ROOT / "tools" / command[0]), *command[1:]]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **kwargs.pop("env", {})}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, **kwargs)
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    deviations = config.stash.get(DEVIATIONS, {})
+    if deviations:
+        terminalreporter.section("worst deviation from the reference code, of the largest value of an array")
+        for name, worst in sorted(deviations.items()):
+            columns = [f"{p} {d:.1e} ({count} arrays)" for p, (d, count) in sorted(worst.items(), reverse=True)]
+            terminalreporter.line(f"{name:24s} {', '.join(columns)}")

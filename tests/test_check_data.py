@@ -79,10 +79,7 @@ def test_coco_missing_images_are_counted_and_named(coco):
 
 def test_long_lists_of_names_are_cut(coco):
     def plant(content):
-        content["images"] += [
-            {"id": 100 + i, "file_name": f"gone_{i}.jpg", "height": 9, "width": 9}
-            for i in range(20)
-        ]
+        content["images"] += [{"id": 100 + i, "file_name": f"gone_{i}.jpg", "height": 9, "width": 9} for i in range(20)]
 
     change_coco(coco, plant)
     report = look_at_coco(coco)
@@ -201,9 +198,7 @@ def test_ade_label_77_is_found(ade):
     label[3, 5] = 77
     Image.fromarray(label).save(file)
     error = only_error(check_ade(ade, 4))
-    assert (
-        "validation: 1 label maps" in error and "1..4" in error and "val_000001.png (77)" in error
-    )
+    assert "validation: 1 label maps" in error and "1..4" in error and "val_000001.png (77)" in error
     assert check_ade(ade, 77).ok
 
 
@@ -339,9 +334,7 @@ def test_true_coco_passes(split):
 
 
 @needs_data
-@pytest.mark.parametrize(
-    "name, num_classes", [("ade20k_samples", 150), ("coco_sem133", 133), ("camvid", 11)]
-)
+@pytest.mark.parametrize("name, num_classes", [("ade20k_samples", 150), ("coco_sem133", 133), ("camvid", 11)])
 def test_true_label_maps_pass(name, num_classes):
     report = check_ade(DATA / name, num_classes)
     assert report.ok, str(report)

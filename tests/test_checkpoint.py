@@ -9,16 +9,8 @@ import torch
 from conftest import run_tool
 
 from arm_backbone import ARM
-from arm_backbone.checkpoint import (
-    CheckpointError,
-    detect_kind,
-    load_backbone,
-    load_model,
-    model_state,
-    read_checkpoint,
-    to_backbone,
-    write_checkpoint,
-)
+from arm_backbone.checkpoint import CheckpointError, model_state, read_checkpoint, write_checkpoint
+from arm_backbone.load import load_model, load_trunk
 from arm_pretrain import ARMPretrainer
 
 
@@ -32,26 +24,11 @@ def pretrained(tmp_path, small_arch):
     return model, path
 
 
-def test_one_scan_becomes_four(pretrained, small_arch):
-    model, path = pretrained
-    state, accounting = to_backbone(model_state(read_checkpoint(path)))
-    encoder = model.encoder.state_dict()
-    assert set(state) == set(encoder)
-    assert state["blocks.0.mixer.conv_weight"].shape == (4, 32, 4)
-    for name, tensor in state.items():
-        source = encoder[name]
-        assert torch.equal(tensor, source.expand_as(tensor)), name
-    assert set(accounting.dropped) == {k for k in model.state_dict() if not k.startswith("encoder.")}
-    assert sum(how == "one scan copied to 4" for how in accounting.used.values()) == 4 * 7
-
-
 def test_converted_weights_give_the_same_features(pretrained, small_arch):
     """With one scan, the backbone computes what the pretraining encoder does on the same sequence."""
     model, path = pretrained
     backbone = ARM(small_arch, img_size=96, scans=1, out_indices=(3,)).eval()
-    load_backbone(
-        backbone, model_state(read_checkpoint(path)), str(path), new=lambda n: n.startswith("out_norms") or None
-    )
+    load_trunk(backbone, model_state(read_checkpoint(path)), str(path))
     images = torch.randn(1, 3, 96, 96)
     tokens = (model.encoder.patch_embed(images) + model.encoder.pos_embed).flatten(1, 2)
     for i in range(4):
@@ -63,12 +40,7 @@ def test_converted_weights_give_the_same_features(pretrained, small_arch):
 def test_position_embedding_is_resized_to_the_model(pretrained, small_arch):
     _, path = pretrained
     backbone = ARM(small_arch, img_size=(64, 128))
-    accounting = load_backbone(
-        backbone,
-        model_state(read_checkpoint(path)),
-        str(path),
-        new=lambda n: "fresh" if n.startswith("out_norms") else None,
-    )
+    accounting = load_trunk(backbone, model_state(read_checkpoint(path)), str(path))
     assert accounting.used["pos_embed"] == "resized from 6x6 to 4x8"
     assert set(accounting.new) == {f"out_norms.{i}.{n}" for i in range(4) for n in ("weight", "bias")}
 
@@ -84,9 +56,7 @@ def test_command_line_conversion(pretrained, tmp_path, small_arch):
         state = model_state(checkpoint)
         assert state["pos_embed"].shape == (1, 4, 4, 32)
         assert str(checkpoint["meta"]["format_version"]) == "1"
-        load_backbone(
-            ARM(small_arch, img_size=64), state, str(target), new=lambda n: "new" if "out_norms" in n else None
-        )
+        load_trunk(ARM(small_arch, img_size=64), state, str(target))
 
 
 def test_command_line_errors_leave_no_file(tmp_path):
@@ -144,10 +114,10 @@ def test_weights_that_do_not_fit_are_refused(pretrained, small_arch):
     wide = ARM(dict(embed_dims=48, num_layers=4), img_size=96)
     before = {k: v.clone() for k, v in wide.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"tensors of another shape \("):
-        load_backbone(wide, state, "pretrain.pth", new=lambda n: "new" if "out_norms" in n else None)
+        load_trunk(wide, state, "pretrain.pth")
     deep = ARM(dict(embed_dims=32, num_layers=5), img_size=96)
     with pytest.raises(CheckpointError, match="of the model missing .*blocks.4"):
-        load_backbone(deep, state, "pretrain.pth", new=lambda n: "new" if "out_norms" in n else None)
+        load_trunk(deep, state, "pretrain.pth")
     with pytest.raises(CheckpointError, match="unknown to the model.*It is a pretrain checkpoint"):
         load_model(ARM(small_arch, img_size=96), state, "pretrain.pth")
     assert all(torch.equal(v, before[k]) for k, v in wide.state_dict().items())
@@ -156,14 +126,7 @@ def test_weights_that_do_not_fit_are_refused(pretrained, small_arch):
 def test_four_different_scans_never_become_one(small_arch):
     state = ARM(small_arch, img_size=96).state_dict()
     with pytest.raises(CheckpointError, match="has 4 scans, the model 1"):
-        load_backbone(ARM(small_arch, img_size=96, scans=1), state, "four.pth")
-
-
-def test_kinds_are_told_by_keys(small_arch):
-    backbone = ARM(small_arch, img_size=96).state_dict()
-    assert detect_kind(backbone) == "backbone"
-    assert detect_kind({f"backbone.{k}": v for k, v in backbone.items()}) == "dense"
-    assert detect_kind(backbone | {"head.weight": torch.zeros(1)}) == "classifier"
+        load_trunk(ARM(small_arch, img_size=96, scans=1), state, "four.pth")
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -198,7 +198,10 @@ def test_nothing_to_resume_is_one_line(data, tmp_path, capsys):
     seg_config(data).dump(cfg)
     for arguments, expected in (
         (["--resume"], f"error: --resume: {tmp_path}/empty holds no checkpoint; leave --resume out to start\n"),
-        (["--resume", "gone.pth"], "error: gone.pth does not exist; give the path of an existing .pth or .safetensors file\n"),
+        (
+            ["--resume", "gone.pth"],
+            "error: gone.pth does not exist; give the path of an existing .pth or .safetensors file\n",
+        ),
     ):
         assert call_tool("train.py", cfg, "--work-dir", tmp_path / "empty", *arguments) == 2
         assert capsys.readouterr().err == expected

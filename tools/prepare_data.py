@@ -43,9 +43,7 @@ def coco(args: argparse.Namespace) -> list[Report]:
         if args.images:
             raise DataError(f"--images {args.images} goes with a file; {args.root} is a folder")
         return [
-            check_coco(
-                args.root / f"annotations/instances_{split}.json", args.root / split, **options
-            )
+            check_coco(args.root / f"annotations/instances_{split}.json", args.root / split, **options)
             for split in args.splits
         ]
     if args.root.is_file() and not args.images:
@@ -100,9 +98,7 @@ def parse_args() -> argparse.Namespace:
     kind.add_argument("--decode", **decode)
 
     kind = kinds.add_parser("images", help="pictures for pretraining")
-    kind.add_argument(
-        "path", metavar="PATH", type=Path, help="folder, or list with a path per line"
-    )
+    kind.add_argument("path", metavar="PATH", type=Path, help="folder, or list with a path per line")
     kind.add_argument("--root", type=Path, help="what a list is relative to (its own folder)")
     kind.add_argument("--no-decode", action="store_true", help="read headers only (fast)")
     return parser.parse_args()
