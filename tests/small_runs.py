@@ -76,8 +76,8 @@ def seg_config(shapes: Path, validate: bool = False, **options) -> Config:
     cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
     cfg.model.auxiliary_head.update(in_channels=32, channels=16)
     cfg.train_dataloader.batch_size = 4
-    cfg.train_dataloader.dataset.pipeline.insert(4, dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75))
-    cfg.train_dataloader.dataset.pipeline.insert(6, dict(type="PhotoMetricDistortion"))
+    cfg.train_dataloader.dataset.pipeline.insert(3, dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75))
+    cfg.train_dataloader.dataset.pipeline.insert(5, dict(type="PhotoMetricDistortion"))
     cfg.train_cfg.update(max_iters=8, val_interval=100, val_begin=100)
     if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

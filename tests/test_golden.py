@@ -32,7 +32,7 @@ BLOCK = "layers.0.mixer."
 class Golden:
     """One file in one precision, and the deviations found from it.
 
-    In float64 only what the reference ran in float64 is checked (keys out64/..., grad64.../...), and the other way round.
+    In float64 only what the reference ran in float64 is checked (keys out64/..., grad64.../...), and vice versa.
     """
 
     def __init__(self, path, precision: str, deviations: dict) -> None:
