@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, BaseModule, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import (
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+)
 from torch import Tensor, nn
 
 from . import arm, classifier, pyramid
@@ -16,7 +23,7 @@ from .arm import ARMTrunk
 from .checkpoint import model_state, read_checkpoint
 from .convert import Accounting
 from .load import load_trunk
-from .optim import parameter_groups
+from .optim import parameter_groups, warmup_cosine
 
 
 def load_pretrained(model: ARMTrunk, path: str) -> Accounting:
@@ -118,6 +125,44 @@ class LinearProbe(ARMClassifier):
 @MODELS.register_module(name="ARMPyramid")
 class ARMPyramid(pyramid.ARMPyramid, BaseModule):
     """`arm_backbone.pyramid.ARMPyramid` for OpenMMLab."""
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupCosineLR(_ParamScheduler):
+    """`arm_backbone.optim.warmup_cosine` of every group's own peak, set before each iteration.
+
+    Args:
+        warmup: epochs, with convert_to_iter_based=True (the learning rate then changes every iteration).
+        floor: last learning rate as a part of the peak.
+        end: epochs; those of the training when left out.
+
+    Raises:
+        ValueError: if the warm-up is not shorter than the training.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimWrapper,
+        warmup: float,
+        end: float,
+        floor: float = 0.0,
+        last_step: int = -1,
+        by_epoch: bool = True,
+    ) -> None:
+        if not 0 <= warmup < end:
+            raise ValueError(f"warmup={warmup} must be shorter than the training of {end}")
+        self.warmup, self.total, self.floor = warmup, end, floor
+        super().__init__(optimizer, "lr", last_step=last_step, by_epoch=by_epoch)
+
+    @classmethod
+    def build_iter_from_epoch(
+        cls, *args, warmup: float, end: float, epoch_length: int, by_epoch: bool = True, **kwargs
+    ) -> "WarmupCosineLR":
+        return cls(*args, warmup=warmup * epoch_length, end=end * epoch_length, by_epoch=False, **kwargs)
+
+    def _get_value(self) -> list[float]:
+        factor = warmup_cosine(self.last_step, self.warmup, self.total, self.floor)
+        return [peak * factor for peak in self.base_values]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

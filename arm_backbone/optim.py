@@ -1,5 +1,6 @@
-"""Parameter groups: weight-decay exemption by name, and layer-wise learning-rate decay."""
+"""Parameter groups (weight-decay exemption by name, layer-wise learning-rate decay) and the learning-rate schedule."""
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -66,3 +67,16 @@ def parameter_groups(
         group["params"].append(parameter)
         group["param_names"].append(name)
     return list(groups.values())
+
+
+def warmup_cosine(time: float, warmup: float, end: float, floor: float = 0.0) -> float:
+    """Learning rate as a part of its peak: a linear rise from 0, then half a cosine (reference code, both stages).
+
+    Args:
+        time, warmup, end: since the start, in epochs or iterations alike.
+        floor: where it ends, as a part of the peak; so a group with a smaller peak has a smaller floor.
+    """
+    if time < warmup:
+        return time / warmup
+    progress = min((time - warmup) / (end - warmup), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

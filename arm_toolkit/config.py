@@ -294,6 +294,25 @@ def check_image_size(cfg: Config) -> None:
             )
 
 
+def check_num_classes(cfg: Config) -> None:
+    """A classifier has as many classes as its training data has class folders.
+
+    Raises:
+        ConfigError: naming the numbers.
+    """
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    if dataset.get("type") != "ClassFolder":
+        return
+    folder = Path(dataset.data_root) / dataset.get("classes_from", "train")
+    count = sum(path.is_dir() for path in folder.glob("*"))
+    keys = {f"model.{key}": node for key, node in named_dicts(cfg.model) if "num_classes" in node}
+    wrong = [
+        f"{key.rstrip('.')}.num_classes={node.num_classes}" for key, node in keys.items() if node.num_classes != count
+    ]
+    if count and wrong:
+        raise ConfigError(f"{', '.join(wrong)}, but {folder} has {count} class folders; set the number of these")
+
+
 def pretrained_backbone(cfg: Config) -> ConfigDict | None:
     """The part of the configuration that names the checkpoint of the ARM backbone, if there is one."""
     for node in dicts(cfg.get("model")):

@@ -1,4 +1,4 @@
-"""Training and testing of any configuration: the same arguments for detection, segmentation and pretraining."""
+"""Training and testing of any configuration, whatever its task: the same arguments for all."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ from .config import (
     check_arguments,
     check_data_paths,
     check_image_size,
+    check_num_classes,
     config_errors,
     dicts,
     load_config,
@@ -147,6 +148,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
     check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
     check_arguments(cfg)
     check_image_size(cfg)
+    check_num_classes(cfg)
     prepare(cfg, args, config_name, "train_dataloader")
     if args.amp:
         _use_amp(cfg)
@@ -213,7 +215,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
 
 
 def _save_results(cfg: Config, out: str) -> None:
-    """Detection: a pickle of all predictions. Segmentation: label maps as PNG in a folder."""
+    """Segmentation: label maps as PNG in a folder. Otherwise a pickle of all predictions."""
     if cfg.default_scope == "mmseg":
         if Path(out).suffix:
             raise ConfigError(f"--out {out}: segmentation writes one label map an image; give a folder")
@@ -222,9 +224,10 @@ def _save_results(cfg: Config, out: str) -> None:
                 evaluator.output_dir = out
         return
     if Path(out).suffix not in (".pkl", ".pickle"):
-        raise ConfigError(f"--out {out}: detection writes one file; give a name ending in .pkl")
+        raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
-    cfg.test_evaluator = [*evaluators, dict(type="DumpDetResults", out_file_path=out)]
+    dump = "DumpDetResults" if cfg.default_scope == "mmdet" else "DumpResults"
+    cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
 
 
 def _draw(cfg: Config, show_dir: str) -> None:
@@ -232,8 +235,10 @@ def _draw(cfg: Config, show_dir: str) -> None:
     if cfg.default_scope == "mmseg":
         cfg.visualizer.save_dir = show_dir
         cfg.default_hooks.visualization = dict(type="SegVisualizationHook", draw=True, interval=1)
-    else:
+    elif cfg.default_scope == "mmdet":
         cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
+    else:
+        raise ConfigError(f"--show-dir {show_dir}: classification has nothing to draw; --out writes its logits")
 
 
 def config_name(path: str) -> str:

@@ -46,6 +46,36 @@ def find_images(path: str, prefix: str | None = None) -> list[Path]:
     return files
 
 
+def load_rgb(files: list[Path], index: int, on_error: str) -> tuple[Image.Image, int]:
+    """Open a file as RGB.
+
+    Args:
+        on_error: what happens to a file that cannot be read: "raise", or "skip" to warn and take the next that can.
+
+    Returns:
+        the image, and the index of its file.
+
+    Raises:
+        OSError: naming the file.
+        ValueError: for another `on_error`.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
+    for offset in range(len(files)):
+        position = (index + offset) % len(files)
+        try:
+            with Image.open(files[position]) as image:
+                return image.convert("RGB"), position
+        except (OSError, SyntaxError, ValueError) as error:
+            if on_error == "raise":
+                raise OSError(
+                    f"cannot read {files[position]} ({error}); remove it, or set on_error='skip' in the dataset to "
+                    "leave it out"
+                ) from None
+            print_log(f"left out {files[position]}: {error}", logger="current", level=30)
+    raise OSError(f"none of the {len(files)} images can be read, first {files[0]}")
+
+
 @DATASETS.register_module()
 class ImageCrops(Dataset):
     """Random resized crops and flips (reference code: scale 0.2 to 1, bicubic) as uint8 RGB.
@@ -70,8 +100,6 @@ class ImageCrops(Dataset):
         augment: bool = True,
         on_error: str = "raise",
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
         self.files = find_images(path, prefix)
         self.on_error = on_error
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -87,25 +115,10 @@ class ImageCrops(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image = self._load(index)
+        image, _ = load_rgb(self.files, index, self.on_error)
         seed = getattr(index, "seed", None)
         if seed is None:
             return dict(inputs=self.transform(image))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return dict(inputs=self.transform(image))
-
-    def _load(self, index: int) -> Image.Image:
-        for offset in range(len(self)):
-            file = self.files[(index + offset) % len(self)]
-            try:
-                with Image.open(file) as image:
-                    return image.convert("RGB")
-            except (OSError, SyntaxError, ValueError) as error:
-                if self.on_error == "raise":
-                    raise OSError(
-                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to "
-                        f"leave it out"
-                    ) from None
-                print_log(f"left out {file}: {error}", logger="current", level=30)
-        raise OSError(f"none of the {len(self)} images can be read, first {self.files[0]}")

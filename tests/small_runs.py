@@ -31,8 +31,7 @@ def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
     cfg.train_dataloader.update(batch_size=4)
     cfg.train_dataloader.dataset.update(path=str(shapes / "coco/train2017"), size=96)
     cfg.train_cfg.max_epochs = 4
-    for scheduler, begin, end in zip(cfg.param_scheduler, (0, 1), (1, 4)):
-        scheduler.update(begin=begin, end=end)
+    cfg.param_scheduler.warmup = 1
     cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
     return _finish(cfg, options)
 

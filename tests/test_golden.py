@@ -5,11 +5,15 @@ The worst relative deviation of each file is printed at the end of the run.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEVIATIONS
+from conftest import DEVIATIONS, ROOT
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor
 
 from arm_backbone.classifier import ARMClassifier
@@ -18,10 +22,13 @@ from arm_backbone.load import load_model, load_trunk
 from arm_backbone.mixer import MambaMixer
 from arm_backbone.official import from_official, names, to_official
 from arm_backbone.ops import selective_scan
+from arm_backbone.optim import warmup_cosine
 from arm_backbone.pos_embed import resize_pos_embed, sincos_pos_embed
 from arm_backbone.scan_order import cls_index, scan_orders
 from arm_pretrain import ARMPretrainer
 from arm_pretrain.targets import normalised_pixels
+from arm_toolkit.config import load_config
+from arm_toolkit.ema import WeightEMAHook
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 # of the largest reference value, and absolute: the golden README's suggestion
@@ -276,3 +283,158 @@ def test_golden_parameter_counts(golden, arch):
     assert trainable - decoder + skip_norms == expected["encoder_params"]
     tables = parameters(pretrainer, "encoder.pos_embed") + pretrainer.decoder_pos_embed.numel()
     assert tables == expected["frozen_pos_tables"]
+
+
+def _theirs(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and tables under the authors' names."""
+    return to_official({name: tensor.detach() for name, tensor in model.state_dict().items()})[0]
+
+
+@pytest.mark.parametrize("reference_init", [True, False])
+def test_golden_initialisation_of_the_classifier(golden, reference_init):
+    torch.manual_seed(0)
+    _compare_initialisation(
+        golden, "finetune_224_1000", _theirs(ARMClassifier("base", reference_init=reference_init)), reference_init
+    )
+
+
+def test_golden_initialisation_of_pretraining(golden):
+    torch.manual_seed(0)
+    _compare_initialisation(golden, "pretrain", _theirs(ARMPretrainer("base")), True)
+
+
+def _compare_initialisation(golden, kind: str, ours: dict[str, Tensor], reference_init: bool) -> None:
+    """Mean, deviation and extremes of every parameter agree as far as chance allows."""
+    table = json.loads((golden / "init_stats.json").read_text())[kind]
+    assert len(table) == {"pretrain": 73, "finetune_224_1000": 88}[kind]
+    for name, expected in table.items():
+        tensor = ours[name].double()
+        if name == "pos_embed" and kind != "pretrain":  # the class token's entry is drawn with the others
+            assert tensor.shape[1] == 197
+        assert list(tensor.shape) == expected["shape"], name
+        if not reference_init and ".dt_proj_" in name and name.endswith(".bias"):
+            expected = table[name.split(".dt_proj_")[0] + ".dt_proj.bias"]  # every direction as the first
+        count, spread = tensor.numel(), expected["std"]
+        if spread == 0:
+            assert (tensor == expected["mean"]).all(), name
+            continue
+        chance = 6 * spread / count**0.5
+        assert abs(tensor.mean().item() - expected["mean"]) < chance, name
+        assert abs(tensor.std().item() - spread) < chance, name
+        if not name.endswith(("token", "pos_embed", "head.weight")):  # normal distributions have no edge
+            for edge in ("min", "max"):
+                span = expected["max"] - expected["min"]
+                assert abs(getattr(tensor, edge)().item() - expected[edge]) < 30 * span / count + 1e-6, (name, edge)
+
+
+@pytest.mark.parametrize(
+    ("stage", "path"), [("lr_pretrain", "pretrain/configs/arm_b.py"), ("lr_finetune", "cls_configs/arm_b_in1k.py")]
+)
+def test_golden_learning_rates(golden, stage, path):
+    """Entry by entry: the function at any time, and the configured scheduler at the iterations that there are."""
+    table = json.loads((golden / "recipe_tables.json").read_text())[stage]
+    cfg = load_config(str(ROOT / path))
+    schedule, peak = cfg.param_scheduler, cfg.optim_wrapper.optimizer.lr
+    assert peak == pytest.approx(table["lr"], rel=1e-12)
+    floor = schedule.get("floor", 0.0)
+    assert floor * peak == pytest.approx(table["min_lr"], rel=1e-12)
+    epochs = cfg.train_cfg.max_epochs
+    assert (schedule.warmup, epochs) == (table["warmup_epochs"], table["epochs"])
+    for epoch, whole, half in table["rows"]:
+        factor = warmup_cosine(epoch, schedule.warmup, epochs, floor)
+        assert peak * factor == pytest.approx(whole, rel=1e-9, abs=1e-18), epoch
+        assert peak / 2 * factor == pytest.approx(half, rel=1e-9, abs=1e-18), epoch
+
+    per_epoch = 4
+    groups = [dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=peak * scale) for scale in (1, 0.5)]
+    optimizer = torch.optim.AdamW(groups)
+    scheduler = PARAM_SCHEDULERS.build(
+        dict(schedule), default_args=dict(optimizer=optimizer, epoch_length=per_epoch, end=epochs)
+    )
+    expected = {
+        epoch * per_epoch: rates for epoch, *rates in table["rows"] if epoch * per_epoch == int(epoch * per_epoch)
+    }
+    checked = 0
+    for iteration in range(per_epoch * epochs):
+        if iteration in expected:
+            checked += 1
+            rates = [group["lr"] for group in optimizer.param_groups]
+            assert rates == pytest.approx(expected[iteration], rel=1e-9, abs=1e-18), iteration
+        optimizer.step()
+        scheduler.step()
+    assert checked >= 5
+
+
+def on_cpu(cfg: Config, model: torch.nn.Module) -> OptimWrapper:
+    """The configured optimizer, without mixed precision."""
+    keys = ("optimizer", "constructor", "paramwise_cfg")
+    return build_optim_wrapper(model, dict(type="OptimWrapper", **{key: cfg.optim_wrapper[key] for key in keys}))
+
+
+@pytest.mark.parametrize("layers", [12, 24])
+def test_golden_layer_decay_and_weight_decay(golden, layers):
+    table = json.loads((golden / "recipe_tables.json").read_text())[f"layer_decay_finetune_depth{layers}"]
+    cfg = load_config(str(ROOT / ("cls_configs/arm_b_in1k.py" if layers == 12 else "cls_configs/arm_l_in1k.py")))
+    assert cfg.optim_wrapper.paramwise_cfg.layer_decay == table["layer_decay"]
+    assert list(cfg.optim_wrapper.optimizer.betas) == table["betas"]
+    model = ARMClassifier(dict(embed_dims=32, num_layers=layers), num_classes=10)
+    wrapper = on_cpu(cfg, model)
+    ours = {
+        name: (group["lr_scale"], group["weight_decay"])
+        for group in wrapper.optimizer.param_groups
+        for name in group["param_names"]
+    }
+    assert len(ours) == len(list(model.parameters()))
+    theirs = {their_name: ours[our_name] for their_name, our_name, _ in names(layers, None)}
+    theirs["pos_embed"] = ours["pos_embed"]
+    assert ours["cls_pos_embed"] == ours["pos_embed"]  # one tensor in their files
+    if layers == 12:
+        expected = {
+            name: (group["lr_scale"], group["weight_decay"]) for group in table["groups"] for name in group["params"]
+        }
+        assert theirs.keys() == expected.keys()
+        for name in expected:
+            assert theirs[name] == pytest.approx(expected[name], rel=1e-12), name
+    else:
+        for prefix, scale in table["lr_scale_by_prefix"].items():
+            found = [value for name, (value, _) in theirs.items() if name == prefix or name.startswith(prefix + ".")]
+            assert found and found == pytest.approx([scale] * len(found), rel=1e-12), prefix
+
+
+def test_golden_weight_decay_of_pretraining(golden):
+    table = json.loads((golden / "recipe_tables.json").read_text())["weight_decay_pretrain_tiny"]
+    cfg = load_config(str(ROOT / "pretrain/configs/arm_b.py"))
+    assert cfg.optim_wrapper.optimizer.weight_decay == table["weight_decay"]
+    assert list(cfg.optim_wrapper.optimizer.betas) == table["betas"]
+    model = ARMPretrainer(dict(embed_dims=64, num_layers=12), decoder_dim=128)
+    wrapper = on_cpu(cfg, model)
+    decay = {name: g["weight_decay"] > 0 for g in wrapper.optimizer.param_groups for name in g["param_names"]}
+    theirs = {their_name: decay.get(our_name) for their_name, our_name, _ in names(12, 4)}
+    assert {name for name, value in theirs.items() if value} == set(table["decay"])
+    assert {name for name, value in theirs.items() if value is False} == set(table["no_decay"])
+    assert {name for name, value in theirs.items() if value is None} | {"pos_embed"} == set(table["not_optimised"])
+
+
+@pytest.mark.parametrize(("layers", "rate"), [(4, 0.2), (12, 0.1), (24, 0.3)])
+def test_golden_drop_path(golden, layers, rate):
+    expected = json.loads((golden / "recipe_tables.json").read_text())[f"drop_path_depth{layers}_rate{rate}"]
+    model = ARMClassifier(dict(embed_dims=16, num_layers=layers), drop_path_rate=rate)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_golden_moving_average(golden):
+    table = json.loads((golden / "recipe_tables.json").read_text())["ema"]
+    hook = WeightEMAHook(decay=table["decay"])
+    model = torch.nn.Linear(1, 1, bias=False)
+    runner = SimpleNamespace(
+        model=model, max_iters=9, iter=0, optim_wrapper=SimpleNamespace(should_update=lambda: runner.step)
+    )
+    hook.before_run(runner)
+    torch.nn.init.constant_(model.weight, table["start"])  # weights are loaded after the hook was made
+    hook.before_train(runner)
+    for value, expected in table["after_each_update"]:
+        torch.nn.init.constant_(model.weight, value)
+        for runner.step in (False, True):  # of two accumulated iterations only the step counts
+            hook.after_train_iter(runner, 0)
+        assert hook.ema_model.module.weight.item() == pytest.approx(expected, rel=1e-6)

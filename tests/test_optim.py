@@ -1,7 +1,5 @@
 """Parameter groups: who decays, and how fast each layer learns."""
 
-import json
-
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -9,8 +7,7 @@ from torch import nn
 
 from arm_backbone import ARM
 from arm_backbone.openmmlab import ARMOptimWrapperConstructor, trunk_depths
-from arm_backbone.optim import is_decayed, layer_decay_scale, parameter_groups
-from arm_pretrain import ARMPretrainer
+from arm_backbone.optim import parameter_groups
 
 
 class Detector(nn.Module):
@@ -70,28 +67,6 @@ def test_weight_decay_by_name(small_arch):
         "neck.0.bias",
     } <= exempt
     assert "neck.0.weight" in decayed
-
-
-def test_golden_decay_groups_of_pretraining(golden):
-    """The authors' rule, parameter by parameter: one-dimensional tensors and biases are exempt, A_log is not."""
-    table = json.loads((golden / "recipe_tables.json").read_text())["weight_decay_pretrain_tiny"]
-    theirs = {n for n in table["no_decay"] if n.startswith("layers.")}
-    model = ARMPretrainer(dict(embed_dims=64, num_layers=1), decoder_dim=64)
-    names = {
-        n.removeprefix("encoder.blocks.0."): p for n, p in model.named_parameters() if n.startswith("encoder.blocks.0.")
-    }
-    ours = {n for n, p in names.items() if not is_decayed(n, p, "reference")}
-    first = {n.removeprefix("layers.0.") for n in theirs if n.startswith("layers.0.")}
-    renamed = {n.replace("conv1d.bias", "conv_bias").replace("dt_proj.bias", "dt_proj_bias") for n in first}
-    assert ours == renamed
-
-
-def test_golden_layer_decay(golden):
-    table = json.loads((golden / "recipe_tables.json").read_text())["layer_decay_finetune_depth24"]
-    for prefix, scale in table["lr_scale_by_prefix"].items():
-        depth = 0 if "layers" not in prefix else int(prefix.split(".")[1]) + 1
-        if prefix.startswith(("cls_token", "pos_embed", "patch_embed", "layers")):
-            assert layer_decay_scale(depth, 24, table["layer_decay"]) == pytest.approx(scale, rel=1e-12), prefix
 
 
 def test_unknown_keys_and_models_without_arm_are_refused(small_arch):

@@ -1,7 +1,8 @@
-"""Make the small generated data set "shapes", or check a data set before training.
+"""Make the small generated data set "shapes", cut class folders from COCO, or check a data set before training.
 
 Examples:
     python tools/prepare_data.py shapes data/shapes --train 400 --val 60
+    python tools/prepare_data.py classes data/shapes/coco data/shapes_classes
     python tools/prepare_data.py check coco data/coco
     python tools/prepare_data.py check coco instances_train.json --images data/nuts/images
     python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from arm_toolkit.check_data import ADE_SPLITS, Report, check_ade, check_coco, check_images
+from arm_toolkit.crop_classes import write_class_folders
 from arm_toolkit.errors import DataError, run_tool
 from arm_toolkit.shapes import write_shapes
 
@@ -24,6 +26,10 @@ def main() -> None:
     args.progress = sys.stderr.isatty()
     if args.command == "shapes":
         make_shapes(args)
+        return
+    if args.command == "classes":
+        counts = write_class_folders(args.coco, args.out)
+        print(f"{args.out}: written ({', '.join(f'{split} {count}' for split, count in counts.items())})")
         return
     reports = {"coco": coco, "ade": ade, "images": images}[args.kind](args)
     print("\n".join(str(report) for report in reports))
@@ -79,6 +85,10 @@ def parse_args() -> argparse.Namespace:
     command.add_argument("--size", type=int, default=192, help="side of a picture in pixels (192)")
     command.add_argument("--seed", type=int, default=0, help="other seed, other pictures (0)")
     command.add_argument("--force", action="store_true", help="replace other shapes in OUT")
+
+    command = commands.add_parser("classes", help="cut the objects of a COCO data set into class folders")
+    command.add_argument("coco", metavar="COCO", type=Path, help="folder with annotations/, train2017/, val2017/")
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to make")
 
     check = commands.add_parser("check", help="check a data set")
     kinds = check.add_subparsers(dest="kind", required=True)

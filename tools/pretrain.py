@@ -55,9 +55,9 @@ def _shorten(cfg, epochs: int) -> None:
     """Scale the schedule to a run of `epochs`, with at least one epoch of warm-up."""
     if epochs < 2:
         raise ConfigError(f"--epochs {epochs}: give at least 2, one of them warm-up")
-    warmup, cosine = cfg.param_scheduler
-    warmup.end = cosine.begin = max(1, round(warmup.end * epochs / cfg.train_cfg.max_epochs))
-    cosine.end = cfg.train_cfg.max_epochs = epochs
+    schedule = cfg.param_scheduler
+    schedule.warmup = max(1, round(schedule.warmup * epochs / cfg.train_cfg.max_epochs))
+    cfg.train_cfg.max_epochs = epochs
 
 
 if __name__ == "__main__":

@@ -6,8 +6,4 @@ model = dict(arch="huge", with_cp=True)
 train_dataloader = dict(batch_size=64)
 train_cfg = dict(max_epochs=800)
 optim_wrapper = dict(optimizer=dict(lr=3e-4))  # 1.5e-4 x 512 / 256
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=40, end=800, convert_to_iter_based=True),
-]
 auto_scale_lr = dict(base_batch_size=512)

@@ -12,9 +12,6 @@ train_dataloader = dict(
 )
 train_cfg = dict(max_epochs=20)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=2, end=20, convert_to_iter_based=True),
-]
+param_scheduler = dict(warmup=2)
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=1))

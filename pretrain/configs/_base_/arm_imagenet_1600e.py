@@ -41,9 +41,6 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_exempt="reference"),  # the authors' rule: norms, biases, D and tables, but not A_log
     clip_grad=dict(max_norm=3.0),
 )
-# The paper says 5 warm-up epochs; the reference code, its README and STAR say 40.
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=40, end=1600, convert_to_iter_based=True),
-]
+# The paper says 5 warm-up epochs; the reference code, its README and STAR say 40. Set every iteration, down to 0.
+param_scheduler = dict(type="WarmupCosineLR", warmup=40, convert_to_iter_based=True)
 auto_scale_lr = dict(enable=False, base_batch_size=2048)  # --auto-scale-lr: lr x (GPUs x images a GPU) / 2048

@@ -1,0 +1,121 @@
+"""Image classification for mmengine's runner: class folders, mixup, accuracy.
+
+Legend: B batch, H, W pixels.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import DATASETS, METRICS, MODELS
+from timm.data import Mixup, create_transform
+from torch.utils.data import Dataset
+
+from arm_pretrain.data import EXTENSIONS, load_rgb
+
+from .errors import DataError
+
+
+@DATASETS.register_module()
+class ClassFolder(Dataset):
+    """ImageNet's layout, or any tree with one folder of images a class.
+
+    Args:
+        data_root: has the folders `split` and `classes_from` in it.
+        split: folder with one folder a class.
+        transform: arguments of `timm.data.create_transform`.
+        classes_from: the split whose folder names, sorted, number the classes.
+        on_error: see `arm_pretrain.data.load_rgb`.
+
+    An item is dict(inputs=(3, H, W) float tensor, normalised, data_samples=label). If the index carries a `seed` (see
+    `arm_toolkit.sampler`), the augmentation is a function of it.
+
+    Raises:
+        DataError: for a missing folder, one without images, or one that `classes_from` does not have.
+    """
+
+    def __init__(
+        self, data_root: str, split: str, transform: dict, classes_from: str = "train", on_error: str = "raise"
+    ) -> None:
+        folder, numbered = Path(data_root) / split, Path(data_root) / classes_from
+        self.classes = _folders(numbered)
+        unknown = sorted(set(_folders(folder)) - set(self.classes))
+        if unknown:
+            raise DataError(
+                f"{folder / unknown[0]} is no class: {numbered} has no such folder; add it or remove this one"
+            )
+        self.files, self.labels = [], []
+        for label, name in enumerate(self.classes):
+            files = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in EXTENSIONS)
+            self.files += files
+            self.labels += [label] * len(files)
+        if not self.files:
+            raise DataError(f"no image ({', '.join(sorted(EXTENSIONS))}) in the class folders of {folder}")
+        self.metainfo = dict(classes=self.classes)
+        self.transform = create_transform(**transform)
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict:
+        image, position = load_rgb(self.files, index, self.on_error)
+        seed = getattr(index, "seed", None)
+        if seed is not None:  # timm draws from all three
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        return dict(inputs=self.transform(image), data_samples=self.labels[position])
+
+
+def _folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist; set --cfg-options data_root=PATH to a folder with train/ and val/")
+    names = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if not names:
+        raise DataError(f"{root} has no folders; expected one folder of images a class")
+    return names
+
+
+@MODELS.register_module()
+class MixupPreprocessor(BaseDataPreprocessor):
+    """In training: timm's mixup and cutmix of a batch on its device, and label smoothing; labels become distributions.
+
+    Args:
+        mixup: arguments of `timm.data.Mixup`, num_classes among them.
+    """
+
+    def __init__(self, mixup: dict) -> None:
+        super().__init__()
+        self.mixup = Mixup(**mixup)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        data = super().forward(data, training)
+        if training:
+            if len(data["inputs"]) % 2:
+                raise DataError(f"mixup pairs images: the batch of {len(data['inputs'])} on a device must be even")
+            inputs, labels = self.mixup(data["inputs"], data["data_samples"])
+            data = dict(inputs=inputs, data_samples=labels)
+        return data
+
+
+@METRICS.register_module()
+class Accuracy(BaseMetric):
+    """Percentage of images whose label is the most probable class, `top1`, or (of more than 5) among five, `top5`."""
+
+    default_prefix = "accuracy"
+
+    def process(self, data_batch: dict, data_samples: list[torch.Tensor]) -> None:
+        for logits, label in zip(data_samples, data_batch["data_samples"], strict=True):
+            rank = int((logits > logits[label]).sum())
+            self.results.append((rank, len(logits)))
+
+    def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
+        ranks, classes = np.array(results).T
+        metrics = dict(top1=float((ranks == 0).mean() * 100))
+        if classes[0] > 5:
+            metrics["top5"] = float((ranks < 5).mean() * 100)
+        return metrics

@@ -1,0 +1,16 @@
+# ARM with a linear head on the pooled tokens (ARM section 4.2): four scans, a class token in the middle of the sequence
+# that takes part but is not read (reference code: --global_pool).
+model = dict(
+    type="ARMClassifier",
+    arch="base",
+    img_size=224,
+    num_classes=1000,
+    cls_token="middle",  # "tail" is STAR's
+    global_pool="avg",  # "token" reads the class token
+    drop_path_rate=0.1,
+    init_cfg=dict(type="Pretrained", checkpoint="checkpoints/arm_b_pretrain.pth"),
+    data_preprocessor=dict(
+        type="MixupPreprocessor",
+        mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000),
+    ),
+)

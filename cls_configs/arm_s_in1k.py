@@ -1,0 +1,7 @@
+# ARM-S (384 wide, 12 blocks), our size for small machines, with ARM-B's recipe.
+#
+#   bash tools/dist_train.sh cls_configs/arm_s_in1k.py 8
+#
+# Batch 1024 = 8 GPUs x 128 images.
+_base_ = "arm_b_in1k.py"
+model = dict(arch="small", init_cfg=dict(checkpoint="checkpoints/arm_s_pretrain.pth"))
