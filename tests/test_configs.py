@@ -39,6 +39,7 @@ DENSE = experiments("det_configs", "seg_configs")
 # without those of tools/quickstart.sh, which fit its generated data and its minutes
 DET, SEG = ([p for p in experiments(folder) if "quickstart" not in p] for folder in ("det_configs", "seg_configs"))
 RECIPES = DET + SEG
+CLS = [p for p in experiments("cls_configs") if "quickstart" not in p]
 # the last two are there for configurations that inherit from this one
 KNOWN_KEYS = RUNNER_KEYS | OTHER_KEYS | {"train_pipeline", "test_pipeline"}
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1536}
@@ -107,7 +108,7 @@ def find(registry: Registry, name: str) -> type | None:
 def without_weights(model: dict) -> dict:
     model = copy.deepcopy(model)
     for _, value in walk(model):
-        if isinstance(value, dict) and value.get("type") in ("ARM", "Vim"):
+        if isinstance(value, dict) and value.get("type") in ("ARM", "ARMClassifier", "LinearProbe", "Vim"):
             value["init_cfg"] = None
     return model
 
@@ -131,11 +132,11 @@ def test_loads_with_known_keys_only(path, load):
 @pytest.mark.parametrize("path", ALL)
 def test_header_says_how_to_run_it(path):
     header = (ROOT / path).read_text().split("_base_ =")[0]
-    command = rf"tools/dist_train\.sh {re.escape(path)} \d" if path in RECIPES else "tools/"
+    command = rf"tools/dist_train\.sh {re.escape(path)} \d" if path in RECIPES + CLS else "tools/"
     assert re.search(rf"^#   .*{command}", header, re.M), "no launch command"
 
 
-@pytest.mark.parametrize("path", RECIPES)
+@pytest.mark.parametrize("path", RECIPES + CLS)
 def test_launch_command_makes_the_stated_batch(path, load):
     cfg = load(path)
     command = re.search(rf"{re.escape(path)} (\d+)", (ROOT / path).read_text())
@@ -153,7 +154,7 @@ def test_every_base_is_used():
     assert {path for path in files if path.parent.name == "_base_"} <= inherited
 
 
-@pytest.mark.parametrize("path", DENSE)
+@pytest.mark.parametrize("path", DENSE + CLS)
 def test_paths_start_with_data_root(path, load):
     """--cfg-options data_root=PATH replaces this prefix everywhere."""
     cfg = load(path)

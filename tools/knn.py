@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from arm_backbone.openmmlab import load_pretrained
-from arm_toolkit.config import check_data_paths, load_config
+from arm_toolkit.config import check_data_paths, config_errors, load_config
 from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.knn import extract_features, vote
 from arm_toolkit.launch import Options
@@ -36,7 +36,8 @@ def main() -> None:
         raise ConfigError(f"{args.config} has no class folders; see cls_configs/")
     check_data_paths(cfg, ("test_dataloader",))
     cfg.model.update(init_cfg=None, with_cp=False)
-    model = MODELS.build(cfg.model)
+    with config_errors(cfg, "model"):
+        model = MODELS.build(cfg.model)
     load_pretrained(model, args.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
