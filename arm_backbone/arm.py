@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .block import NORM_EPS, Block
+from .optim import is_decayed
 from .pos_embed import resize_pos_embed
 from .scan_order import cls_index, scan_orders
 
@@ -126,7 +127,7 @@ class ARMTrunk(nn.Module):
         x = (x + resize_pos_embed(self.pos_embed, *grid)).flatten(1, 2)
         position = cls_index(x.shape[1], self.cls_token_position)
         if position is not None:
-            cls_token = (self.cls_token + self.cls_pos_embed).expand(len(x), -1, -1).to(x.dtype)
+            cls_token = (self.cls_token + self.cls_pos_embed).expand(x.shape[0], -1, -1).to(x.dtype)
             x = torch.cat([x[:, :position], cls_token, x[:, position:]], dim=1)
         return x, grid
 
@@ -149,8 +150,8 @@ class ARMTrunk(nn.Module):
         return block(x, orders)
 
     def no_weight_decay(self) -> set[str]:
-        """Names that the reference code exempts from weight decay besides norms and biases."""
-        return {"pos_embed", "cls_token", "cls_pos_embed"} & {name for name, _ in self.named_parameters()}
+        """Names that the reference code exempts from weight decay: norms, biases, D, tables and tokens."""
+        return {name for name, parameter in self.named_parameters() if not is_decayed(name, parameter, "reference")}
 
     def layer_depth(self, name: str) -> int:
         """Depth for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the rest.

@@ -27,6 +27,7 @@ class ARMClassifier(ARMTrunk):
         num_classes: 0 for features without a head.
         global_pool: "avg": the mean of the tokens before the class token and the mean of those after it, averaged (the
             reference code; with a tail token or none, the mean of all patches); "token": the class token; "": none.
+        drop_rate: dropout before the head.
 
     The other arguments are those of `ARMTrunk`. Images of another size than `img_size` are taken as they are, with the
     position embedding resized.
@@ -49,6 +50,7 @@ class ARMClassifier(ARMTrunk):
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         reference_init: bool = False,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__(
             arch,
@@ -67,6 +69,7 @@ class ARMClassifier(ARMTrunk):
             dict(module=f"blocks.{i}", num_chs=self.embed_dims, reduction=patch_stride) for i in range(self.num_layers)
         ]
         self.norm = nn.LayerNorm(self.embed_dims, eps=NORM_EPS)
+        self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -107,7 +110,7 @@ class ARMClassifier(ARMTrunk):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, L, C) -> logits (B, num_classes), or with `pre_logits` the pooled features."""
         x = self.pool(x)
-        return x if pre_logits else self.head(x)
+        return x if pre_logits else self.head(self.head_drop(x))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
@@ -167,7 +170,7 @@ class ARMClassifier(ARMTrunk):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's grouping of parameters by depth, for its layer decay."""
-        return dict(stem=r"^(patch_embed|pos_embed|cls_)", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+        return dict(stem=r"^(?:patch_embed|pos_embed|cls_)", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
 
 def _cfg(size: int) -> dict:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from timm.layers import resample_patch_embed
+from timm.models._manipulate import adapt_input_conv
 from torch import Tensor
 
 from .arm import ARMTrunk
@@ -178,6 +179,14 @@ class Weights:
             self.trunk[name] = resample_patch_embed(kernel, [size, size])
             self.accounting.used[name] = f"resampled from patches of {kernel.shape[-1]} to {size} pixels"
 
+    def fit_in_chans(self, channels: int) -> None:
+        """Fold or repeat the patch embedding's kernel for another number of image channels (timm's practice)."""
+        name = "patch_embed.proj.weight"
+        kernel = self.trunk.get(name)
+        if kernel is not None and kernel.shape[1] != channels:
+            self.trunk[name] = adapt_input_conv(channels, kernel)
+            self.accounting.used[name] = f"adapted from {kernel.shape[1]} to {channels} channels"
+
     def add_cls_position(self) -> None:
         """A class token that the file does not have starts without a position embedding, as in the reference code."""
         if "cls_pos_embed" not in self.trunk:
@@ -199,6 +208,7 @@ def fit(state: dict[str, Tensor], model: ARMTrunk) -> tuple[dict[str, Tensor], A
     weights.fit_scans(model.scans)
     weights.fit_grid(model.grid_size)
     weights.fit_patch_size(model.patch_size)
+    weights.fit_in_chans(model.patch_embed.proj.in_channels)
     if "cls_pos_embed" in target:
         weights.add_cls_position()
     result = weights.keep([name for name in weights.rest if name in target])
