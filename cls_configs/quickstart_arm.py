@@ -34,4 +34,4 @@ optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay=1.0
 param_scheduler = dict(warmup=1)
 custom_hooks = [dict(type="WeightEMAHook", decay=0.98)]
 auto_scale_lr = dict(base_batch_size=16)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=1))

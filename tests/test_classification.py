@@ -254,17 +254,18 @@ def test_resumed_finetuning_continues_exactly(folders, tmp_path):
 def test_finetuning_learns(tmp_path, cls_token):
     """Trained, tested, and its frozen features judged: all far above the chance of one in three."""
     data, work = tmp_path / "shapes", tmp_path / "run"
-    assert call_tool("prepare_data.py", "shapes", data, "--train", 200, "--val", 40) == 0
+    assert call_tool("prepare_data.py", "shapes", data) == 0
     assert call_tool("prepare_data.py", "classes", data / "coco", tmp_path / "classes") == 0
     config = ROOT / "cls_configs/quickstart_arm.py"
     options = [f"data_root={tmp_path / 'classes'}", "model.init_cfg=None", f"model.cls_token={cls_token}"]
-    options += ["train_cfg.max_epochs=8"] + (["model.global_pool=token"] if cls_token == "tail" else [])
+    options += ["train_cfg.max_epochs=7", "optim_wrapper.optimizer.lr=2e-3"]
+    options += ["model.global_pool=token"] if cls_token == "tail" else []
     done = run_tool("train.py", config, "--work-dir", work, "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
-    checkpoint = work / "epoch_8.pth"
+    checkpoint = work / "epoch_7.pth"
     done = run_tool("test.py", config, checkpoint, "--work-dir", tmp_path / "test", "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split("accuracy/top1: ")[-1].split()[0]) > 70
+    assert float(done.stdout.split("accuracy/top1: ")[-1].split()[0]) > 65
     done = run_tool("knn.py", config, checkpoint, "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("top-1 ")[-1]) > 65
@@ -275,7 +276,8 @@ custom_hooks = []
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 """
     (tmp_path / "probe.py").write_text(probe)
-    options = [f"data_root={tmp_path / 'classes'}", *options[2:3], *options[4:], "train_cfg.max_epochs=2"]
+    options = [o for o in options if not o.startswith(("model.init_cfg", "train_cfg", "optim_wrapper"))]
+    options += ["train_cfg.max_epochs=2", "default_hooks.checkpoint.interval=1"]
     done = run_tool("train.py", tmp_path / "probe.py", "--work-dir", tmp_path / "probe", "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("accuracy/top1: ")[-1].split()[0]) > 65

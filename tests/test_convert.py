@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import re
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import run_tool
+from small_runs import det_config
 
 from arm_backbone import ARM, ARMClassifier
 from arm_backbone.checkpoint import CheckpointError, model_state, read_checkpoint, write_checkpoint
@@ -273,3 +276,33 @@ def test_checkpoints_of_other_models(tmp_path):
         torch.save(dict(model=state), path)
         with pytest.raises(CheckpointError, match="no ARM weights|no model weights"):
             convert(model_state(read_checkpoint(path)), "backbone")
+
+
+@pytest.mark.slow
+def test_a_file_of_the_authors_starts_a_detector(states, shapes, tmp_path):
+    """Through conversion, two processes of training, and mmdet's own loading, without a word about weights."""
+    from mmdet.apis import init_detector
+
+    source, converted = tmp_path / "checkpoint-99.pth", tmp_path / "arm_in1k.pth"
+    authors_file(source, states["official-finetune"], model_ema=states["official-finetune"])
+    done = run_tool("convert_checkpoint.py", source, converted, "--to", "classifier", "--ema")
+    assert done.returncode == 0, done.stderr
+    cfg = det_config(shapes)
+    cfg.model.backbone.update(
+        arch=ARCH, img_size=192, cls_token="middle", init_cfg=dict(type="Pretrained", checkpoint=str(converted))
+    )
+    cfg.train_dataloader.num_batch_per_epoch = 2
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(tmp_path / "config.py")
+    done = run_tool("dist_train.sh", "config.py", 2, "--work-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tensors copied" in done.stdout and "tensors new: output norms" in done.stdout
+    loud = [line for line in done.stdout.splitlines() if "WARN" in line or "ERROR" in line]
+    loud = [line for line in loud if re.search("weight|state_dict|missing|unexpected|checkpoint", line, re.I)]
+    assert all("FileClient" in line or "HardDisk" in line for line in loud), loud
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = init_detector(str(tmp_path / "config.py"), str(tmp_path / "run/epoch_1.pth"), device="cpu")
+    assert not [w for w in caught if re.search("weight|missing|unexpected|mismatch", str(w.message), re.I)]
+    trained = model_state(read_checkpoint(tmp_path / "run/epoch_1.pth"))
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
