@@ -1,10 +1,35 @@
 """Packaging. Versions are locked in tools/versions.txt, and nowhere else."""
 
+import platform
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 here = Path(__file__).parent
+
+# The CPU kernels: one source for each instruction set, chosen between when they run
+CSRC = "arm_backbone/ops/csrc"
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS = ["-O3", "-g0", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-Wno-psabi"]
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {"plain": [], **({"avx2": ["-mavx2", "-mfma"], "avx512": AVX512} if IS_X86 else {})}
+
+
+class BuildKernels(build_ext):
+    """Builds libarm_cpu.so, a plain C library; where that fails, the model runs on PyTorch's own operators."""
+
+    def get_ext_filename(self, name: str) -> str:
+        return f"{name.replace('.', '/')}.so"  # without the Python version: it is no Python module
+
+    def build_extension(self, extension: Extension) -> None:
+        build = Path(self.build_temp)
+        macros = ["-DARM_X86"] if IS_X86 else []
+        objects = self.compiler.compile([f"{CSRC}/interface.cpp"], str(build), extra_postargs=FLAGS + macros)
+        for name, flags in INSTRUCTION_SETS.items():
+            objects += self.compiler.compile([f"{CSRC}/kernels.cpp"], str(build / name), extra_postargs=FLAGS + flags)
+        target = self.get_ext_fullpath(extension.name)
+        self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread", "-s"])
 
 
 def pins(section: str) -> list[str]:
@@ -39,10 +64,12 @@ setup(
     packages=find_packages(include=["arm_*"]) + pretrain,
     package_dir={"arm_pretrain": "pretrain"},
     package_data={
-        "": ["**/*.cpp", "**/*.cu", "**/*.h"],
+        "arm_backbone": ["ops/csrc/*"],
         # configurations are no packages (no __init__.py), so they are data
         "arm_pretrain": ["configs/**/*.py"],
     },
+    ext_modules=[Extension("arm_backbone.ops.libarm_cpu", [f"{CSRC}/kernels.cpp"], optional=True)],
+    cmdclass={"build_ext": BuildKernels},
     # What a timm user needs, and no more. Lower bounds only, as a library that pins torch fits into
     # nobody's environment; tested with the versions in tools/versions.txt.
     install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "safetensors>=0.4.3"],

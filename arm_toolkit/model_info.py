@@ -78,7 +78,7 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[st
     Raises:
         ConfigError: if ARM_SCAN_BACKEND chooses the reference, which is no registered operator.
     """
-    if resolve_backend() == "reference":
+    if resolve_backend(torch.device("meta"), torch.float32) == "reference":
         raise ConfigError("ARM_SCAN_BACKEND=reference: its operations cannot be counted; unset it")
     trunk = trunk_prefix(model)
     parts = {} if trunk is None else {trunk + part: Part() for part in TRUNK_PARTS}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arm_backbone.ops import cross_conv, cross_scan, resolve_backend
+from arm_backbone.ops import cross_conv, cross_scan, native, resolve_backend
 from arm_backbone.scan_order import scan_orders
 
 
@@ -38,25 +38,212 @@ def assert_close(a, b, rtol):
     assert (a - b).abs().max() <= rtol * b.abs().max() + 1e-14
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (4, 4), (5, 7), (1, 33)])
+# back end, instruction set of the native one -> precision and tolerance
+RUNS = {
+    "torch": (torch.float64, 1e-12),
+    "cpu avx512": (torch.float32, 3e-6),
+    "cpu avx2": (torch.float32, 3e-6),
+    "cpu plain": (torch.float32, 3e-6),
+}
+
+
+@pytest.fixture(params=RUNS)
+def run(request, monkeypatch):
+    """Name of a back end that can run here, its precision and tolerance."""
+    backend, _, isa = request.param.partition(" ")
+    if backend == "cpu":
+        if native.unavailable():
+            pytest.skip(native.unavailable())
+        monkeypatch.setenv("ARM_CPU_ISA", isa)
+        try:
+            native.kernels()
+        except ValueError as error:
+            pytest.skip(str(error))
+    return backend, *RUNS[request.param]
+
+
+def cast(inputs, dtype):
+    return {
+        n: v.detach().to(dtype).requires_grad_() if torch.is_tensor(v) and v.is_floating_point() else v
+        for n, v in inputs.items()
+    }
+
+
+def compare(inputs, run):
+    """Result and every gradient of a back end against the float64 reference of the same numbers."""
+    backend, dtype, tolerance = run
+    inputs = cast(inputs, dtype)
+    exact = cast(inputs, torch.float64)
+    expected = cross_scan(**exact, backend="reference")
+    result = cross_scan(**inputs, backend=backend)
+    assert result.dtype == dtype and result.shape == expected.shape
+    if not result.numel():
+        result.sum().backward()
+        return
+    assert_close(result, expected, tolerance)
+    with torch.no_grad():  # another path: no states are kept
+        assert torch.equal(cross_scan(**inputs, backend=backend), result)
+    wanted = gradients(expected, exact)
+    for name, grad in gradients(result, inputs).items():
+        assert grad.shape == wanted[name].shape, name
+        assert_close(grad, wanted[name], 3 * tolerance)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (4, 4), (5, 7), (1, 33), (8, 8), (5, 13)])
 @pytest.mark.parametrize("scans", [1, 4])
-def test_torch_backend_equals_the_reference(grid, scans):
-    inputs = scan_inputs(grid=grid, scans=scans)
-    outputs = {name: cross_scan(**inputs, backend=name) for name in ("reference", "torch")}
-    assert_close(outputs["torch"], outputs["reference"], 1e-12)
-    expected = gradients(outputs["reference"], inputs)
-    for name, grad in gradients(outputs["torch"], inputs).items():
-        assert_close(grad, expected[name], 1e-12)
+def test_backends_equal_the_reference(run, grid, scans):
+    compare(scan_inputs(grid=grid, scans=scans), run)
 
 
-def test_optional_arguments():
+@pytest.mark.parametrize("dim", [1, 3, 16, 31, 64, 65, 150])
+@pytest.mark.parametrize("state", [1, 5, 8, 16, 17])
+def test_any_width_and_state(run, dim, state):
+    """Widths and states that do and do not fill a kernel's vectors."""
+    compare(scan_inputs(batch=1, grid=(2, 20), scans=1, dim=dim, state=state), run)
+
+
+def test_any_permutation_is_an_order(run):
+    inputs = scan_inputs(grid=(6, 7), dim=20)
+    generator = torch.Generator().manual_seed(3)
+    inputs["orders"] = torch.stack([torch.randperm(42, generator=generator) for _ in range(4)])
+    compare(inputs, run)
+
+
+def test_extreme_steps(run):
+    """Delta from -40 to 40 before softplus: decays that underflow, and steps that hardly move."""
+    inputs = scan_inputs(grid=(8, 9), dim=24, state=4)
+    spread = torch.linspace(-40, 40, inputs["delta"].numel(), dtype=torch.float64)
+    inputs["delta"] = spread[torch.randperm(len(spread))].view_as(inputs["delta"]).requires_grad_()
+    compare(inputs, (*run[:2], max(run[2], 1e-9)))  # PyTorch's softplus is the identity above 20
+
+
+def test_long_sequences(run):
+    """16,384 tokens: small errors of a decay would multiply up."""
+    inputs = scan_inputs(batch=1, grid=(128, 128), scans=1, dim=5, state=3)
+    inputs["A"] = (inputs["A"].detach() / 100).requires_grad_()
+    compare(inputs, (run[0], run[1], max(run[2], 1e-10)))
+
+
+def test_optional_arguments(run):
     inputs = scan_inputs() | dict(D=None, delta_bias=None, delta_softplus=False)
     inputs["delta"] = (inputs["delta"].detach().abs() / 4).requires_grad_()
-    outputs = [cross_scan(**inputs, backend=name) for name in ("reference", "torch")]
-    assert_close(outputs[1], outputs[0], 1e-12)
-    expected = gradients(outputs[0], inputs)
-    for name, grad in gradients(outputs[1], inputs).items():
-        assert_close(grad, expected[name], 1e-12)
+    compare(inputs, run)
+
+
+def test_empty_batch(run):
+    compare(scan_inputs(batch=0), run)
+
+
+def test_gradients_of_any_subset(run):
+    backend, dtype, tolerance = run
+    inputs = cast(scan_inputs(), dtype)
+    expected = gradients(cross_scan(**inputs, backend=backend), inputs)
+    for name in expected:
+        alone = {n: v.detach() if torch.is_tensor(v) else v for n, v in inputs.items()}
+        alone[name] = inputs[name]
+        (grad,) = gradients(cross_scan(**alone, backend=backend), {name: inputs[name]}).values()
+        assert_close(grad, expected[name], tolerance)
+
+
+def test_strided_inputs_and_two_uses_in_one_graph(run):
+    backend, dtype, tolerance = run
+    inputs = cast(scan_inputs(), dtype)
+    strided = dict(inputs)
+    for name in ("u", "delta", "B", "C"):
+        strided[name] = inputs[name].transpose(2, 3).contiguous().transpose(2, 3)
+        assert not strided[name].is_contiguous()
+    one = cross_scan(**inputs, backend=backend)
+    two = cross_scan(**strided, backend=backend)
+    assert torch.equal(one, two)
+    single = gradients(one, inputs)
+    double = gradients(cross_scan(**inputs, backend=backend) + cross_scan(**strided, backend=backend), inputs)
+    for name, grad in double.items():
+        assert_close(grad, 2 * single[name], tolerance)
+
+
+def test_two_runs_are_bit_equal(run):
+    backend, dtype, _ = run
+    inputs = cast(scan_inputs(batch=3, grid=(9, 9), dim=70), dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, second = (gradients(cross_scan(**inputs, backend=backend), inputs) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_functional_call_and_export(run):
+    backend, dtype, tolerance = run
+    inputs = cast(scan_inputs(grid=(4, 4)), dtype)
+
+    class Scan(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.A = torch.nn.Parameter(inputs["A"].detach().clone())
+
+        def forward(self, u):
+            return cross_scan(**inputs | dict(u=u, A=self.A), backend=backend)
+
+    module, u = Scan(), inputs["u"].detach()
+    expected = module(u)
+    assert torch.equal(torch.func.functional_call(module, dict(A=inputs["A"]), (u,)), expected)
+    exported = torch.export.export(module, (u,)).module()
+    assert_close(exported(u), expected, tolerance)
+
+
+def test_compiles_without_a_graph_break(run):
+    backend, dtype, tolerance = run
+    inputs = cast(scan_inputs(grid=(4, 4)), dtype)
+    weight, bias = torch.randn(4, 6, 4, dtype=dtype), torch.randn(4, 6, dtype=dtype)
+
+    def scan(u, delta):
+        inner = cross_conv(u[:, 0], weight, bias, inputs["orders"])
+        y = cross_scan(**inputs | dict(u=u + inner, delta=delta), backend=backend)
+        return y.sin() + cross_scan(**inputs | dict(u=u, delta=delta))  # the fastest one
+
+    compiled = torch.compile(scan, fullgraph=True, backend="aot_eager")
+    expected, result = scan(inputs["u"], inputs["delta"]), compiled(inputs["u"], inputs["delta"])
+    assert_close(result, expected, tolerance)
+    wanted = gradients(expected, inputs)
+    for name, grad in gradients(result, inputs).items():
+        assert_close(grad, wanted[name], tolerance)
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_native_convolution():
+    generator = torch.Generator().manual_seed(0)
+    for dim, taps, grid in ((1, 1, (2, 3)), (20, 2, (3, 3)), (70, 4, (5, 9)), (64, 4, (1, 2)), (33, 8, (6, 6))):
+        shapes = dict(x=(2, grid[0] * grid[1], dim), weight=(4, dim, taps), bias=(4, dim))
+        exact = {
+            n: torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_() for n, s in shapes.items()
+        }
+        single = cast(exact, torch.float32)
+        orders = scan_orders(*grid)
+        expected, result = cross_conv(**exact, orders=orders), cross_conv(**single, orders=orders)
+        assert_close(result, expected, 1e-6)
+        wanted = gradients(expected, exact)
+        for name, grad in gradients(result, single).items():
+            assert_close(grad, wanted[name], 3e-6)
+
+
+def test_back_ends_that_cannot_run_say_why(monkeypatch):
+    inputs = cast(scan_inputs(), torch.float64)
+    with pytest.raises(ValueError, match="backend='cpu' cannot run: it computes in float32"):
+        cross_scan(**inputs, backend="cpu")
+    monkeypatch.setattr(native, "unavailable", lambda: "the CPU kernels are not built; install a compiler")
+    with pytest.raises(ValueError, match="cannot run: the CPU kernels are not built; install a compiler"):
+        cross_scan(**cast(inputs, torch.float32), backend="cpu")
+    monkeypatch.setattr("arm_backbone.ops.scan._warned", False)
+    with pytest.warns(UserWarning, match="plain PyTorch, .* slower: the CPU kernels are not built"):
+        cross_scan(**cast(inputs, torch.float32))
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_an_instruction_set_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("ARM_CPU_ISA", "neon")
+    with pytest.raises(ValueError, match="ARM_CPU_ISA='neon' cannot run here; give one of plain"):
+        cross_scan(**cast(scan_inputs(), torch.float32), backend="cpu")
 
 
 def test_slabs_do_not_change_the_result(monkeypatch):
@@ -132,8 +319,12 @@ def test_convolution_of_sequences_shorter_than_the_filter(length):
 def test_operators_follow_pytorchs_rules():
     """Schema, fake kernels and autograd registration, as torch.compile and torch.export need them."""
     inputs = scan_inputs(grid=(3, 6), dim=4)
-    arguments = (*(inputs[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")), True)
-    torch.library.opcheck(torch.ops.arm.cross_scan, arguments)
+    for backend in ("torch", "cpu"):
+        inputs = cast(inputs, RUNS["cpu plain" if backend == "cpu" else backend][0])
+        arguments = [inputs[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")]
+        torch.library.opcheck(torch.ops.arm.cross_scan, (*arguments, True, backend, True))
+        without = [x.detach() for x in arguments]
+        torch.library.opcheck(torch.ops.arm.cross_scan, (*without, True, backend, False))
     x = torch.randn(2, 18, 4, requires_grad=True)
     weight, bias = torch.randn(4, 4, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
     torch.library.opcheck(torch.ops.arm.cross_conv, (x, weight, bias, inputs["orders"]))
@@ -164,12 +355,13 @@ def test_bad_arguments_are_named(change, message):
 
 
 def test_backend_by_environment(monkeypatch):
+    u = torch.device("cpu"), torch.float32
     monkeypatch.setenv("ARM_SCAN_BACKEND", "reference")
-    assert resolve_backend() == "reference"
-    assert resolve_backend("torch") == "torch"
+    assert resolve_backend(*u) == "reference"
+    assert resolve_backend(*u, "torch") == "torch"
     monkeypatch.setenv("ARM_SCAN_BACKEND", "fast")
     with pytest.raises(ValueError, match="ARM_SCAN_BACKEND='fast'"):
-        resolve_backend()
+        resolve_backend(*u)
 
 
 def test_autocast_leaves_the_scan_alone():

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import native
+
 
 def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """Depthwise convolution along each scan order, zero before the first step, then SiLU.
@@ -52,11 +54,22 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("arm::cross_conv", mutates_args=())
 def _cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
+    if _is_native(x, weight):
+        return native.conv_forward(x, weight, bias, orders)
     out = x.new_empty(x.shape[0], len(orders), *x.shape[1:])
     for k, order in enumerate(orders):
         scanned = _convolve(x.index_select(1, order), weight[k], bias[k])
         out[:, k].index_copy_(1, order, F.silu(scanned, inplace=True))
     return out
+
+
+def _is_native(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype != torch.float64
+        and weight.shape[2] <= native.MAX_TAPS
+        and native.unavailable() is None
+    )
 
 
 @_cross_conv.register_fake
@@ -68,6 +81,8 @@ def _(x, weight, bias, orders):
 def _cross_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if _is_native(x, weight):
+        return native.conv_backward(grad, x, weight, bias, orders)
     grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     length = x.shape[1]

@@ -4,31 +4,62 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
 
 import os
+import warnings
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import native, scan_torch
 from .scan_reference import cross_scan_reference
-from .scan_torch import SEGMENT, scan_backward, scan_forward
 
-BACKENDS = ("reference", "torch")
+BACKENDS = ("reference", "torch", "cpu", "triton", "mamba_ssm")
 
 
-def resolve_backend(backend: str = "auto") -> str:
-    """Name of the back end that runs: the argument, else the variable ARM_SCAN_BACKEND, else the fastest.
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a back end cannot scan tensors of a device and type, with the remedy; None if it can."""
+    if backend == "cpu":
+        if device.type != "cpu":
+            return f"it scans tensors on a CPU, and these are on {device}"
+        if dtype == torch.float64:
+            return "it computes in float32, and these are float64; take backend='torch'"
+        return native.unavailable()
+    return None
+
+
+@torch.compiler.assume_constant_result  # a choice of the environment, not of the data
+def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> str:
+    """Name of the back end that scans tensors of a device and type: the argument, else the variable ARM_SCAN_BACKEND,
+    else the fastest there is.
 
     Raises:
-        ValueError: for a name that is unknown or cannot run here.
+        ValueError: for a name that is unknown or cannot run here; it says why and what to install.
     """
     source = "backend"
     if backend == "auto":
         source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND", "auto")
     if backend == "auto":
-        return "torch"
+        return _fastest(device, dtype)
     if backend not in BACKENDS:
-        raise ValueError(f"{source}={backend!r} is no scan back end of this version; give auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"{source}={backend!r} is no scan back end; give auto, {', '.join(BACKENDS)}")
+    reason = unavailable(backend, device, dtype)
+    if reason is not None:
+        raise ValueError(f"{source}={backend!r} cannot run: {reason}")
     return backend
+
+
+_warned = False
+
+
+def _fastest(device: torch.device, dtype: torch.dtype) -> str:
+    global _warned
+    reason = unavailable("cpu", device, dtype)
+    if reason is None:
+        return "cpu"
+    if device.type == "cpu" and dtype != torch.float64 and not _warned:
+        _warned = True
+        warnings.warn(f"Selective scan in plain PyTorch, 5 to 10 times slower: {reason}", stacklevel=2)
+    return "torch"
 
 
 def cross_scan(
@@ -140,11 +171,23 @@ def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
 
 def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> tuple[Tensor, Tensor]:
     """y (B, L, D) and the last state (B, K, D, N)."""
-    if resolve_backend(backend) == "reference":
+    backend = resolve_backend(u.device, u.dtype, backend)
+    if backend == "reference":
         with torch.autocast(u.device.type, enabled=False):
             return cross_scan_reference(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
-    y, states = _cross_scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    tensors = (u, delta, A, B, C, D, delta_bias)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, states = _cross_scan(*tensors, orders, delta_softplus, backend, keep)
     return y, states[-1].transpose(2, 3)
+
+
+_FORWARD = {"torch": scan_torch.scan_forward, "cpu": native.scan_forward}
+_BACKWARD = {"torch": scan_torch.scan_backward, "cpu": native.scan_backward}
+
+
+def _segments(backend: str, length: int) -> int:
+    size = scan_torch.SEGMENT if backend == "torch" else native.segment_length()
+    return (length + size - 1) // size
 
 
 @torch.library.custom_op("arm::cross_scan", mutates_args=())
@@ -158,17 +201,21 @@ def _cross_scan(
     delta_bias: Tensor | None,
     orders: Tensor,
     delta_softplus: bool,
+    backend: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), and the states (S + 1, B, K, N, D) before each segment of a back end and after the last; or, without
+    `keep`, the latter alone."""
     with torch.autocast(u.device.type, enabled=False):  # the state stays in float32
-        return scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+        return _FORWARD[backend](u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
 
 
 @_cross_scan.register_fake
-def _(u, delta, A, B, C, D, delta_bias, orders, delta_softplus):
+def _(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, keep):
     batch, directions, length, channels = u.shape
-    segments = (length + SEGMENT - 1) // SEGMENT
     state_type = torch.promote_types(u.dtype, torch.float32)
-    states = u.new_empty(segments + 1, batch, directions, A.shape[2], channels, dtype=state_type)
+    entries = _segments(backend, length) + 1 if keep else 1
+    states = u.new_empty(entries, batch, directions, A.shape[2], channels, dtype=state_type)
     return u.new_empty(batch, length, channels), states
 
 
@@ -184,14 +231,16 @@ def _cross_scan_backward(
     delta_bias: Tensor | None,
     orders: Tensor,
     delta_softplus: bool,
+    backend: str,
     states: Tensor,
 ) -> list[Tensor]:
+    inputs = (u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     with torch.autocast(u.device.type, enabled=False):
-        return scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states)
+        return _BACKWARD[backend](grad_y, *inputs, states)
 
 
 @_cross_scan_backward.register_fake
-def _(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states):
+def _(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, states):
     per_channel = [states.new_empty(A.shape[:2]) if x is None else torch.empty_like(x) for x in (D, delta_bias)]
     return [u.new_empty(u.shape), delta.new_empty(delta.shape), A.new_empty(A.shape)] + [
         B.new_empty(B.shape),
@@ -201,7 +250,7 @@ def _(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, states):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.delta_softplus = inputs
+    *tensors, ctx.delta_softplus, ctx.backend, _ = inputs
     _, states = output
     ctx.mark_non_differentiable(states)
     ctx.save_for_backward(*tensors, states)
@@ -209,11 +258,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_y, _grad_states):
     *tensors, states = ctx.saved_tensors
-    grads = _cross_scan_backward(grad_y.contiguous(), *tensors, ctx.delta_softplus, states)
+    grads = _cross_scan_backward(grad_y.contiguous(), *tensors, ctx.delta_softplus, ctx.backend, states)
     D, delta_bias = tensors[5:7]
     grads[5] = None if D is None else grads[5]
     grads[6] = None if delta_bias is None else grads[6]
-    return (*grads, None, None)
+    return (*grads, None, None, None, None)
 
 
 _cross_scan.register_autograd(_backward, setup_context=_setup_context)

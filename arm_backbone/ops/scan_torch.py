@@ -88,11 +88,13 @@ def scan_forward(
     delta_bias: Tensor | None,
     orders: Tensor,
     delta_softplus: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Arguments as `arm_backbone.ops.cross_scan`.
 
     Returns:
-        y (B, L, D) and the states (S + 1, B, K, N, D) before each segment and after the last.
+        y (B, L, D) and the states (S + 1, B, K, N, D) before each segment and after the last, or without `keep` the
+        latter alone, (1, B, K, N, D).
     """
     batch, directions, length, channels = u.shape
     dtype = torch.promote_types(u.dtype, torch.float32)
@@ -100,13 +102,13 @@ def scan_forward(
     D, delta_bias = _float(D, dtype), _float(delta_bias, dtype)
     starts = range(0, length, SEGMENT)
     y = u.new_zeros(batch, length, channels, dtype=dtype)
-    saved = u.new_zeros(len(starts) + 1, batch, *A_t.shape, dtype=dtype)
+    saved = u.new_zeros(len(starts) + 1 if keep else 1, batch, *A_t.shape, dtype=dtype)
     for slab in _slabs(batch, A_t.numel()):
         inputs = _Inputs(u[slab], delta[slab], A_t, B[slab], C[slab], D, delta_bias, orders, delta_softplus)
         for s, start in enumerate(starts):
             segment = inputs.segment(start)
-            _, states = segment.states(A_t, saved[s, slab])
-            saved[s + 1, slab] = states[-1]
+            _, states = segment.states(A_t, saved[s if keep else 0, slab])
+            saved[s + 1 if keep else 0, slab] = states[-1]
             out = (segment.C.unsqueeze(3) @ states).squeeze(3)  # (T, B, K, D)
             if D is not None:
                 out.addcmul_(segment.u, D)

@@ -1,0 +1,62 @@
+// What Python calls through the C interface (interface.cpp) and each instruction set provides (kernels.cpp).
+//
+// Legend: B images, K directions, L tokens, D channels, N states, W taps; all tensors contiguous float32, orders int64.
+#pragma once
+
+#include <cstdint>
+
+struct Scan {
+    int64_t batch, directions, length, channels, states;
+    int64_t softplus;  // whether delta goes through it, after the bias
+    const float *u, *delta;      // (B, K, L, D), in token order
+    const float *A;              // (K, N, D)
+    const float *B, *C;          // (B, K, L, N)
+    const float *D, *delta_bias; // (K, D), or null
+    const int64_t *orders;       // (K, L)
+};
+
+struct ScanForward {
+    Scan scan;
+    float *y;      // (B, L, D), mean over the directions
+    float *saved;  // (S + 1, B, K, N, D): states before every segment and after the last; or (1, ...), the last only
+    int64_t keep;  // whether it is the former
+};
+
+struct ScanBackward {
+    Scan scan;
+    const float *grad_y;      // (B, L, D)
+    const float *saved;       // (S + 1, B, K, N, D)
+    float *grad_u, *grad_delta;           // (B, K, L, D)
+    float *grad_B, *grad_C;               // (G, B, K, L, N), a part for each of the G groups of channels
+    float *grad_A;                        // (B, K, N, D)
+    float *grad_D, *grad_delta_bias;      // (B, K, D)
+};
+
+struct Conv {
+    int64_t batch, directions, length, channels, taps;
+    const float *x;         // (B, L, D)
+    const float *weight;    // (K, W, D)
+    const float *bias;      // (K, D)
+    const int64_t *orders;  // (K, L)
+    float *out;             // forward: (B, K, L, D)
+    const float *grad;      // backward: (B, K, L, D)
+    float *grad_x;          // (B, L, D)
+    float *grad_weight;     // (B, K, W, D)
+    float *grad_bias;       // (B, K, D)
+};
+
+constexpr int SEGMENT = 32;  // tokens between two saved states
+constexpr int MAX_TAPS = 8;
+
+// One instruction set. A task is a group of channels of an image (forward) or of a direction of an image (backward).
+struct Kernels {
+    int64_t group;  // channels
+    void (*scan_forward)(const ScanForward &, int64_t image, int64_t group);
+    void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t group);
+    void (*conv_forward)(const Conv &, int64_t image, int64_t group);
+    void (*conv_backward)(const Conv &, int64_t image, int64_t group);
+};
+
+extern "C" const Kernels *arm_kernels_plain();
+extern "C" const Kernels *arm_kernels_avx2();
+extern "C" const Kernels *arm_kernels_avx512();

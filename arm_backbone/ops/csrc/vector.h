@@ -1,0 +1,111 @@
+// Vectors of LANES floats for one instruction set, and the elementary functions of the scan.
+// Compiled once for each instruction set: everything here has internal linkage.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;  // SSE2, NEON, or what the compiler makes of it
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float unaligned_vec __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec splat(float x) { return x - vec{}; }
+INLINE vec load(const float *p) { return *reinterpret_cast<const unaligned_vec *>(p); }
+INLINE void store(float *p, vec x) { *reinterpret_cast<unaligned_vec *>(p) = x; }
+
+// The first `count` of LANES floats, zeros after them.
+INLINE vec load_some(const float *p, int count) {
+    if (count >= LANES) return load(p);
+    vec x = {};
+    std::memcpy(&x, p, count * sizeof(float));
+    return x;
+}
+
+INLINE void store_some(float *p, vec x, int count) {
+    if (count >= LANES)
+        store(p, x);
+    else
+        std::memcpy(p, &x, count * sizeof(float));
+}
+
+INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
+INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
+INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+
+// 2^x with a relative error below 2e-7, exact at 0, where decays near 1 multiply up over thousands of steps; 0 below -127,
+// infinity from 128 on. The polynomial was fitted to 2^f for f in [-0.5, 0.5] with its constant fixed at 1.
+INLINE vec exp2v(vec x) {
+    x = smaller(larger(x, splat(-127.0f)), splat(128.0f));
+    const vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const vec whole = (x + shift) - shift;
+    const vec f = x - whole;  // in [-0.5, 0.5]
+    vec p = splat(1.326472731e-03f);
+    p = p * f + splat(9.671512991e-03f);
+    p = p * f + splat(5.550733581e-02f);
+    p = p * f + splat(2.402224243e-01f);
+    p = p * f + splat(6.931470037e-01f);
+    p = p * f + splat(1.000000000e+00f);
+    const ivec bits = (__builtin_convertvector(whole, ivec) + 127) << 23;
+    vec scale;
+    std::memcpy(&scale, &bits, sizeof(scale));
+    return p * scale;
+}
+
+constexpr float LOG2E = 1.44269504088896340736f;
+
+INLINE vec expv(vec x) { return exp2v(x * splat(LOG2E)); }
+
+// log(1 + z) for z in [0, 1], as 2 atanh(z / (2 + z)).
+INLINE vec log1p_unit(vec z) {
+    const vec s = z / (z + splat(2.0f)), q = s * s;  // s up to 1/3
+    vec p = splat(1.0f / 15);
+    for (int odd = 13; odd >= 1; odd -= 2) p = p * q + splat(1.0f / odd);
+    return (s + s) * p;
+}
+
+INLINE vec magnitude(vec x) { return larger(x, -x); }
+INLINE vec softplus(vec x) { return larger(x, vec{}) + log1p_unit(expv(-magnitude(x))); }
+INLINE vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + expv(-x)); }
+INLINE vec silu(vec x) { return x * sigmoid(x); }
+
+// Halves of a and b added and interleaved: (a0 + aH, b0 + bH, a1 + aH+1, ...) with H = LANES / 2.
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct Count : Count<N - 1, N - 1, I...> {};
+template <int... I>
+struct Count<0, I...> {
+    typedef Indices<I...> type;
+};
+
+template <int... I>
+INLINE vec fold(vec a, vec b, Indices<I...>) {
+    const vec low = __builtin_shufflevector(a, b, (I % 2 ? LANES + I / 2 : I / 2)...);
+    const vec high = __builtin_shufflevector(a, b, (I % 2 ? LANES + LANES / 2 + I / 2 : LANES / 2 + I / 2)...);
+    return low + high;
+}
+
+INLINE vec fold(vec a, vec b) { return fold(a, b, typename Count<LANES>::type()); }
+
+// Sums of the lanes of LANES vectors: element n of the result is the sum over rows[n].
+template <int N = LANES>
+INLINE vec lane_sums(const vec *rows, int stride = 1) {
+    if constexpr (N == 1)
+        return rows[0];
+    else  // the pair folded last is told apart by the lowest bit of the position
+        return fold(lane_sums<N / 2>(rows, stride * 2), lane_sums<N / 2>(rows + stride, stride * 2));
+}
+
+}  // namespace

@@ -1,0 +1,224 @@
+"""The compiled CPU kernels (csrc/): loading them, and calls with tensors.
+
+Built by `pip install` where there is a C++ compiler; a plain C interface, so one build serves every version of torch.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size, W taps, S segments.
+"""
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, Structure, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).parent / "libarm_cpu.so"
+ISAS = ("plain", "avx2", "avx512")
+MAX_TAPS = 8  # of the convolution, as in csrc/kernels.h
+
+
+class _Scan(Structure):
+    _fields_ = [(name, c_int64) for name in ("batch", "directions", "length", "channels", "states", "softplus")] + [
+        (name, c_void_p) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")
+    ]
+
+
+class _ScanForward(Structure):
+    _fields_ = [("scan", _Scan), ("y", c_void_p), ("saved", c_void_p), ("keep", c_int64)]
+
+
+class _ScanBackward(Structure):
+    _fields_ = [("scan", _Scan)] + [
+        (name, c_void_p)
+        for name in (
+            *("grad_y", "saved", "grad_u", "grad_delta"),
+            *("grad_B", "grad_C", "grad_A", "grad_D", "grad_delta_bias"),
+        )
+    ]
+
+
+class _Conv(Structure):
+    _fields_ = [(name, c_int64) for name in ("batch", "directions", "length", "channels", "taps")] + [
+        (name, c_void_p)
+        for name in ("x", "weight", "bias", "orders", "out", "grad", "grad_x", "grad_weight", "grad_bias")
+    ]
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the kernels cannot run here, with the remedy; None if they can."""
+    if not LIBRARY.is_file():
+        return "the CPU kernels are not built; with a C++ compiler installed run: pip install -e . --no-build-isolation"
+    try:
+        _library()
+    except (OSError, AttributeError) as error:
+        return f"{LIBRARY.name} cannot be loaded ({error}); build it again: pip install -e . --no-build-isolation"
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(LIBRARY))
+    library.arm_kernels.restype = c_void_p
+    library.arm_kernels.argtypes = [c_int64]
+    library.arm_group.restype = library.arm_segment.restype = library.arm_best_isa.restype = c_int64
+    library.arm_group.argtypes = [c_void_p]
+    library.arm_scan_forward.argtypes = [c_void_p, POINTER(_ScanForward), c_int64, c_void_p]
+    library.arm_scan_backward.argtypes = [c_void_p, POINTER(_ScanBackward), c_int64, c_void_p]
+    library.arm_conv.argtypes = [c_void_p, POINTER(_Conv), c_int64, c_int64, c_void_p]
+    for function in (library.arm_scan_forward, library.arm_scan_backward, library.arm_conv):
+        function.restype = None
+    return library
+
+
+@functools.cache
+def _kernels(isa: str | None) -> c_void_p:
+    """The kernels of an instruction set, the best one when None.
+
+    Raises:
+        ValueError: if this processor does not have it.
+    """
+    best = _library().arm_best_isa()
+    if isa is None:
+        return c_void_p(_library().arm_kernels(best))
+    if isa not in ISAS[: best + 1]:
+        raise ValueError(f"ARM_CPU_ISA={isa!r} cannot run here; give one of {', '.join(ISAS[: best + 1])}")
+    return c_void_p(_library().arm_kernels(ISAS.index(isa)))
+
+
+def kernels() -> c_void_p:
+    """Those that ARM_CPU_ISA names, otherwise the best that this processor can run."""
+    return _kernels(os.environ.get("ARM_CPU_ISA"))
+
+
+@functools.cache
+def _openmp() -> int | None:
+    """Address of torch's own OpenMP entry, so that its threads serve the kernels too; None where it has another."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p).value
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().to(torch.float32).contiguous()
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def segment_length() -> int:
+    """Tokens between two saved states."""
+    return _library().arm_segment()
+
+
+class _Inputs:
+    """The inputs of a scan as contiguous float32; keeps them alive while a kernel reads them."""
+
+    def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus) -> None:
+        self.u, self.delta, self.B, self.C = (_float(x) for x in (u, delta, B, C))
+        self.A = _float(A.transpose(1, 2))  # (K, N, D)
+        self.D, self.delta_bias = _float(D), _float(delta_bias)
+        self.orders = orders.contiguous()
+        batch, directions, length, channels = u.shape
+        self.states = (batch, directions, A.shape[2], channels)
+        tensors = (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.orders)
+        self.scan = _Scan(
+            batch, directions, length, channels, A.shape[2], int(delta_softplus), *(_pointer(x) for x in tensors)
+        )
+
+
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    orders: Tensor,
+    delta_softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Arguments as `arm_backbone.ops.cross_scan`.
+
+    Returns:
+        y (B, L, D), and the states (S + 1, B, K, N, D) before each segment and after the last, or without `keep` the
+        latter alone, (1, B, K, N, D).
+    """
+    inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    batch, _, length, channels = u.shape
+    segments = -(-length // segment_length())
+    y = torch.empty(batch, length, channels)
+    saved = torch.empty(segments + 1 if keep else 1, *inputs.states)
+    forward = _ScanForward(inputs.scan, y.data_ptr(), saved.data_ptr(), int(keep))
+    _library().arm_scan_forward(kernels(), ctypes.byref(forward), torch.get_num_threads(), _openmp())
+    return y.to(u.dtype), saved
+
+
+def scan_backward(
+    grad_y: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    orders: Tensor,
+    delta_softplus: bool,
+    saved: Tensor,
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made."""
+    inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    batch, directions, length, channels = u.shape
+    grad_y = _float(grad_y)
+    groups = -(-channels // _library().arm_group(kernels()))
+    grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
+    grad_B, grad_C = (torch.empty(groups, *inputs.B.shape) for _ in range(2))
+    grad_A = torch.empty(inputs.states)
+    grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
+    results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
+    backward = _ScanBackward(inputs.scan, grad_y.data_ptr(), saved.data_ptr(), *(x.data_ptr() for x in results))
+    _library().arm_scan_backward(kernels(), ctypes.byref(backward), torch.get_num_threads(), _openmp())
+    dtypes = [u.dtype if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
+    grads = (
+        *(grad_u, grad_delta, grad_A.sum(0).transpose(1, 2).contiguous()),
+        *(grad_B.sum(0), grad_C.sum(0), grad_D.sum(0), grad_bias.sum(0)),
+    )
+    return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
+
+
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
+    """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
+    out = torch.empty(x.shape[0], orders.shape[0], *x.shape[1:])
+    _convolve(x, weight, bias, orders, out=out)
+    return out.to(x.dtype)
+
+
+def conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    directions, channels, taps = weight.shape
+    grad, grad_x = _float(grad), torch.empty(x.shape)
+    grad_weight = torch.empty(x.shape[0], directions, taps, channels)
+    grad_bias = torch.empty(x.shape[0], directions, channels)
+    _convolve(
+        x, weight, bias, orders, grad=grad, grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias, backward=True
+    )
+    return (
+        grad_x.to(x.dtype),
+        grad_weight.sum(0).transpose(1, 2).contiguous().to(weight.dtype),
+        grad_bias.sum(0).to(bias.dtype),
+    )
+
+
+def _convolve(x, weight, bias, orders, backward: bool = False, **more: Tensor) -> None:
+    inputs = dict(x=_float(x), weight=_float(weight.transpose(1, 2)), bias=_float(bias), orders=orders.contiguous())
+    pointers = {name: tensor.data_ptr() for name, tensor in (inputs | more).items()}
+    conv = _Conv(x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], **pointers)
+    _library().arm_conv(kernels(), ctypes.byref(conv), int(backward), torch.get_num_threads(), _openmp())
