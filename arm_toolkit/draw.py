@@ -24,7 +24,8 @@ from mmengine.registry import MODELS
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from arm_backbone.checkpoint import load_model, model_state, read_checkpoint
+from arm_backbone.checkpoint import model_state, read_checkpoint
+from arm_backbone.load import load_model
 from arm_pretrain.data import ImageCrops
 from arm_pretrain.targets import patch_statistics, patchify, unpatchify
 
