@@ -64,7 +64,7 @@ extern "C" int64_t arm_best_isa() {
     return 0;
 }
 
-extern "C" const Kernels *arm_kernels(int64_t isa) {
+extern "C" const Kernels *arm_kernels([[maybe_unused]] int64_t isa) {
 #if defined(ARM_X86)
     if (isa == 2) return arm_kernels_avx512();
     if (isa == 1) return arm_kernels_avx2();
