@@ -3,12 +3,15 @@
 Legend: B batch, K scan directions, L tokens, D channels, W taps.
 """
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .scan import triton_unavailable
 
 
 def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
@@ -54,8 +57,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("arm::cross_conv", mutates_args=())
 def _cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
-    if _is_native(x, weight):
-        return native.conv_forward(x, weight, bias, orders)
+    kernels = _kernels(x, weight)
+    if kernels is not None:
+        return kernels.conv_forward(x, weight, bias, orders)
     out = x.new_empty(x.shape[0], len(orders), *x.shape[1:])
     for k, order in enumerate(orders):
         scanned = _convolve(x.index_select(1, order), weight[k], bias[k])
@@ -63,13 +67,17 @@ def _cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tens
     return out
 
 
-def _is_native(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype != torch.float64
-        and weight.shape[2] <= native.MAX_TAPS
-        and native.unavailable() is None
-    )
+def _kernels(x: Tensor, weight: Tensor) -> ModuleType | None:
+    """The module with the kernels for x's device and type; None where there are none."""
+    if x.dtype == torch.float64:
+        return None
+    if x.device.type == "cpu":
+        return native if native.unavailable() is None and weight.shape[2] <= native.MAX_TAPS else None
+    if triton_unavailable(x.device) is None:
+        from . import conv_triton  # imports triton, which not every machine has
+
+        return conv_triton
+    return None
 
 
 @_cross_conv.register_fake
@@ -81,8 +89,9 @@ def _(x, weight, bias, orders):
 def _cross_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _is_native(x, weight):
-        return native.conv_backward(grad, x, weight, bias, orders)
+    kernels = _kernels(x, weight)
+    if kernels is not None:
+        return kernels.conv_backward(grad, x, weight, bias, orders)
     grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     length = x.shape[1]

@@ -5,26 +5,40 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size.
 
 import os
 import warnings
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native, scan_torch
+from .scan_mamba_ssm import cross_scan_mamba_ssm
 from .scan_reference import cross_scan_reference
 
 BACKENDS = ("reference", "torch", "cpu", "triton", "mamba_ssm")
 
 
+def triton_unavailable(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device; None if they can. Its interpreter (for tests) runs on a CPU."""
+    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return f"it scans tensors on a GPU, and these are on {device}"
+    return None if find_spec("triton") else "triton is not installed; pip install triton"
+
+
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a back end cannot scan tensors of a device and type, with the remedy; None if it can."""
+    if backend in ("reference", "torch"):
+        return None
+    if dtype == torch.float64:
+        return "it computes in float32, and these are float64; take backend='torch'"
     if backend == "cpu":
-        if device.type != "cpu":
-            return f"it scans tensors on a CPU, and these are on {device}"
-        if dtype == torch.float64:
-            return "it computes in float32, and these are float64; take backend='torch'"
-        return native.unavailable()
-    return None
+        return f"it scans tensors on a CPU, and these are on {device}" if device.type != "cpu" else native.unavailable()
+    if backend == "triton":
+        return triton_unavailable(device)
+    if device.type != "cuda":
+        return f"it scans tensors on an NVIDIA GPU, and these are on {device}"
+    return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
 
 
 @torch.compiler.assume_constant_result  # a choice of the environment, not of the data
@@ -53,10 +67,11 @@ _warned = False
 
 def _fastest(device: torch.device, dtype: torch.dtype) -> str:
     global _warned
-    reason = unavailable("cpu", device, dtype)
+    fast = "cpu" if device.type == "cpu" else "triton"
+    reason = unavailable(fast, device, dtype)
     if reason is None:
-        return "cpu"
-    if device.type == "cpu" and dtype != torch.float64 and not _warned:
+        return fast
+    if device.type in ("cpu", "cuda") and dtype != torch.float64 and not _warned:
         _warned = True
         warnings.warn(f"Selective scan in plain PyTorch, 5 to 10 times slower: {reason}", stacklevel=2)
     return "torch"
@@ -172,21 +187,31 @@ def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
 def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> tuple[Tensor, Tensor]:
     """y (B, L, D) and the last state (B, K, D, N)."""
     backend = resolve_backend(u.device, u.dtype, backend)
-    if backend == "reference":
+    if backend in ("reference", "mamba_ssm"):
+        scan = cross_scan_reference if backend == "reference" else cross_scan_mamba_ssm
         with torch.autocast(u.device.type, enabled=False):
-            return cross_scan_reference(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+            return scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     tensors = (u, delta, A, B, C, D, delta_bias)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     y, states = _cross_scan(*tensors, orders, delta_softplus, backend, keep)
     return y, states[-1].transpose(2, 3)
 
 
-_FORWARD = {"torch": scan_torch.scan_forward, "cpu": native.scan_forward}
-_BACKWARD = {"torch": scan_torch.scan_backward, "cpu": native.scan_backward}
+def _kernels(backend: str) -> ModuleType:
+    """The module with a back end's scan_forward and scan_backward."""
+    if backend == "triton":
+        from . import scan_triton  # imports triton, which not every machine has
+
+        return scan_triton
+    return scan_torch if backend == "torch" else native
 
 
 def _segments(backend: str, length: int) -> int:
-    size = scan_torch.SEGMENT if backend == "torch" else native.segment_length()
+    """Parts of a sequence between which a back end saves states."""
+    if backend == "cpu":
+        size = native.segment_length()
+    else:
+        size = _kernels(backend).CHUNK if backend == "triton" else scan_torch.SEGMENT
     return (length + size - 1) // size
 
 
@@ -207,7 +232,7 @@ def _cross_scan(
     """y (B, L, D), and the states (S + 1, B, K, N, D) before each segment of a back end and after the last; or, without
     `keep`, the latter alone."""
     with torch.autocast(u.device.type, enabled=False):  # the state stays in float32
-        return _FORWARD[backend](u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
+        return _kernels(backend).scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
 
 
 @_cross_scan.register_fake
@@ -236,7 +261,7 @@ def _cross_scan_backward(
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     with torch.autocast(u.device.type, enabled=False):
-        return _BACKWARD[backend](grad_y, *inputs, states)
+        return _kernels(backend).scan_backward(grad_y, *inputs, states)
 
 
 @_cross_scan_backward.register_fake

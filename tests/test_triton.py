@@ -1,0 +1,127 @@
+"""Back ends for GPUs, as far as can be told without one: Triton interpreted and compiled, mamba-ssm's plumbing."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from conftest import ROOT
+from test_ops import cast, compare, scan_inputs
+
+from arm_backbone.ops import cross_scan, selective_scan
+from arm_backbone.ops.scan_mamba_ssm import cross_scan_mamba_ssm
+
+triton = pytest.importorskip("triton")
+
+
+def test_kernels_in_the_interpreter():
+    """In a process of its own: Triton decides on import whether it interprets."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests/triton_interpreted.py"),
+    ]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+CONSTANTS = dict(N=16, TILE_N=16, CHUNK=64, UNROLLED=4, SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, TILE_T=16)
+LOW = ("u", "delta", "B", "C", "y", "grad_y", "grad_u", "grad_delta", "x", "out", "grad", "grad_x")
+INTEGERS = ("directions", "length", "channels", "rows", "segment_length", "segments")
+WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("module", "kernel", "constants"),
+    [
+        ("scan_triton", "_forward", WHOLE | dict(TILE_D=64)),
+        (
+            "scan_triton",
+            "_forward",
+            dict(HAS_STARTS=True, ONLY_STATE=False, KEEP=False, local=None, sums=None, TILE_D=64),
+        ),
+        ("scan_triton", "_forward", dict(HAS_STARTS=False, ONLY_STATE=True, KEEP=False, starts=None, TILE_D=64)),
+        ("scan_triton", "_combine", dict(REVERSE=True, TILE_D=64)),
+        ("scan_triton", "_reverse", dict(TILE_D=64)),
+        ("scan_triton", "_backward", dict(HAS_CARRIED=False, carried=None, TILE_D=32)),
+        ("scan_triton", "_backward", dict(HAS_CARRIED=True, TILE_D=32)),
+        ("conv_triton", "_forward", dict(TILE_D=64)),
+        ("conv_triton", "_backward", dict(TILE_D=64)),
+        ("conv_triton", "_grad_input", dict(TILE_D=64)),
+    ],
+)
+def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
+    """For bfloat16 tensors on an A100 and an H100, which need not be there."""
+    from importlib import import_module
+
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(import_module(f"arm_backbone.ops.{module}"), kernel)
+    constants = CONSTANTS | constants
+    signature, values = {}, {}
+    for parameter in function.params:
+        name = parameter.name
+        if parameter.is_constexpr or constants.get(name, 0) is None:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in INTEGERS:
+            signature[name] = "i32"
+        else:
+            signature[name] = "*i64" if name in ("orders", "inverse") else "*bf16" if name in LOW else "*fp32"
+    source = ASTSource(function, signature, values)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=1))
+    assert compiled.asm["cubin"][:4] == b"\x7fELF" and f"sm_{capability}" in compiled.asm["ptx"]
+
+
+def test_triton_needs_a_gpu():
+    with pytest.raises(
+        ValueError, match="backend='triton' cannot run: it scans tensors on a GPU, and these are on cpu"
+    ):
+        cross_scan(**cast(scan_inputs(), torch.float32), backend="triton")
+
+
+def test_mamba_ssm_is_asked_for_only_with_what_it_takes(monkeypatch):
+    """Layout, order of arguments and groups of its public function, which our own scan stands in for here."""
+    calls = []
+
+    def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
+        assert u.is_contiguous() and delta.is_contiguous() and A.dtype == torch.float32 and z is None
+        batch, groups, states, length = B.shape
+        calls.append(groups)
+        each = u.shape[1] // groups
+        parts = [
+            selective_scan(
+                *(x[:, g * each : (g + 1) * each] for x in (u, delta)),
+                A[g * each : (g + 1) * each],
+                B[:, g],
+                C[:, g],
+                None if D is None else D[g * each : (g + 1) * each],
+                None,
+                None if delta_bias is None else delta_bias[g * each : (g + 1) * each],
+                delta_softplus,
+                True,
+            )
+            for g in range(groups)
+        ]
+        return torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts], 1)
+
+    package = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    package.selective_scan_fn = selective_scan_fn
+    monkeypatch.setitem(sys.modules, "mamba_ssm", types.ModuleType("mamba_ssm"))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops", types.ModuleType("mamba_ssm.ops"))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", package)
+    inputs = cast(scan_inputs(), torch.float32)
+    expected = cross_scan(**inputs)
+    y, last_state = cross_scan_mamba_ssm(**inputs, delta_softplus=True)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    assert last_state.shape == (2, 4, 6, 3) and calls == [4]
+    monkeypatch.setattr("arm_backbone.ops.scan.unavailable", lambda *_: None)
+    compare(scan_inputs(), ("mamba_ssm", torch.float32, 1e-5))

@@ -1,0 +1,73 @@
+"""The Triton kernels in Triton's interpreter; tests/test_triton.py runs this with TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+from test_ops import cast, compare, gradients, scan_inputs
+from triton.runtime import interpreter
+
+from arm_backbone.ops import conv_triton, cross_conv, cross_scan, scan_triton
+from arm_backbone.scan_order import scan_orders
+
+TRITON = ("triton", torch.float32, 3e-6)
+_patch_lang_tensor = interpreter._patch_lang_tensor
+
+
+def _patched(tensor, scope) -> None:
+    """With numpy 2.4, int() of the scalars of Triton 3.6, which are arrays of one number, is an error."""
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patched
+
+
+@pytest.fixture(autouse=True, params=[1, 10**6], ids=["whole", "segments"])
+def programs(request, monkeypatch):
+    """Each sequence as a whole, or cut into as many segments as there are chunks."""
+    monkeypatch.setattr(scan_triton, "PROGRAMS", request.param)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (5, 13), (3, 43)])
+def test_scan_equals_the_reference(grid):
+    compare(scan_inputs(batch=1, grid=grid, scans=4 if grid[1] < 20 else 1), TRITON)
+
+
+@pytest.mark.parametrize(("dim", "state"), [(1, 1), (33, 5), (65, 16)])
+def test_any_width_and_state(dim, state):
+    compare(scan_inputs(batch=1, grid=(2, 34), scans=1, dim=dim, state=state), TRITON)
+
+
+def test_optional_arguments_and_extreme_steps():
+    inputs = scan_inputs(batch=1, grid=(6, 12), scans=1) | dict(D=None, delta_bias=None)
+    inputs["delta"] = torch.linspace(-40, 40, inputs["delta"].numel(), dtype=torch.float64).view_as(inputs["delta"])
+    inputs["delta"].requires_grad_()
+    compare(inputs, TRITON)
+
+
+def test_half_precision_in_and_out():
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(3, 25), scans=1), torch.float32).items()}
+    expected = cross_scan(**inputs, backend="reference")
+    low = inputs | {n: inputs[n].half() for n in ("u", "delta", "B", "C")}
+    result = cross_scan(**low, backend="triton")
+    assert result.dtype == torch.float16
+    assert (result.float() - expected).abs().max() < 1e-2 * expected.abs().max()
+
+
+def test_two_runs_are_bit_equal():
+    inputs = cast(scan_inputs(batch=1, grid=(4, 20), scans=1), torch.float32)
+    first, second = (gradients(cross_scan(**inputs, backend="triton"), inputs) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("dim", "taps", "grid"), [(5, 4, (5, 9)), (65, 2, (1, 3)), (3, 4, (1, 2))])
+def test_convolution(dim, taps, grid):
+    x, weight, bias = torch.randn(2, grid[0] * grid[1], dim), torch.randn(4, dim, taps), torch.randn(4, dim)
+    orders, exact = scan_orders(*grid), [v.double().requires_grad_() for v in (x, weight, bias)]
+    expected = cross_conv(*exact, orders)
+    torch.testing.assert_close(
+        conv_triton.conv_forward(x, weight, bias, orders).double(), expected, atol=1e-5, rtol=1e-5
+    )
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * grad).sum(), exact)
+    for result, value in zip(conv_triton.conv_backward(grad.float(), x, weight, bias, orders), wanted, strict=True):
+        torch.testing.assert_close(result.double(), value, atol=1e-5 * value.abs().max().item(), rtol=1e-5)
