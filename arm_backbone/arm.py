@@ -3,6 +3,7 @@
 Legend: B batch, H, W image height and width, Gh, Gw grid height and width in tokens, L tokens, C channels.
 """
 
+import functools
 import math
 import re
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import lecun_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .block import NORM_EPS, Block
 from .optim import is_decayed
@@ -25,6 +26,15 @@ ARCHS = {
     "large": dict(embed_dims=1024, num_layers=24),
     "huge": dict(embed_dims=1536, num_layers=24),
 }
+
+
+# what a checkpointed block does not do twice
+EXPENSIVE = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.arm.cross_scan.default,
+]
 
 
 def resolve_arch(arch: str | dict) -> tuple[int, int]:
@@ -74,7 +84,9 @@ class ARMTrunk(nn.Module):
         cls_token: None, or the place of a class token in the sequence: "middle" (reference code) or "tail" (STAR).
         in_chans: channels of the images.
         drop_path_rate: stochastic depth, rising with depth.
-        with_cp: recompute each block in the backward instead of keeping its activations.
+        with_cp: recompute in the backward instead of keeping activations: True recomputes the cheap parts of a block
+            (norms, convolution, activations) and keeps the results of matrix products and scans, "all" keeps nothing of
+            a block but its input.
         reference_init: zero the delta biases of directions 2 to 4, as the reference code does from scratch, instead of
             giving every direction Mamba's own step sizes.
     """
@@ -89,10 +101,12 @@ class ARMTrunk(nn.Module):
         cls_token: str | None = None,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         reference_init: bool = False,
     ) -> None:
         super().__init__()
+        if with_cp not in (False, True, "all"):
+            raise ValueError(f"with_cp={with_cp!r}: give False, True (cheap parts) or 'all' (whole blocks)")
         if scans not in (1, 4):
             raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning); give 1 or 4")
         self.embed_dims, self.num_layers = resolve_arch(arch)
@@ -143,11 +157,14 @@ class ARMTrunk(nn.Module):
         return torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
 
     def run_block(self, index: int, x: Tensor, orders: Tensor) -> Tensor:
-        """Block `index` on x (B, L, C), recomputed in the backward with `with_cp`."""
+        """Block `index` on x (B, L, C), with `with_cp` recomputed in the backward."""
         block = self.blocks[index]
-        if self.with_cp and torch.is_grad_enabled():
+        if not self.with_cp or not torch.is_grad_enabled():
+            return block(x, orders)
+        if self.with_cp == "all":
             return checkpoint(block, x, orders, use_reentrant=False)
-        return block(x, orders)
+        context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
+        return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 
     def no_weight_decay(self) -> set[str]:
         """Names that the reference code exempts from weight decay: norms, biases, D, tables and tokens."""
@@ -190,7 +207,7 @@ class ARM(ARMTrunk):
         cls_token: str | None = None,
         out_indices: tuple[int, ...] | None = None,
         drop_path_rate: float = 0.0,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         frozen_stages: int = -1,
     ) -> None:
         super().__init__(

@@ -48,7 +48,7 @@ class ARMClassifier(ARMTrunk):
         global_pool: str = "avg",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         reference_init: bool = False,
         drop_rate: float = 0.0,
     ) -> None:

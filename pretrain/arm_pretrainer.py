@@ -26,7 +26,7 @@ class ARMPretrainer(BaseModel):
         patch_size: pixels.
         cluster_side: patches along one side of a cluster (4: 64 pixels).
         decoder_dim, decoder_depth: width (a multiple of 64) and number of decoder blocks.
-        with_cp: recompute encoder blocks in the backward.
+        with_cp: recompute encoder blocks in the backward, see `arm_backbone.arm.ARMTrunk`.
         data_preprocessor: mmengine's, turns raw images into normalised ones.
 
     Raises:
@@ -41,7 +41,7 @@ class ARMPretrainer(BaseModel):
         cluster_side: int = 4,
         decoder_dim: int = 512,
         decoder_depth: int = 4,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)

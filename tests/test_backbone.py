@@ -1,8 +1,11 @@
 """The backbone as users meet it: any image size, trained and frozen, plain and recomputed."""
 
+from collections import Counter
+
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arm_backbone import ARCHS, ARM, ARMPyramid
 from arm_backbone.arm import default_out_indices, drop_path_rates
@@ -42,15 +45,39 @@ def test_every_parameter_receives_a_gradient(small_arch):
 
 def test_recomputed_and_plain_blocks_agree(small_arch):
     results = []
-    for with_cp in (False, True):
+    for with_cp in (False, True, "all"):
         torch.manual_seed(0)
         model = ARM(small_arch, img_size=64, drop_path_rate=0.5, with_cp=with_cp).train()
         torch.manual_seed(1)  # the same paths are dropped
         maps = model(images())
         sum(m.square().sum() for m in maps).backward()
         results.append([*maps, *(p.grad for p in model.parameters())])
-    for plain, recomputed in zip(*results, strict=True):
-        torch.testing.assert_close(recomputed, plain)
+    for plain, cheap, whole in zip(*results, strict=True):
+        torch.testing.assert_close(cheap, plain)
+        torch.testing.assert_close(whole, plain)
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[str(function)] += 1
+        return function(*args, **kwargs or {})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter = Counter()
+
+
+@pytest.mark.parametrize(("with_cp", "scans", "convolutions"), [(False, 4, 4), (True, 4, 8), ("all", 8, 8)])
+def test_what_is_recomputed(small_arch, with_cp, scans, convolutions):
+    """The cheap parts, or everything; matrix products are kept with the scans."""
+    model = ARM(small_arch, img_size=64, with_cp=with_cp).train()
+    with Calls() as calls:
+        sum(m.sum() for m in model(images())).backward()
+    assert calls.count["arm.cross_scan.default"] == scans
+    assert calls.count["arm.cross_conv.default"] == convolutions
+    assert calls.count["arm.cross_scan_backward.default"] == 4
 
 
 def test_frozen_stages_do_not_train_nor_drop(small_arch):
