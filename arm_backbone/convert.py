@@ -28,7 +28,7 @@ _TRUNK_NAME = re.compile(
 _PREFIX = {"pretrain": "encoder.", "dense": "backbone.", "classifier": "", "backbone": ""}  # of the trunk's names
 _WITH_LEVELS = ("backbone", "dense")
 _REST = {  # how the other names begin, and what they are
-    "pretrain": (("decoder.", "mask_token", "decoder_pos_embed"), "belongs to the pretraining decoder"),
+    "pretrain": (("decoder.", "mask_token", "decoder_pos_embed", "separator"), "belongs to pretraining alone"),
     "dense": (("",), "belongs to the neck or the heads"),
     "classifier": (("norm.", "head."), "belongs to the classification head"),
     "backbone": (("out_norms.",), "norm of an output level"),

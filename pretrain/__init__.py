@@ -2,5 +2,6 @@
 
 from .arm_pretrainer import ARMPretrainer
 from .data import ImageCrops
+from .tokenizers import DVAETokenizer, KMeansTokenizer
 
-__all__ = ["ARMPretrainer", "ImageCrops"]
+__all__ = ["ARMPretrainer", "DVAETokenizer", "ImageCrops", "KMeansTokenizer"]

@@ -1,9 +1,11 @@
-"""Autoregressive pretraining of ARM (section 3.2): encode clusters in order, predict the pixels of the next one.
+"""Autoregressive pretraining of ARM (section 3.2) and STAR (section 3): read clusters in order, predict the next one.
 
-Legend: B images, M clusters, P patches of a cluster, L = (M - 1) * P tokens, C encoder and E decoder channels.
+Legend: B images, N images of a sequence, M clusters, P patches of a cluster, L encoder tokens, Lq predicted tokens,
+C encoder and E decoder channels.
 """
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -11,26 +13,37 @@ from torch import Tensor, nn
 from arm_backbone.arm import ARMTrunk
 from arm_backbone.pos_embed import sincos_pos_embed
 
-from .clusters import cluster_causal_mask, cluster_patches
+from .clusters import cluster_order, cluster_patches
 from .decoder import Decoder, skip_blocks
-from .targets import normalised_pixels, patch_statistics, patchify, unpatchify
+from .sequence import SEPARATOR, SEPARATOR_TYPES, Sequence, image_pattern, separator_values
+from .targets import TARGETS, normalised_pixels, patch_statistics, patchify, unpatchify
 
 
 @MODELS.register_module()
 class ARMPretrainer(BaseModel):
-    """One causal scan over the clusters; every cluster but the first is predicted from those before it.
+    """One causal scan over the clusters of one image, or several; each next one is predicted from those before it.
+
+    Where STAR's paper is silent: batch counts images; a separator's target is its own constant, the same in all
+    pixels of a token (a learned embedding's is 0), not normalised; the last cluster of a sequence predicts the
+    separator of the image that would follow; without separators it predicts the next image's first cluster; the
+    separators' position embeddings in encoder and decoder are learned.
 
     Args:
         arch: size of the encoder, see `arm_backbone.arm.ARCHS`.
         img_size: pixels, one number or (height, width); must divide into clusters.
-        patch_size: pixels.
+        patch_size: pixels; 1 with a cluster_side of 1 predicts pixel by pixel (iGPT).
         cluster_side: patches along one side of a cluster (4: 64 pixels).
+        order: of the clusters, see `arm_pretrain.clusters.ORDERS`.
+        target: "normalised_pixels", "pixels", or a tokenizer (`arm_pretrain.tokenizers`) whose tokens are predicted.
         decoder_dim, decoder_depth: width (a multiple of 64) and number of decoder blocks.
+        images_per_sequence: N; the batch must divide by it (STAR Table 4).
+        separator: dict of `type` ("none", "token", "cluster"), `value` ("zeros", "ones", "embedding", "identity") and
+            `position` ("SC", "CS", "SCS", "CSC"); None for none.
         with_cp: recompute encoder blocks in the backward, see `arm_backbone.arm.ARMTrunk`.
         data_preprocessor: mmengine's, turns raw images into normalised ones.
 
     Raises:
-        ValueError: if the image does not divide into clusters.
+        ValueError: if the image does not divide into clusters, or for an unknown order, target or separator.
     """
 
     def __init__(
@@ -39,8 +52,12 @@ class ARMPretrainer(BaseModel):
         img_size: int | tuple[int, int] = 192,
         patch_size: int = 16,
         cluster_side: int = 4,
+        order: str = "row_forward",
+        target: str | dict = "normalised_pixels",
         decoder_dim: int = 512,
         decoder_depth: int = 4,
+        images_per_sequence: int = 1,
+        separator: dict | None = None,
         with_cp: bool | str = False,
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -50,24 +67,75 @@ class ARMPretrainer(BaseModel):
         height, width = self.encoder.grid_size
         if (height * patch_size, width * patch_size) != self.encoder.img_size:
             raise ValueError(f"img_size={img_size!r} does not divide into patches of {patch_size} pixels")
+        self.register_buffer("patches", cluster_patches(height, width, cluster_side), persistent=False)  # (M, P)
+        self.clusters = (height // cluster_side, width // cluster_side)
+        self.order = order
+        cluster_order(*self.clusters, order)  # refuses an unknown one
+
+        self._tokenizer = ()
+        out_dim = 3 * patch_size**2
+        if isinstance(target, dict):
+            self._tokenizer = (MODELS.build(target),)  # in a tuple it is no submodule: neither trained nor saved
+            out_dim = self._tokenizer[0].vocab_size
+        elif target not in TARGETS:
+            raise ValueError(f"target={target!r} is unknown; give one of {', '.join(TARGETS)}, or a tokenizer")
+        self.target = target
         self.skip_blocks = skip_blocks(self.encoder.num_layers, decoder_depth)
-        self.decoder = Decoder(dim, decoder_dim, decoder_depth, 3 * patch_size**2)
+        self.decoder = Decoder(dim, decoder_dim, decoder_depth, out_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
 
         # fixed tables, kept with the weights: the authors' differ from ours in the last bit
         self.encoder.pos_embed.data.copy_(sincos_pos_embed(height, width, dim))
         self.encoder.pos_embed.requires_grad_(False)
         self.register_buffer("decoder_pos_embed", sincos_pos_embed(height, width, decoder_dim).flatten(1, 2))
+        self._make_separator(**separator or {})
+        self.images_per_sequence = images_per_sequence
+        self.sequences = {images: self._sequence(images) for images in {1, images_per_sequence}}
 
-        patches = cluster_patches(height, width, cluster_side)
-        self.register_buffer("patches", patches, persistent=False)  # (M, P)
-        self.register_buffer("mask", cluster_causal_mask(len(patches) - 1, patches.shape[1]), persistent=False)
+    def _make_separator(self, type: str = "none", value: str = "identity", position: str = "SC") -> None:  # noqa: A002
+        if type not in SEPARATOR_TYPES:
+            raise ValueError(f"separator type {type!r} is unknown; give one of {', '.join(SEPARATOR_TYPES)}")
+        self.pattern = image_pattern(len(self.patches), self.clusters[1], None if type == "none" else position)
+        if type == "none":
+            return
+        if self._tokenizer:
+            raise ValueError("a separator has no token of a tokenizer: predict pixels, or leave separators out")
+        tokens = 1 if type == "token" else self.patches.shape[1]
+        dim, decoder_dim = self.encoder.embed_dims, self.mask_token.shape[2]
+        values = separator_values(value, tokens, dim)
+        if value == "embedding":
+            self.separator = nn.Parameter(values.normal_(std=0.02))
+        else:
+            self.register_buffer("separator", values, persistent=False)
+        self.separator_target = separator_values(value, tokens, self.decoder.head.out_features)
+        self.separator_pos_embed = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
+        self.separator_query = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> the skip features, each (B, L, C), of all clusters but the last."""
+    def _sequence(self, images: int) -> Sequence:
+        separator = getattr(self, "separator", None)
+        return Sequence(images, self.pattern, self.patches.shape[1], 0 if separator is None else separator.shape[1])
+
+    def draw_patches(self) -> Tensor:
+        """(M, P) patch numbers of the clusters in the order of a sequence; drawn anew if that is random."""
+        return self.patches[cluster_order(*self.clusters, self.order).to(self.patches.device)]
+
+    def _grouped(self, tokens: Tensor, patches: Tensor, images: int) -> Tensor:
+        """(B, Gh * Gw, C) in raster order -> (B / N, N, M, P, C) in the order of a sequence."""
+        if len(tokens) % images:
+            raise ValueError(f"a batch of {len(tokens)} images does not divide into sequences of {images}")
+        return tokens[:, patches.flatten()].unflatten(0, (-1, images)).unflatten(2, patches.shape)
+
+    def encode(self, images: Tensor, patches: Tensor | None = None, per_sequence: int = 1) -> list[Tensor]:
+        """(B, 3, H, W) -> the skip features, each (B / N, L, C)."""
         self._check_size(images)
+        patches = self.draw_patches() if patches is None else patches
         x = (self.encoder.patch_embed(images) + self.encoder.pos_embed).flatten(1, 2)
-        x = x[:, self.patches[:-1].flatten()]
+        clusters = self._grouped(x, patches, per_sequence)
+        separator = None
+        if SEPARATOR in self.pattern:
+            separator = (self.separator + self.separator_pos_embed).to(x.dtype)
+        sequence = self.sequences[per_sequence]
+        x = sequence.assemble(sequence.inputs, clusters, separator)
         orders = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
         outputs = []
         for i in range(self.encoder.num_layers):
@@ -75,41 +143,79 @@ class ARMPretrainer(BaseModel):
             outputs.append(x)
         return [outputs[i] for i in self.skip_blocks]
 
-    def predict_clusters(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, L, 3 * patch_size ** 2), the normalised pixels of clusters 1 to M - 1 in their order."""
-        skips = self.encode(images)
-        query = self.mask_token + self.decoder_pos_embed[:, self.patches[1:].flatten()]
-        return self.decoder(query.expand(len(images), -1, -1), skips, self.mask)
+    def predict_clusters(self, images: Tensor, patches: Tensor | None = None, per_sequence: int = 1) -> Tensor:
+        """(B, 3, H, W) -> (B / N, Lq, values of a patch or tokenizer's vocabulary), in the order of the targets.
 
-    def target_patches(self, images: Tensor) -> Tensor:
-        """(B, L, 3 * patch_size ** 2), the pixels of clusters 1 to M - 1 in the order of the predictions."""
-        return patchify(images, self.encoder.patch_size)[:, self.patches[1:].flatten()]
+        Args:
+            patches: from `draw_patches`.
+            per_sequence: N, 1 or that of training.
+        """
+        patches = self.draw_patches() if patches is None else patches
+        skips = self.encode(images, patches, per_sequence)
+        sequence = self.sequences[per_sequence]
+        places = self.decoder_pos_embed[:, patches.flatten()].unflatten(1, patches.shape)  # (1, M, P, E)
+        separator = None
+        if SEPARATOR in self.pattern:
+            separator = (self.mask_token + self.separator_query).expand(-1, self.separator.shape[1], -1)
+        query = sequence.assemble(sequence.targets, (self.mask_token + places).unsqueeze(1), separator)
+        return self.decoder(query.expand(len(skips[0]), -1, -1), skips, sequence)
+
+    def target_patches(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """(B, L, 3 * patch_size ** 2), the pixels of all clusters but the first in the order of a sequence."""
+        patches = self.draw_patches() if patches is None else patches
+        return patchify(images, self.encoder.patch_size)[:, patches[1:].flatten()]
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
         """Normalised images (B, 3, H, W).
 
         Returns:
-            mode "loss": dict(loss=mean squared error of the normalised pixels); "tensor": the predictions; "predict":
-            the images with all clusters but the first replaced by their prediction.
+            mode "loss": dict(loss=mean squared error, or cross entropy of tokens); "tensor": the predictions;
+            "predict": the images with all clusters but the first replaced by their prediction.
         """
         if mode == "predict":
             return self.reconstruct(inputs)
-        predictions = self.predict_clusters(inputs)
-        if mode == "tensor":
-            return predictions
-        target = normalised_pixels(self.target_patches(inputs))
-        return dict(loss=(predictions.to(target.dtype) - target).square().mean())
+        patches = self.draw_patches()
+        predictions = self.predict_clusters(inputs, patches, self.images_per_sequence)
+        return predictions if mode == "tensor" else dict(loss=self.loss(inputs, predictions, patches))
+
+    def loss(self, images: Tensor, predictions: Tensor, patches: Tensor) -> Tensor:
+        """Of the predictions for sequences of `images_per_sequence`, a scalar."""
+        if self._tokenizer:
+            tokens = self._tokenizer[0].to(images.device)(images).unsqueeze(2)  # (B, Gh * Gw, 1)
+        else:
+            tokens = patchify(images, self.encoder.patch_size)
+            tokens = normalised_pixels(tokens) if self.target == "normalised_pixels" else tokens
+        clusters = self._grouped(tokens, patches, self.images_per_sequence)
+        separator = self.separator_target.to(tokens) if SEPARATOR in self.pattern else None
+        sequence = self.sequences[self.images_per_sequence]
+        target = sequence.assemble(sequence.targets, clusters, separator)
+        if self._tokenizer:
+            return F.cross_entropy(predictions.flatten(0, 1).float(), target.flatten())
+        return (predictions.to(target.dtype) - target).square().mean()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Normalised images -> the same with every cluster but the first predicted from the true ones before it.
+        """Normalised images -> the same with every predicted cluster (with separators all, else all but the first)
+        in place of the true one, each predicted from the true ones before it.
 
-        The model predicts normalised pixels; each patch is put back with the mean and deviation of the true patch.
+        Normalised pixels are put back with the mean and deviation of the true patch.
+
+        Raises:
+            ValueError: if the model predicts tokens, of which no image can be made here.
         """
-        mean, deviation = patch_statistics(self.target_patches(images))
-        patches = patchify(images, self.encoder.patch_size)
-        patches[:, self.patches[1:].flatten()] = self.predict_clusters(images).to(images.dtype) * deviation + mean
-        return unpatchify(patches, self.encoder.patch_size, self.encoder.grid_size)
+        if self._tokenizer:
+            raise ValueError("this model predicts tokens, not pixels: there is no image to show")
+        order = self.draw_patches()
+        sequence = self.sequences[1]
+        predictions = self.predict_clusters(images, order)[:, sequence.of_image(0).to(images.device)]
+        predicted = [e.step for e in sequence.targets if e.image == 0 and e.step != SEPARATOR]
+        where = order[predicted].flatten()
+        pixels = patchify(images, self.encoder.patch_size)
+        if self.target == "normalised_pixels":
+            mean, deviation = patch_statistics(pixels[:, where])
+            predictions = predictions.to(images.dtype) * deviation + mean
+        pixels[:, where] = predictions.to(images.dtype)
+        return unpatchify(pixels, self.encoder.patch_size, self.encoder.grid_size)
 
     def _check_size(self, images: Tensor) -> None:
         if tuple(images.shape[2:]) != self.encoder.img_size:

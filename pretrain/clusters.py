@@ -1,10 +1,12 @@
-"""Clusters, the prediction unit of ARM (section 3.2): which patches belong together, and who may see whom.
+"""Clusters, the prediction unit of ARM (section 3.2), and the orders in which they are predicted (Table 8).
 
 Legend: M clusters of the image, P patches of a cluster (side * side).
 """
 
 import torch
 from torch import Tensor
+
+ORDERS = ("row_forward", "row_backward", "column_forward", "column_backward", "reverse", "random")
 
 
 def cluster_patches(height: int, width: int, side: int) -> Tensor:
@@ -31,7 +33,31 @@ def cluster_patches(height: int, width: int, side: int) -> Tensor:
     return grid.permute(0, 2, 1, 3).reshape(-1, side * side)
 
 
-def cluster_causal_mask(clusters: int, patches: int) -> Tensor:
-    """(M * P, M * P) booleans, True where a query may look: all patches of its own and of earlier clusters."""
-    cluster = torch.arange(clusters).repeat_interleave(patches)
-    return cluster[:, None] >= cluster[None, :]
+def cluster_order(rows: int, columns: int, order: str) -> Tensor:
+    """Numbers (row-first) of the clusters in the order of a sequence.
+
+    Args:
+        rows, columns: clusters of the image.
+        order: one of `ORDERS`. "row_backward" and "column_backward" reverse within each row or column, as ARM's do;
+            "reverse" is the whole of "row_forward" backwards; "random" draws another one at every call.
+
+    Returns:
+        (M,) int64 permutation.
+
+    Raises:
+        ValueError: for another order.
+    """
+    grid = torch.arange(rows * columns).view(rows, columns)
+    if order == "row_forward":
+        return grid.flatten()
+    if order == "row_backward":
+        return grid.flip(1).flatten()
+    if order == "column_forward":
+        return grid.t().flatten()
+    if order == "column_backward":
+        return grid.t().flip(1).flatten()
+    if order == "reverse":
+        return grid.flatten().flip(0)
+    if order == "random":
+        return torch.randperm(rows * columns)
+    raise ValueError(f"order={order!r} is unknown; give one of {', '.join(ORDERS)}")

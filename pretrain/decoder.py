@@ -1,13 +1,16 @@
 """The pretraining decoder (ARM section 3.2, Table 6): queries for the next cluster look at the encoder's tokens.
 
-Legend: B batch, L tokens, C encoder channels, E decoder channels.
+Legend: B batch, L encoder tokens, Lq predicted tokens, C encoder channels, E decoder channels.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sequence import Sequence
+
 HEAD_WIDTH = 64
+DENSE = 1024  # tokens up to which a mask of all pairs is made; beyond, each target attends to its own prefix
 
 
 def skip_blocks(num_layers: int, depth: int) -> tuple[int, ...]:
@@ -29,10 +32,14 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, query: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        q = self.q(query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, E / heads)
+    def forward(self, query: Tensor, tokens: Tensor, sequence: Sequence) -> Tensor:
+        q = self.q(query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Lq, E / heads)
         k, v = self.kv(tokens).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if tokens.shape[1] <= DENSE:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=sequence.mask(q.device))
+        else:  # no memory for pairs of tokens, and half the products
+            parts = zip(q.split(sequence.query_lengths, 2), sequence.visible_lengths, strict=True)
+            x = torch.cat([F.scaled_dot_product_attention(part, k[:, :, :n], v[:, :, :n]) for part, n in parts], 2)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -47,8 +54,8 @@ class DecoderBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, query: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        query = query + self.attention(self.norm_query(query), self.norm_tokens(tokens), mask)
+    def forward(self, query: Tensor, tokens: Tensor, sequence: Sequence) -> Tensor:
+        query = query + self.attention(self.norm_query(query), self.norm_tokens(tokens), sequence)
         return query + self.mlp(self.norm_mlp(query))
 
 
@@ -89,9 +96,9 @@ class Decoder(nn.Module):
         normed = [norm(x) for norm, x in zip(self.skip_norms, skips, strict=True)]
         return self.skip_proj(torch.cat(normed, dim=2)).unflatten(2, (-1, len(self.blocks)))
 
-    def forward(self, query: Tensor, skips: list[Tensor], mask: Tensor) -> Tensor:
-        """query (B, L, E), skip features, mask (L, L) -> (B, L, out_dim)."""
+    def forward(self, query: Tensor, skips: list[Tensor], sequence: Sequence) -> Tensor:
+        """query (B, Lq, E), skip features of L tokens -> (B, Lq, out_dim); the sequence says who sees whom."""
         latents = self.latents(skips)
         for i, block in enumerate(self.blocks):
-            query = block(query, latents[..., i], mask)
+            query = block(query, latents[..., i], sequence)
         return self.head(self.norm(query))

@@ -1,7 +1,8 @@
-"""What is predicted: the pixels of each patch, normalised per patch (ARM section 4.1; MAE's normalised pixels)."""
+"""What is predicted: the pixels of each patch, normalised per patch or not (ARM section 4.1, Table 11; MAE's)."""
 
 from torch import Tensor
 
+TARGETS = ("normalised_pixels", "pixels")
 EPS = 1e-6
 
 

@@ -51,7 +51,7 @@ def test_command_line_conversion(pretrained, tmp_path, small_arch):
         target = tmp_path / f"backbone{suffix}"
         done = run_tool("convert_checkpoint.py", path, target, "--to", "backbone", "--img-size", 64)
         assert done.returncode == 0, done.stderr
-        assert "one scan copied to 4" in done.stdout and "belongs to the pretraining decoder" in done.stdout
+        assert "one scan copied to 4" in done.stdout and "belongs to pretraining alone" in done.stdout
         checkpoint = read_checkpoint(target)
         state = model_state(checkpoint)
         assert state["pos_embed"].shape == (1, 4, 4, 32)

@@ -32,7 +32,7 @@ def gradient_config(kind: str, shapes: Path) -> Config:
     if kind == "pretrain":
         cfg = pretrain_config(shapes, **options)
         cfg.optim_wrapper.clip_grad = None
-        cfg.train_cfg.max_epochs = 1
+        cfg.train_cfg.max_epochs, cfg.param_scheduler.warmup = 1, 0
         cfg.train_dataloader.num_batch_per_epoch = 1
         return cfg
     cfg = seg_config(shapes, **options)

@@ -117,6 +117,16 @@ def test_extreme_steps(run):
     compare(inputs, (*run[:2], max(run[2], 1e-9)))  # PyTorch's softplus is the identity above 20
 
 
+@pytest.mark.parametrize("name", ["u", "delta", "B"])
+def test_what_is_not_a_number_stays_visible(run, name):
+    """Clamps inside a kernel must not turn it into one: a run that diverges would go on."""
+    backend, dtype, _ = run
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(1, 40), scans=1, dim=20), dtype).items()}
+    inputs[name][0, 0, 7, 2] = torch.nan
+    result = cross_scan(**inputs, backend=backend)
+    assert result[:, :7].isfinite().all() and result[:, 7:].isnan().any(2).all()
+
+
 def test_long_sequences(run):
     """16,384 tokens: small errors of a decay would multiply up."""
     inputs = scan_inputs(batch=1, grid=(128, 128), scans=1, dim=5, state=3)

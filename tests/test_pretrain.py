@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from arm_pretrain import ARMPretrainer, ImageCrops
-from arm_pretrain.clusters import cluster_causal_mask, cluster_patches
+from arm_pretrain.clusters import cluster_patches
 from arm_pretrain.decoder import skip_blocks
+from arm_pretrain.sequence import Sequence, image_pattern
 from arm_pretrain.targets import normalised_pixels, patchify, unpatchify
 
 
@@ -70,14 +71,14 @@ def test_reconstruction_replaces_all_but_the_first_cluster():
     torch.testing.assert_close(result[..., :32, :32], images[..., :32, :32])
     assert not torch.allclose(result[..., :32, 32:64], images[..., :32, 32:64])
     # a perfect prediction would give the image back
-    model.predict_clusters = lambda x: normalised_pixels(model.target_patches(x))
+    model.predict_clusters = lambda x, patches: normalised_pixels(model.target_patches(x, patches))
     torch.testing.assert_close(model(images, mode="predict"), images, atol=1e-4, rtol=1e-4)
 
 
 def test_clusters_and_mask_by_hand():
     assert cluster_patches(4, 4, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert cluster_patches(12, 12, 4)[1].tolist()[:5] == [4, 5, 6, 7, 16]
-    mask = cluster_causal_mask(2, 2)
+    mask = Sequence(1, image_pattern(3, 3, None), 2, 0).mask(torch.device("cpu"))
     assert mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
 
 

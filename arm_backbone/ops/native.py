@@ -8,7 +8,7 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size, W taps, 
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -68,6 +68,8 @@ def _library() -> ctypes.CDLL:
     library.arm_scan_forward.argtypes = [c_void_p, POINTER(_ScanForward), c_int64, c_void_p]
     library.arm_scan_backward.argtypes = [c_void_p, POINTER(_ScanBackward), c_int64, c_void_p]
     library.arm_conv.argtypes = [c_void_p, POINTER(_Conv), c_int64, c_int64, c_void_p]
+    library.arm_exp.restype = c_int64
+    library.arm_exp.argtypes = [c_void_p, c_int64, c_int64, c_void_p, POINTER(c_float)]
     for function in (library.arm_scan_forward, library.arm_scan_backward, library.arm_conv):
         function.restype = None
     return library
@@ -91,6 +93,20 @@ def _kernels(isa: str | None) -> c_void_p:
 def kernels() -> c_void_p:
     """Those that ARM_CPU_ISA names, otherwise the best that this processor can run."""
     return _kernels(os.environ.get("ARM_CPU_ISA"))
+
+
+def instruction_set() -> str:
+    """Name of the kernels that run, of `ISAS`."""
+    return os.environ.get("ARM_CPU_ISA") or ISAS[_library().arm_best_isa()]
+
+
+def bare_exponentials(repeats: int) -> int:
+    """Compute exponentials in registers and nothing else, on torch's number of threads: how many were computed.
+
+    What the scan's speed is measured against.
+    """
+    threads = torch.get_num_threads()
+    return _library().arm_exp(kernels(), repeats, threads, _openmp(), (c_float * threads)())
 
 
 @functools.cache

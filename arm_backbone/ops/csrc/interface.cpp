@@ -102,3 +102,18 @@ extern "C" void arm_conv(const Kernels *kernels, const Conv *conv, int64_t backw
     };
     run(conv->batch * call.groups, task, &call, threads, parallel);
 }
+
+// Exponentials and nothing else, on every thread: how many (for a benchmark; the sum keeps them from being left out).
+extern "C" int64_t arm_exp(const Kernels *kernels, int64_t repeats, int64_t threads, void *parallel, float *sums) {
+    struct Exponentials {
+        const Kernels *kernels;
+        int64_t repeats;
+        float *sums;
+    } const call = {kernels, repeats, sums};
+    auto task = [](const void *data, int64_t i) {
+        const auto &c = *static_cast<const Exponentials *>(data);
+        c.sums[i] = c.kernels->exponentials(c.repeats);
+    };
+    run(threads, task, &call, threads, parallel);
+    return threads * repeats * 8 * (kernels->group / 4);
+}

@@ -55,6 +55,7 @@ struct Kernels {
     void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t group);
     void (*conv_forward)(const Conv &, int64_t image, int64_t group);
     void (*conv_backward)(const Conv &, int64_t image, int64_t group);
+    float (*exponentials)(int64_t repeats);  // 8 vectors of them, `repeats` times, in registers; their sum
 };
 
 extern "C" const Kernels *arm_kernels_plain();

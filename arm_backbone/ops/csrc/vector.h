@@ -5,6 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -41,26 +46,36 @@ INLINE void store_some(float *p, vec x, int count) {
 }
 
 INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
-INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
-INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+// Of a and a bound; not a number stays what it is.
+INLINE vec at_most(vec a, vec bound) { return choose(a > bound, bound, a); }
+INLINE vec at_least(vec a, vec bound) { return choose(a < bound, bound, a); }
 
-// 2^x with a relative error below 2e-7, exact at 0, where decays near 1 multiply up over thousands of steps; 0 below -127,
-// infinity from 128 on. The polynomial was fitted to 2^f for f in [-0.5, 0.5] with its constant fixed at 1.
-INLINE vec exp2v(vec x) {
-    x = smaller(larger(x, splat(-127.0f)), splat(128.0f));
-    const vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const vec whole = (x + shift) - shift;
-    const vec f = x - whole;  // in [-0.5, 0.5]
+// 2^f for f in [-0.5, 0.5]: a polynomial fitted with its constant fixed at 1, since decays near 1 multiply up over thousands
+// of steps.
+INLINE vec exp2_fraction(vec f) {
     vec p = splat(1.326472731e-03f);
     p = p * f + splat(9.671512991e-03f);
     p = p * f + splat(5.550733581e-02f);
     p = p * f + splat(2.402224243e-01f);
     p = p * f + splat(6.931470037e-01f);
-    p = p * f + splat(1.000000000e+00f);
+    return p * f + splat(1.0f);
+}
+
+// 2^x with a relative error below 2e-7; 0 up to -127, infinity from 128 on.
+INLINE vec exp2v(vec x) {
+#if defined(__AVX512F__)
+    const vec whole = (vec)_mm512_roundscale_ps((__m512)x, 8);
+    const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);
+    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)exp2_fraction(x - whole), (__m512)whole);
+#else
+    x = at_most(at_least(x, splat(-127.0f)), splat(128.0f));
+    const vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const vec whole = (x + shift) - shift;
     const ivec bits = (__builtin_convertvector(whole, ivec) + 127) << 23;
     vec scale;
     std::memcpy(&scale, &bits, sizeof(scale));
-    return p * scale;
+    return exp2_fraction(x - whole) * scale;
+#endif
 }
 
 constexpr float LOG2E = 1.44269504088896340736f;
@@ -75,8 +90,8 @@ INLINE vec log1p_unit(vec z) {
     return (s + s) * p;
 }
 
-INLINE vec magnitude(vec x) { return larger(x, -x); }
-INLINE vec softplus(vec x) { return larger(x, vec{}) + log1p_unit(expv(-magnitude(x))); }
+INLINE vec magnitude(vec x) { return choose(x < vec{}, -x, x); }
+INLINE vec softplus(vec x) { return at_least(x, vec{}) + log1p_unit(expv(-magnitude(x))); }
 INLINE vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + expv(-x)); }
 INLINE vec silu(vec x) { return x * sigmoid(x); }
 

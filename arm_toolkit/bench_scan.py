@@ -1,0 +1,354 @@
+"""What tools/benchmark.py times of the scan and the block: ours, the usual alternatives, the bare matrix products.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank of delta.
+"""
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from arm_backbone.arm import resolve_arch
+from arm_backbone.block import Block
+from arm_backbone.mixer import MambaMixer
+from arm_backbone.ops import native
+from arm_backbone.ops.scan import BACKENDS, cross_scan, resolve_backend, unavailable
+from arm_backbone.scan_order import inverse_orders, scan_orders
+
+from .benchmark import Candidate, Case, Setting, memory, resolved, with_backend
+
+SCANS = (*BACKENDS, "loop", "unbind", "pscan", "four calls", "exp")
+STATE = 16
+LOOP_TOKENS = 256  # forward and backward of a loop that indexes: each step fills a whole tensor with zeros
+# (forward, forward and backward): tensors of (B, K, L, D, N) that a scan holds at its peak, measured
+STATE_TENSORS = {"loop": (3, 7), "unbind": (3, 6), "pscan": (5, 8)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tokens of an image, perhaps with a class token in the middle."""
+
+    height: int
+    width: int
+    cls_token: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width + self.cls_token
+
+    def orders(self, scans: int, device: torch.device) -> Tensor:
+        return scan_orders(self.height, self.width, scans, "middle" if self.cls_token else None, device)
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width}{' + 1' if self.cls_token else ''} = {self.tokens} tokens"
+
+
+# The usual alternatives to the scan. Arguments and result as `arm_backbone.ops.cross_scan`.
+
+
+def _in_scan_order(u, delta, B, C, delta_bias, orders) -> list[Tensor]:
+    """u, delta (after softplus), B and C in float32, (B, K, L, .) along each direction."""
+    pick = (slice(None), torch.arange(len(orders), device=u.device).unsqueeze(1), orders)
+    u, delta, B, C = (x[pick].float() for x in (u, delta, B, C))
+    return [u, F.softplus(delta + delta_bias.unsqueeze(1)), B, C]
+
+
+def _in_token_order(y: Tensor, orders: Tensor) -> Tensor:
+    """(B, K, L, D) along each direction -> their mean (B, L, D)."""
+    directions = torch.arange(len(orders), device=y.device).unsqueeze(1)
+    return y[:, directions, inverse_orders(orders)].mean(1)
+
+
+def selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> Tensor:
+    """What mamba-ssm's `selective_scan_ref` does, for one direction: decays and inputs beforehand, then step by step.
+
+    Arguments and result as `arm_backbone.ops.selective_scan`, but softplus and no gate.
+    """
+    assert delta_softplus and z is None
+    u_f, delta, B, C = (x.float() for x in (u, delta, B, C))
+    delta = F.softplus(delta + delta_bias.unsqueeze(1))
+    decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    inputs = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u_f)
+    state, outputs = torch.zeros_like(inputs[:, :, 0]), []
+    for t in range(u.shape[2]):
+        state = decays[:, :, t] * state + inputs[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
+    return (torch.stack(outputs, 2) + D.unsqueeze(1) * u_f).to(u.dtype)
+
+
+def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
+    """The same for all directions at once, with `unbind` instead of indexing: the backward takes linear time."""
+    u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
+    decays = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).unbind(2)  # each (B, K, D, N)
+    inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).unbind(2)
+    state, outputs = torch.zeros_like(inputs[0]), []
+    for decay, x, c in zip(decays, inputs, C_s.unbind(2)):
+        state = decay * state + x
+        outputs.append((state @ c.unsqueeze(3)).squeeze(3))
+    y = torch.stack(outputs, 2) + D.unsqueeze(1) * u_s
+    return _in_token_order(y, orders).to(u.dtype)
+
+
+def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A parallel prefix scan over the tokens, `pscan` of mambapy: both arguments and the result are (B, L, D, N)."""
+    u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
+    decay = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).flatten(0, 1)
+    inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).flatten(0, 1)
+    states = pscan(decay, inputs)
+    y = (states @ C_s.flatten(0, 1).unsqueeze(3)).squeeze(3).unflatten(0, u.shape[:2]) + D.unsqueeze(1) * u_s
+    return _in_token_order(y, orders).to(u.dtype)
+
+
+def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Callable) -> Tensor:
+    """One call of a function like mamba-ssm's for each direction, on rearranged tokens.
+
+    u is (B, K, D, L), and delta, B and C too have their tokens last, as this function wants them; delta, B and C are
+    along each direction already, as they come out of projections of rearranged tokens. The result is (B, D, L).
+    """
+    total = 0
+    for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
+        x = u[:, k].index_select(2, order)
+        y = selective_scan_fn(x, delta[:, k], A[k], B[:, k], C[:, k], D[k], None, delta_bias[k], delta_softplus=True)
+        total = total + y.index_select(2, inverse)
+    return total / len(orders)
+
+
+def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_fn: Callable, conv_fn: Callable):
+    """The mixer as the reference code arranges it: four gated scans, each on rearranged tokens with all its own steps.
+
+    Like `mamba_inner_fn`, but what that recomputes in the backward is kept.
+
+    Args:
+        conv_fn: causal convolution with SiLU of (B, D, L) with weights (D, W) and biases (D,).
+    """
+    xz = mixer.in_proj(x).transpose(1, 2)  # (B, 2 D, L)
+    total = 0
+    for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
+        x_k, z = xz.index_select(2, order).chunk(2, dim=1)
+        x_k = conv_fn(x_k.contiguous(), mixer.conv_weight[k], mixer.conv_bias[k])
+        projected = F.linear(x_k.transpose(1, 2), mixer.x_proj_weight[k])
+        delta, B, C = projected.split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
+        delta, B, C = (t.transpose(1, 2).contiguous() for t in (F.linear(delta, mixer.dt_proj_weight[k]), B, C))
+        A, D, bias = -torch.exp(mixer.A_log[k].float()), mixer.D[k], mixer.dt_proj_bias[k]
+        y = selective_scan_fn(x_k.to(delta.dtype), delta, A, B, C, D, z.to(delta.dtype), bias, delta_softplus=True)
+        total = total + y.index_select(2, inverse)
+    return mixer.out_proj((total / len(orders)).transpose(1, 2))
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What causal_conv1d_fn does, in PyTorch."""
+    taps = weight.shape[1]
+    y = F.conv1d(x, weight.unsqueeze(1).to(x.dtype), bias.to(x.dtype), padding=taps - 1, groups=len(weight))
+    return F.silu(y[..., : x.shape[2]])
+
+
+# The scan
+
+
+def scan_inputs(setting: Setting, grid: Grid, scans: int, channels: int) -> dict[str, Tensor]:
+    """Arguments of `cross_scan`, channels last, distributed as in a fresh model."""
+    B, K, L, D, N = setting.batch, scans, grid.tokens, channels, STATE
+    tokens = dict(u=(B, K, L, D), delta=(B, K, L, D), B=(B, K, L, N), C=(B, K, L, N))
+    inputs = {name: setting.randn(*shape).to(setting.dtype) for name, shape in tokens.items()}
+    inputs["A"] = -torch.arange(1.0, N + 1, device=setting.device).expand(K, D, N).contiguous()
+    inputs["D"] = torch.ones(K, D, device=setting.device)
+    inputs["delta_bias"] = torch.full((K, D), -4.6, device=setting.device)  # steps around 0.01
+    inputs["orders"] = grid.orders(scans, setting.device)
+    return inputs
+
+
+def scan_cases(
+    setting: Setting,
+    grids: list[Grid],
+    scans: int = 4,
+    channels: int = 768,
+    backward: bool = False,
+    only: list[str] | None = None,
+) -> Iterator[Case]:
+    """Every back end that can run, and the alternatives; forward, and with `backward` both together.
+
+    Args:
+        only: of `SCANS`; all when None.
+    """
+    functions, notes = _scan_functions(setting, only or SCANS)
+    for grid in grids:
+        inputs = scan_inputs(setting, grid, scans, channels)
+        states = setting.batch * scans * grid.tokens * channels * STATE
+        for with_backward in (False, True) if backward else (False,):
+            case = Case("forward and backward" if with_backward else "forward", grid.tokens, "tokens", "", [])
+            case.title = f"batch {setting.batch}, {grid}, {channels} channels, scans: {scans}, {setting.type_name}"
+            case.tensor = "(B, L, D) float32", setting.batch * grid.tokens * channels * 4
+            case.notes, notes = notes, []  # said once
+            for name, function in functions.items():
+                reason = _too_large(name, states, grid.tokens, with_backward, setting.device)
+                if reason:
+                    case.notes.append(f"{name}: {reason}")
+                    continue
+                suited = _tokens_last(inputs) if name in ("loop", "four calls") else inputs
+                run = _scan_run(function, suited, with_backward)
+                case.candidates.append(Candidate(name, run, 1 if with_backward else states / 1e9))
+            if not with_backward:
+                case.unit = "Gexp/s"
+                if "exp" in (only or SCANS) and setting.device.type == "cpu":
+                    case.candidates += _exponentials()
+            yield case
+
+
+def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Callable], list[str]]:
+    """Name -> scan, our fastest first; and notes on those that cannot run."""
+    functions, notes = {}, []
+    fastest = resolve_backend(setting.device, setting.dtype)
+    for name in sorted(set(names) & set(BACKENDS), key=(fastest, *BACKENDS).index):
+        reason = unavailable(name, setting.device, setting.dtype)
+        if reason is None:
+            functions[name] = functools.partial(cross_scan, backend=name)
+        else:
+            notes.append(f"{name}: {reason}")
+    if "loop" in names:
+        functions["loop"] = functools.partial(four_calls, selective_scan_fn=selective_scan_loop)
+    if "unbind" in names:
+        functions["unbind"] = unbind_scan
+    if "pscan" in names:
+        try:
+            from mambapy.pscan import pscan
+        except ImportError:
+            notes.append("pscan: mambapy is not installed (pip install --no-deps mambapy)")
+        else:
+            functions["pscan"] = functools.partial(parallel_scan, pscan=pscan)
+    if "four calls" in names and setting.device.type == "cuda":
+        try:
+            from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        except ImportError as error:
+            notes.append(f"four calls: mamba-ssm cannot be imported ({error})")
+        else:
+            functions["four calls"] = functools.partial(four_calls, selective_scan_fn=selective_scan_fn)
+    return functions, notes
+
+
+def _too_large(name: str, states: int, tokens: int, backward: bool, device: torch.device) -> str | None:
+    if name in ("reference", "loop") and backward and tokens > LOOP_TOKENS:
+        return f"its backward takes quadratic time, and these are more than {LOOP_TOKENS} tokens"
+    needed = STATE_TENSORS.get(name, (0, 0))[backward] * 4 * states
+    if needed > memory(device) / 2:
+        return f"it would take {needed / 1e9:.0f} GB, more than half of the memory"
+    return None
+
+
+def _scan_run(function: Callable, inputs: dict[str, Tensor], backward: bool) -> Callable[[], object]:
+    if not backward:
+        return torch.no_grad()(functools.partial(function, **inputs))
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items() if x.is_floating_point()}
+    with torch.no_grad():
+        grad = torch.randn_like(function(**inputs))
+    return lambda: torch.autograd.grad(function(**leaves, orders=inputs["orders"]), list(leaves.values()), grad)
+
+
+def _tokens_last(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arguments of `cross_scan` as `four_calls` takes them."""
+    directions = torch.arange(len(inputs["orders"]), device=inputs["orders"].device).unsqueeze(1)
+    moved = {name: inputs[name][:, directions, inputs["orders"]] for name in ("delta", "B", "C")} | {"u": inputs["u"]}
+    return inputs | {name: x.transpose(2, 3).contiguous() for name, x in moved.items()}
+
+
+def _exponentials() -> list[Candidate]:
+    """Nothing but exponentials: torch.exp in the second-level caches, and the kernels' own in registers."""
+    cache = os.sysconf("SC_LEVEL2_CACHE_SIZE") if "SC_LEVEL2_CACHE_SIZE" in os.sysconf_names else 0
+    numbers = -torch.rand(torch.get_num_threads() * (cache if cache > 0 else 2**20) // 8)
+    run = functools.partial(torch.exp, numbers, out=numbers.clone())
+    candidates = [Candidate("torch.exp", run, len(numbers) / 1e9, scales=False)]
+    if native.unavailable() is None:
+        repeats = 2**17
+        bare = functools.partial(native.bare_exponentials, repeats)
+        candidates.append(Candidate("bare exp", bare, bare() / 1e9, scales=False))
+    return candidates
+
+
+# The block
+
+
+def matrix_products(block: Block, setting: Setting, tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs (., rows, I), in `dtype`, and weights (., I, O) of the block's seven products, each one `torch.matmul`."""
+    mixer, mlp, rows = block.mixer, block.mlp, setting.batch * tokens
+    linears = [layer.weight for layer in (mixer.in_proj, mixer.out_proj, mlp.w1, mlp.w2, mlp.w3)]
+    weights = [weight.detach().mT for weight in (mixer.x_proj_weight, mixer.dt_proj_weight, *linears)]
+    return [(setting.randn(*w.shape[:-2], rows, w.shape[-2]).to(setting.dtype), w) for w in weights]
+
+
+def block_cases(
+    setting: Setting, grids: list[Grid], arch: str = "base", backward: bool = False, backends: list[str] = ("auto",)
+) -> Iterator[Case]:
+    """A block of ARM on several back ends, against its matrix products alone.
+
+    Under autocast these are timed twice: with weights of its type, and with the casts that autocast cannot do without.
+    """
+    dim, num_layers = resolve_arch(arch)
+    block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
+    for grid in grids:
+        x = setting.randn(setting.batch, grid.tokens, dim)
+        orders = grid.orders(4, setting.device)
+        products = matrix_products(block, setting, grid.tokens)
+        for with_backward in (False, True) if backward else (False,):
+            case = Case("forward and backward" if with_backward else "forward", grid.tokens, "tokens", "", [])
+            case.title = f"ARM-{arch} block, batch {setting.batch}, {grid}, {setting.type_name}"
+            case.tensor = "(B, L, D) float32", x.numel() * 4
+            plain = [(inputs, weight.to(setting.dtype)) for inputs, weight in products]
+            case.candidates.append(Candidate("GEMMs", _products_run(plain, setting, with_backward)))
+            if setting.dtype != torch.float32:
+                run = _products_run(products, setting, with_backward)
+                case.candidates.append(Candidate("GEMMs, weights cast", run))
+            for backend in resolved(setting, backends):
+                run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
+                case.candidates.append(Candidate(f"block, {backend}", run))
+            if setting.device.type == "cuda":
+                try:
+                    usual = _usual_block(block)
+                except ImportError as error:
+                    case.notes.append(f"the usual arrangement: mamba-ssm cannot be imported ({error})")
+                else:
+                    run = _module_run(usual, x, orders, setting, with_backward)
+                    case.candidates.append(Candidate("block, four mamba-ssm calls", run))
+            yield case
+
+
+def _usual_block(block: Block) -> Block:
+    """The same block with `usual_mixer` on mamba-ssm, or an ImportError."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    try:
+        from causal_conv1d import causal_conv1d_fn
+    except ImportError:
+        conv_fn = conv_silu
+    else:
+        conv_fn = functools.partial(causal_conv1d_fn, activation="silu")
+    usual = copy.deepcopy(block)
+    kernels = dict(selective_scan_fn=selective_scan_fn, conv_fn=conv_fn)
+    usual.mixer.forward = functools.partial(usual_mixer, usual.mixer, **kernels)
+    return usual
+
+
+def _products_run(products: list[tuple[Tensor, Tensor]], setting: Setting, backward: bool) -> Callable[[], object]:
+    leaves = [tuple(tensor.detach().requires_grad_() for tensor in pair) for pair in products]
+    grads = [torch.randn(*x.shape[:-1], w.shape[-1], dtype=x.dtype, device=x.device) for x, w in leaves]
+
+    def run() -> object:
+        with setting.autocast(), torch.set_grad_enabled(backward):
+            outputs = [torch.matmul(x, w) for x, w in leaves]
+        return torch.autograd.grad(outputs, sum(leaves, ()), grads) if backward else outputs
+
+    return run
+
+
+def _module_run(block: Block, x: Tensor, orders: Tensor, setting: Setting, backward: bool) -> Callable[[], object]:
+    leaves, grad = [x.detach().requires_grad_(), *block.parameters()], torch.randn_like(x)
+
+    def run() -> object:
+        with setting.autocast(), torch.set_grad_enabled(backward):
+            y = block(leaves[0], orders)
+        return torch.autograd.grad(y, leaves, grad) if backward else y
+
+    return run

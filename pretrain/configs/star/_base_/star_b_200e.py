@@ -1,0 +1,8 @@
+# STAR-B (arXiv 2603.03806): eight images a sequence, an identity separator before each. Everything else is ARM's.
+_base_ = ["../../_base_/arm_imagenet_1600e.py"]
+
+model = dict(
+    images_per_sequence=8,
+    separator=dict(type="cluster", value="identity", position="SC"),
+)
+train_cfg = dict(max_epochs=200)

@@ -1,0 +1,154 @@
+"""Discrete tokens as targets (ARM Table 11, "dVAE"): what makes one token of each patch of an image.
+
+A tokenizer is a module with `vocab_size` and a forward from normalised images (B, 3, H, W) to tokens (B, Gh * Gw), int64,
+in raster order. It is not trained, and no part of the model that it serves: the configuration names its file.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from arm_backbone.checkpoint import CheckpointError, misfit, model_state, read_checkpoint
+
+from .targets import normalised_pixels, patchify
+
+
+@MODELS.register_module()
+class KMeansTokenizer(nn.Module):
+    """The nearest of the centroids that `tools/fit_tokenizer.py` found among normalised patches.
+
+    Args:
+        checkpoint: its file.
+        patch_size: pixels.
+    """
+
+    def __init__(self, checkpoint: str, patch_size: int = 16) -> None:
+        super().__init__()
+        centroids = model_state(read_checkpoint(checkpoint)).get("centroids")
+        if centroids is None or centroids.shape[1] != 3 * patch_size**2:
+            raise CheckpointError(
+                f"{checkpoint} has no centroids of patches of {patch_size} pixels; make it with tools/fit_tokenizer.py"
+            )
+        self.vocab_size, self.patch_size = len(centroids), patch_size
+        self.register_buffer("centroids", centroids)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        patches = normalised_pixels(patchify(images.float(), self.patch_size))
+        return nearest(patches, self.centroids)
+
+
+def nearest(patches: Tensor, centroids: Tensor) -> Tensor:
+    """(..., C) -> (...), the number of the nearest centroid (V, C)."""
+    return (patches @ centroids.T - centroids.square().sum(1) / 2).argmax(-1)
+
+
+def fit_centroids(batches: list[Tensor], vocab_size: int, rounds: int = 20) -> Tensor:
+    """k-means (Lloyd's) over patches.
+
+    Args:
+        batches: tensors (n, C) of patches.
+
+    Returns:
+        (vocab_size, C)
+
+    Raises:
+        ValueError: for fewer patches than centroids.
+    """
+    patches = torch.cat(batches)
+    if len(patches) < vocab_size:
+        raise ValueError(f"{len(patches)} patches are too few for {vocab_size} tokens; give more images")
+    centroids = patches[torch.randperm(len(patches))[:vocab_size]].clone()
+    for _ in range(rounds):
+        tokens = torch.cat([nearest(part, centroids) for part in patches.split(8192)])
+        sums = torch.zeros_like(centroids).index_add_(0, tokens, patches)
+        counts = torch.bincount(tokens, minlength=vocab_size)
+        used = counts > 0
+        centroids[used] = sums[used] / counts[used, None]
+        empty = int((~used).sum())
+        centroids[~used] = patches[torch.randperm(len(patches))[:empty]]  # those that nothing is near start anew
+    return centroids
+
+
+class _DVAEBlock(nn.Module):
+    """Residual block of DALL-E's encoder: a bottleneck of three 3x3 and one 1x1 convolution, scaled by the depth."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        hidden = outputs // 4
+        widths = (inputs, hidden, hidden, hidden, outputs)
+        self.gain = 1 / layers**2
+        self.id_path = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.res_path = nn.Sequential()
+        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False), 1):
+            self.res_path.add_module(f"relu_{i}", nn.ReLU())
+            self.res_path.add_module(f"conv_{i}", nn.Conv2d(a, b, 1 if i == 4 else 3, padding=0 if i == 4 else 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.id_path(x) + self.gain * self.res_path(x)
+
+
+@MODELS.register_module()
+class DVAETokenizer(nn.Module):
+    """The encoder of DALL-E's discrete VAE, 8192 tokens, from a local file with its state dict.
+
+    Its stride is 8: an image is resized so that a patch becomes 8 x 8 pixels.
+
+    Args:
+        checkpoint: state dict; weights are called `w` and `b` as in the original, or `weight` and `bias`.
+        patch_size: pixels.
+        width, vocab_size: of the published model.
+    """
+
+    GROUPS, BLOCKS = 4, 2
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what images were normalised with
+    EPS = 0.1  # DALL-E maps [0, 1] to [0.1, 0.9]
+
+    def __init__(self, checkpoint: str, patch_size: int = 16, width: int = 256, vocab_size: int = 8192) -> None:
+        super().__init__()
+        self.vocab_size, self.patch_size = vocab_size, patch_size
+        layers = self.GROUPS * self.BLOCKS
+        blocks = nn.Sequential()
+        blocks.add_module("input", nn.Conv2d(3, width, 7, padding=3))
+        inputs = width
+        for group in range(1, self.GROUPS + 1):
+            outputs = width * 2 ** (group - 1)
+            part = nn.Sequential()
+            for block in range(1, self.BLOCKS + 1):
+                part.add_module(f"block_{block}", _DVAEBlock(inputs, outputs, layers))
+                inputs = outputs
+            if group < self.GROUPS:
+                part.add_module("pool", nn.MaxPool2d(2))
+            blocks.add_module(f"group_{group}", part)
+        head = nn.Sequential()
+        head.add_module("relu", nn.ReLU())
+        head.add_module("conv", nn.Conv2d(inputs, vocab_size, 1))
+        blocks.add_module("output", head)
+        self.blocks = blocks
+        self._load(checkpoint)
+        self.register_buffer("mean", torch.tensor(self.MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(self.STD).view(3, 1, 1))
+
+    def _load(self, path: str) -> None:
+        state = model_state(read_checkpoint(path))
+        renamed = {}
+        for name, tensor in state.items():
+            stem, _, last = name.rpartition(".")
+            renamed[f"{stem}.{dict(w='weight', b='bias').get(last, last)}"] = tensor
+        parameters = dict(self.named_parameters())
+        problem = misfit({n: p.shape for n, p in parameters.items()}, {n: t.shape for n, t in renamed.items()})
+        if problem:
+            raise CheckpointError(f"{path} is no encoder of DALL-E's dVAE: {problem}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(renamed[name])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = (math.ceil(s / self.patch_size) * 8 for s in images.shape[2:])
+        x = (images.float() * self.std + self.mean).clamp(0, 1)
+        x = F.interpolate(x, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+        return self.blocks((1 - 2 * self.EPS) * x + self.EPS).argmax(1).flatten(1)

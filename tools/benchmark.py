@@ -1,0 +1,153 @@
+"""Speed and memory, side by side in one run: interleaved repetitions, their medians, ratios to the first candidate.
+
+Examples:
+  the scan on all back ends and on what else there is (below):
+    python tools/benchmark.py scan --grid 14x14 32x32 64x64 --scans 1 --backward --json scan.json
+  how its time grows with the tokens:
+    python tools/benchmark.py scan --grid 32x32 32x64 64x64 64x128 128x128 --only cpu torch --plot scan.png
+  an ARM-B block against its matrix products (14x14+1: with a class token):
+    python tools/benchmark.py block --grid 14x14+1 64x64 --backward
+    python tools/benchmark.py block --grid 14x14+1 --dtype bfloat16 --backends auto torch
+  classifiers, ours and timm's:
+    python tools/benchmark.py model arm_base_patch16_224 deit_base_patch16_224 regnety_160 --img-size 224 512 --batch 16
+  pretraining, and its data loader:
+    python tools/benchmark.py pretrain pretrain/configs/arm_b.py --batch 16 --data data/imagenet/train
+  backbone and neck of a detector or a segmentor:
+    python tools/benchmark.py dense det_configs/mask_rcnn_arm_b.py --img-size 800x1280
+
+Beside our back ends (reference, torch, ...) `scan` times:
+  loop        the Python loop of mamba-ssm's selective_scan_ref, once for each direction
+  unbind      the same for all directions at once, with a backward of linear time
+  pscan       the parallel scan of mambapy (pip install --no-deps mambapy)
+  four calls  mamba-ssm's kernel, once for each direction (on a GPU)
+  exp         exponentials alone: torch.exp in the second-level caches, and the kernels' own in registers ("bare exp");
+              compared for each exponential (on a CPU)
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from arm_backbone.arm import ARCHS
+from arm_backbone.ops import BACKENDS
+from arm_toolkit.bench_models import dense_cases, model_cases, pretrain_cases
+from arm_toolkit.bench_scan import SCANS, Grid, block_cases, scan_cases
+from arm_toolkit.benchmark import Case, Setting, busy, exponents, machine, plot, run_cases
+from arm_toolkit.errors import ConfigError, run_tool
+from arm_toolkit.launch import Options
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a positive number")
+    return int(text)
+
+
+def grid(text: str) -> Grid:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(\+1)?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: give HxW, or HxW+1 with a class token")
+    return Grid(int(found[1]), int(found[2]), bool(found[3]))
+
+
+def image_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: give pixels, one number or HxW")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def parse() -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--batch", type=positive, metavar="N", default=1, help="images (1)")
+    common.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
+    common.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    common.add_argument("--threads", type=positive, metavar="N", help="CPU threads (PyTorch's default)")
+    common.add_argument(
+        "--seconds", type=float, metavar="S", default=10, help="time of each table, at least 3 repetitions (10)"
+    )
+    common.add_argument("--repeats", type=positive, metavar="N", default=200, help="repetitions at most (200)")
+    common.add_argument("--json", metavar="FILE", help="write what was measured, and on which machine")
+    common.add_argument("--plot", metavar="FILE.png", help="draw it")
+    backends = argparse.ArgumentParser(add_help=False)
+    choices = ("auto", *BACKENDS)
+    backends.add_argument("--backends", nargs="+", default=["auto"], choices=choices, help="of the scan (the fastest)")
+    tokens = argparse.ArgumentParser(add_help=False)
+    tokens.add_argument(
+        "--grid",
+        type=grid,
+        nargs="+",
+        metavar="HxW",
+        default=[Grid(14, 14)],
+        help="tokens, or HxW+1 with a class token (14x14)",
+    )
+    tokens.add_argument("--backward", action="store_true", help="forward and backward together, too")
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("config", metavar="CONFIG")
+    config.add_argument(
+        "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override keys"
+    )
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tools = parser.add_subparsers(dest="what", required=True, metavar="{scan,block,model,pretrain,dense}")
+    scan = tools.add_parser("scan", parents=[tokens, common], help="the selective scan alone")
+    scan.add_argument("--scans", type=int, choices=(1, 4), default=4, help="directions (4)")
+    scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as ARM-B)")
+    scan.add_argument("--only", nargs="+", choices=SCANS, metavar="NAME", help=f"of {', '.join(SCANS)}")
+    block = tools.add_parser("block", parents=[tokens, backends, common], help="a block against its matrix products")
+    block.add_argument("--arch", choices=ARCHS, default="base", help="base")
+    model = tools.add_parser("model", parents=[common], help="classifiers by timm name")
+    model.add_argument("names", nargs="+", metavar="NAME")
+    sizes = dict(type=image_size, nargs="+", metavar="N", help="pixels, one number or HxW")
+    model.add_argument("--img-size", default=[None], **sizes)
+    pretrain = tools.add_parser("pretrain", parents=[config, backends, common], help="a pretraining configuration")
+    pretrain.add_argument("--data", metavar="PATH", help="images, to time the data loader too")
+    dense = tools.add_parser("dense", parents=[config, backends, common], help="backbone and neck of a configuration")
+    dense.add_argument("--img-size", default=[(512, 512)], **sizes)
+    return parser.parse_args()
+
+
+def cases(args: argparse.Namespace, setting: Setting) -> Iterator[Case]:
+    if args.what == "scan":
+        return scan_cases(setting, args.grid, args.scans, args.channels, args.backward, args.only)
+    if args.what == "block":
+        return block_cases(setting, args.grid, args.arch, args.backward, args.backends)
+    if args.what == "model":
+        return model_cases(setting, args.names, args.img_size)
+    if args.what == "pretrain":
+        return pretrain_cases(setting, args.config, args.cfg_options, args.backends, args.data)
+    return dense_cases(setting, args.config, args.cfg_options, args.img_size, args.backends)
+
+
+def main() -> None:
+    args = parse()
+    for file in filter(None, (args.json, args.plot)):
+        if not Path(file).absolute().parent.is_dir():
+            raise ConfigError(f"{file}: there is no such folder; make it first")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU")
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    about = machine(device)
+    print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items() if value is not None))
+    warning = busy(about)
+    if warning:
+        print(f"warning: {warning}")
+    setting = Setting(device, getattr(torch, args.dtype), args.batch)
+    rows = run_cases(cases(args, setting), device, args.seconds, args.repeats, show=print)
+    if args.json:
+        arguments = {key: value for key, value in vars(args).items() if key not in ("json", "plot")}
+        fitted = [dict(kind=k, candidate=c, exponent=p) for (k, c), p in exponents(rows).items()]
+        result = dict(arguments=arguments, machine=about, warning=warning, rows=rows, exponents=fitted)
+        Path(args.json).write_text(json.dumps(result, indent=1, default=str) + "\n")
+    if args.plot and rows:
+        plot(rows, about, args.plot)
+
+
+if __name__ == "__main__":
+    run_tool(main)
