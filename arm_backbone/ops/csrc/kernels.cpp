@@ -227,20 +227,38 @@ void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t f
     }
 }
 
+// Memory of a thread. Nothing of the standard library: its templates, compiled for several instruction sets, would be merged
+// into one by the linker.
+struct Scratch {
+    char *memory = nullptr;
+    int64_t size = 0;
+
+    vec *of(int64_t vectors) {
+        const int64_t wanted = (vectors + 1) * sizeof(vec);
+        if (wanted > size) {
+            delete[] memory;
+            memory = new char[wanted];
+            size = wanted;
+        }
+        return reinterpret_cast<vec *>((reinterpret_cast<uintptr_t>(memory) + sizeof(vec) - 1) / sizeof(vec) * sizeof(vec));
+    }
+
+    ~Scratch() { delete[] memory; }
+};
+
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
     const Scan &s = g.scan;
     const int64_t first = group * GROUP, rest = s.channels - first;
     const int64_t part = ((group * s.batch + image) * s.directions + k) * s.length * s.states;
     float *grad_B = g.grad_B + part, *grad_C = g.grad_C + part;
     const int64_t vectors = ((2 * SEGMENT + 1) + 3) * s.states * WIDE + 2 * (s.states + LANES);
-    char *memory = new char[(vectors + 1) * sizeof(vec)];
-    vec *scratch = reinterpret_cast<vec *>((reinterpret_cast<uintptr_t>(memory) + sizeof(vec) - 1) / sizeof(vec) * sizeof(vec));
+    static thread_local Scratch memory;  // kept: a quarter of a megabyte, new pages every time would cost more
+    vec *scratch = memory.of(vectors);
     if (rest >= GROUP)
         backward_vectors<WIDE>(g, image, k, first, LANES, grad_B, grad_C, false, scratch);
     else
         for (int64_t c = 0; c < rest; c += LANES)
             backward_vectors<1>(g, image, k, first + c, rest - c < LANES ? rest - c : LANES, grad_B, grad_C, c > 0, scratch);
-    delete[] memory;
 }
 
 struct Taps {  // of one vector of channels in one direction
