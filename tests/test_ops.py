@@ -237,6 +237,37 @@ def test_native_convolution():
             assert_close(grad, wanted[name], 3e-6)
 
 
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
+    """As if the numbers had been float32 and the result rounded once; strided rows of the convolution too."""
+    monkeypatch.setenv("ARM_CPU_ISA", isa)
+    try:
+        native.kernels()
+    except ValueError as error:
+        pytest.skip(str(error))
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(grid=(5, 9), dim=70), torch.float32).items()}
+    inputs |= {n: inputs[n].bfloat16() for n in ("u", "delta", "B", "C")}
+    exact = {n: v.float() if v.is_floating_point() else v for n, v in inputs.items()}
+    result, expected = cross_scan(**inputs), cross_scan(**exact)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, expected.bfloat16(), atol=1e-6, rtol=2**-7)
+    both = torch.randn(2, 45, 140).bfloat16()
+    x, weight, bias = both[..., :70], torch.randn(4, 70, 4), torch.randn(4, 70)
+    assert not x.is_contiguous()
+    result = cross_conv(x, weight, bias, inputs["orders"])  # which rounds the weights as x
+    expected = cross_conv(x.float(), weight.bfloat16().float(), bias.bfloat16().float(), inputs["orders"])
+    torch.testing.assert_close(result, expected.bfloat16(), atol=1e-6, rtol=2**-7)
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.00390625, 3.3895e38])  # a tie, and an overflow
+    x = special.repeat(4).view(1, 1, 20)
+    weight = torch.zeros(1, 20, 4).index_fill_(2, torch.tensor([3]), 1)  # nothing but SiLU
+    order = torch.zeros(1, 1, dtype=torch.long)
+    single, half = (
+        native.conv_forward(v, weight, torch.zeros(1, 20), order) for v in (x.bfloat16().float(), x.bfloat16())
+    )
+    torch.testing.assert_close(half, single.bfloat16(), equal_nan=True)
+
+
 def test_back_ends_that_cannot_run_say_why(monkeypatch):
     inputs = cast(scan_inputs(), torch.float64)
     with pytest.raises(ValueError, match="backend='cpu' cannot run: it computes in float32"):

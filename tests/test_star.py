@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import run_tool
 
 from arm_pretrain import ARMPretrainer, decoder
 from arm_pretrain.clusters import ORDERS, cluster_order
@@ -275,8 +275,3 @@ def test_the_dvae_loads_its_published_names(tmp_path):
     torch.save({n: t for n, t in theirs.items() if "output" not in n}, path)
     with pytest.raises(ValueError, match="no encoder of DALL-E's dVAE: .*missing .*blocks.output.conv"):
         DVAETokenizer(str(path), width=8, vocab_size=20)
-
-
-def test_there_is_a_file_for_every_row_of_the_papers():
-    names = {p.stem for p in (ROOT / "pretrain/configs/ablations").glob("*.py")}
-    assert {f"order_{order}" for order in ORDERS if order not in ("row_forward", "reverse")} <= names

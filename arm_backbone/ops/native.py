@@ -26,7 +26,7 @@ class _Scan(Structure):
 
 
 class _ScanForward(Structure):
-    _fields_ = [("scan", _Scan), ("y", c_void_p), ("saved", c_void_p), ("keep", c_int64)]
+    _fields_ = [("scan", _Scan), ("y", c_void_p), ("saved", c_void_p), ("keep", c_int64), ("half", c_int64)]
 
 
 class _ScanBackward(Structure):
@@ -40,7 +40,7 @@ class _ScanBackward(Structure):
 
 
 class _Conv(Structure):
-    _fields_ = [(name, c_int64) for name in ("batch", "directions", "length", "channels", "taps")] + [
+    _fields_ = [(name, c_int64) for name in ("batch", "directions", "length", "channels", "taps", "row", "half")] + [
         (name, c_void_p)
         for name in ("x", "weight", "bias", "orders", "out", "grad", "grad_x", "grad_weight", "grad_bias")
     ]
@@ -132,10 +132,12 @@ def segment_length() -> int:
 
 
 class _Inputs:
-    """The inputs of a scan as contiguous float32; keeps them alive while a kernel reads them."""
+    """The inputs of a scan as contiguous float32, or with `half` u and delta as bfloat16; keeps them alive while a
+    kernel reads them."""
 
-    def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus) -> None:
-        self.u, self.delta, self.B, self.C = (_float(x) for x in (u, delta, B, C))
+    def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half: bool = False) -> None:
+        self.u, self.delta = (x.contiguous() if half else _float(x) for x in (u, delta))
+        self.B, self.C = _float(B), _float(C)
         self.A = _float(A.transpose(1, 2))  # (K, N, D)
         self.D, self.delta_bias = _float(D), _float(delta_bias)
         self.orders = orders.contiguous()
@@ -165,12 +167,13 @@ def scan_forward(
         y (B, L, D), and the states (S + 1, B, K, N, D) before each segment and after the last, or without `keep` the
         latter alone, (1, B, K, N, D).
     """
-    inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    half = u.dtype == delta.dtype == torch.bfloat16
+    inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half)
     batch, _, length, channels = u.shape
     segments = -(-length // segment_length())
-    y = torch.empty(batch, length, channels)
+    y = torch.empty(batch, length, channels, dtype=inputs.u.dtype)
     saved = torch.empty(segments + 1 if keep else 1, *inputs.states)
-    forward = _ScanForward(inputs.scan, y.data_ptr(), saved.data_ptr(), int(keep))
+    forward = _ScanForward(inputs.scan, y.data_ptr(), saved.data_ptr(), int(keep), int(half))
     _library().arm_scan_forward(kernels(), ctypes.byref(forward), torch.get_num_threads(), _openmp())
     return y.to(u.dtype), saved
 
@@ -210,8 +213,9 @@ def scan_backward(
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
-    out = torch.empty(x.shape[0], orders.shape[0], *x.shape[1:])
-    _convolve(x, weight, bias, orders, out=out)
+    half = x.dtype == torch.bfloat16
+    out = torch.empty(x.shape[0], orders.shape[0], *x.shape[1:], dtype=x.dtype if half else torch.float32)
+    _convolve(x if half else x.float(), weight, bias, orders, half=half, out=out)
     return out.to(x.dtype)
 
 
@@ -223,9 +227,8 @@ def conv_backward(
     grad, grad_x = _float(grad), torch.empty(x.shape)
     grad_weight = torch.empty(x.shape[0], directions, taps, channels)
     grad_bias = torch.empty(x.shape[0], directions, channels)
-    _convolve(
-        x, weight, bias, orders, grad=grad, grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias, backward=True
-    )
+    results = dict(grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias)
+    _convolve(x.float(), weight, bias, orders, backward=True, grad=grad, **results)
     return (
         grad_x.to(x.dtype),
         grad_weight.sum(0).transpose(1, 2).contiguous().to(weight.dtype),
@@ -233,8 +236,21 @@ def conv_backward(
     )
 
 
-def _convolve(x, weight, bias, orders, backward: bool = False, **more: Tensor) -> None:
-    inputs = dict(x=_float(x), weight=_float(weight.transpose(1, 2)), bias=_float(bias), orders=orders.contiguous())
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (B, L, D) as the kernels take it, channels together, and the step from any token to the next."""
+    x, (_, length, channels) = x.detach(), x.shape
+    step = x.stride(1)
+    if length > 1 and x.stride() == (length * step, step, 1):  # such as half of in_proj's output
+        return x, step
+    return x.contiguous(), channels
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, half: bool = False, backward: bool = False, **more: Tensor
+) -> None:
+    x, row = _rows(x)
+    inputs = dict(x=x, weight=_float(weight.transpose(1, 2)), bias=_float(bias), orders=orders.contiguous())
     pointers = {name: tensor.data_ptr() for name, tensor in (inputs | more).items()}
-    conv = _Conv(x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], **pointers)
+    sizes = (x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], row, int(half))
+    conv = _Conv(*sizes, **pointers)
     _library().arm_conv(kernels(), ctypes.byref(conv), int(backward), torch.get_num_threads(), _openmp())

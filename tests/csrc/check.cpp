@@ -104,7 +104,7 @@ int main(int, char **argv) {
             }
     const Scan scan = {B, K, L, D, N, 1, u.data(), delta.data(), A.data(), b.data(), c.data(), skip.data(), bias.data(), orders.data()};
     Floats out(B * L * D), saved((S + 1) * B * K * N * D);
-    const ScanForward forward = {scan, out.data(), saved.data(), 1};
+    const ScanForward forward = {scan, out.data(), saved.data(), 1, 0};
     arm_scan_forward(kernels, &forward, 2, nullptr);
     compare("y", out, y);
     Floats gu(u.size()), gd(u.size()), gb(G * b.size()), gc(G * c.size()), gA(B * A.size()), gs(B * K * D), gbias(B * K * D);
@@ -140,7 +140,7 @@ int main(int, char **argv) {
                         }
                 }
     Floats conv_out(o.size()), gx(x.size()), gw(B * weight.size()), gcb(B * K * D);
-    const Conv conv = {B, K, L, D, W, x.data(), weight.data(), bias.data(), orders.data(), conv_out.data(), grad_out.data(), gx.data(), gw.data(), gcb.data()};
+    const Conv conv = {B, K, L, D, W, D, 0, x.data(), weight.data(), bias.data(), orders.data(), conv_out.data(), grad_out.data(), gx.data(), gw.data(), gcb.data()};
     arm_conv(kernels, &conv, 0, 2, nullptr);
     arm_conv(kernels, &conv, 1, 2, nullptr);
     compare("conv", conv_out, o);

@@ -13,15 +13,36 @@ constexpr int BLOCK = LANES == 16 ? 8 : 4;  // states held in registers together
 constexpr int WIDE = 4;                     // vectors of a group
 constexpr int GROUP = WIDE * LANES;         // channels of a group
 
+// Memory of a thread. Nothing of the standard library: its templates, compiled for several instruction sets, would be merged
+// into one by the linker.
+struct Scratch {
+    char *memory = nullptr;
+    int64_t size = 0;
+
+    vec *of(int64_t vectors) {
+        const int64_t wanted = (vectors + 1) * sizeof(vec);
+        if (wanted > size) {
+            delete[] memory;
+            memory = new char[wanted];
+            size = wanted;
+        }
+        return reinterpret_cast<vec *>((reinterpret_cast<uintptr_t>(memory) + sizeof(vec) - 1) / sizeof(vec) * sizeof(vec));
+    }
+
+    ~Scratch() { delete[] memory; }
+};
+
+template <typename T>
 struct Rows {  // of one direction of one image
-    const float *u, *delta, *B, *C;
+    const T *u, *delta;
+    const float *B, *C;
     const int64_t *order;
     int64_t channels, states;
 
     Rows(const Scan &s, int64_t image, int64_t direction) : channels(s.channels), states(s.states) {
         const int64_t at = image * s.directions + direction;
-        u = s.u + at * s.length * s.channels;
-        delta = s.delta + at * s.length * s.channels;
+        u = static_cast<const T *>(s.u) + at * s.length * s.channels;
+        delta = static_cast<const T *>(s.delta) + at * s.length * s.channels;
         B = s.B + at * s.length * s.states;
         C = s.C + at * s.length * s.states;
         order = s.orders + direction * s.length;
@@ -51,16 +72,16 @@ INLINE void run_states(const float *A, int64_t stride, const float *const *B, co
     for (int i = 0; i < NB; i++) store_some(h_memory + i * stride, h[i], lanes);
 }
 
-// One vector of channels from `first` on, in all directions.
-void forward_vector(const ScanForward &f, int64_t image, int64_t first, int lanes) {
+// One vector of channels from `first` on, in all directions; `total` adds them up, (L) rows of `stride` floats.
+template <typename T>
+void forward_vector(const ScanForward &f, int64_t image, int64_t first, int lanes, float *total, int64_t stride) {
     const Scan &s = f.scan;
     const vec mean = splat(1.0f / s.directions);
     const int64_t entry = s.batch * s.directions * s.states * s.channels;  // of `saved`, one segment
-    float *y = f.y + image * s.length * s.channels + first;
     vec delta[SEGMENT], input[SEGMENT], out[SEGMENT];
     const float *B[SEGMENT], *C[SEGMENT];
     for (int64_t k = 0; k < s.directions; k++) {
-        const Rows rows(s, image, k);
+        const Rows<T> rows(s, image, k);
         const float *A = s.A + k * s.states * s.channels + first;
         const vec skip = s.D ? load_some(s.D + k * s.channels + first, lanes) : vec{};
         const vec bias = s.delta_bias ? load_some(s.delta_bias + k * s.channels + first, lanes) : vec{};
@@ -93,7 +114,7 @@ void forward_vector(const ScanForward &f, int64_t image, int64_t first, int lane
                 for (int t = 0; t < count; t++) B[t]++, C[t]++;
             }
             for (int t = 0; t < count; t++) {
-                float *to = y + rows.order[start + t] * s.channels;
+                float *to = total + rows.order[start + t] * stride;
                 const vec before = k ? load_some(to, lanes) : vec{};
                 store_some(to, before + out[t] * mean, lanes);
             }
@@ -102,9 +123,21 @@ void forward_vector(const ScanForward &f, int64_t image, int64_t first, int lane
 }
 
 void scan_forward(const ScanForward &f, int64_t image, int64_t group) {
-    const int64_t end = (group + 1) * GROUP < f.scan.channels ? (group + 1) * GROUP : f.scan.channels;
-    for (int64_t first = group * GROUP; first < end; first += LANES)
-        forward_vector(f, image, first, end - first < LANES ? end - first : LANES);
+    const Scan &s = f.scan;
+    const int64_t end = (group + 1) * GROUP < s.channels ? (group + 1) * GROUP : s.channels;
+    static thread_local Scratch sums;
+    for (int64_t first = group * GROUP; first < end; first += LANES) {
+        const int lanes = end - first < LANES ? end - first : LANES;
+        if (!f.half) {
+            float *y = static_cast<float *>(f.y) + image * s.length * s.channels + first;
+            forward_vector<float>(f, image, first, lanes, y, s.channels);
+            continue;
+        }
+        vec *total = sums.of(s.length);  // directions are added up in float32
+        forward_vector<bf16>(f, image, first, lanes, reinterpret_cast<float *>(total), LANES);
+        bf16 *y = static_cast<bf16 *>(f.y) + image * s.length * s.channels + first;
+        for (int64_t t = 0; t < s.length; t++) store_some(y + t * s.channels, total[t], lanes);
+    }
 }
 
 // V vectors of channels from `first` on, in one direction; scratch holds states and decays of a segment.
@@ -112,7 +145,7 @@ template <int V>
 void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t first, int lanes, float *grad_B, float *grad_C,
                       bool add, vec *scratch) {
     const Scan &s = g.scan;
-    const Rows rows(s, image, k);
+    const Rows<float> rows(s, image, k);
     const int64_t N = s.states, at = image * s.directions + k;
     const int64_t entry = s.batch * s.directions * N * s.channels;
     const vec mean = splat(1.0f / s.directions);
@@ -227,25 +260,6 @@ void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t f
     }
 }
 
-// Memory of a thread. Nothing of the standard library: its templates, compiled for several instruction sets, would be merged
-// into one by the linker.
-struct Scratch {
-    char *memory = nullptr;
-    int64_t size = 0;
-
-    vec *of(int64_t vectors) {
-        const int64_t wanted = (vectors + 1) * sizeof(vec);
-        if (wanted > size) {
-            delete[] memory;
-            memory = new char[wanted];
-            size = wanted;
-        }
-        return reinterpret_cast<vec *>((reinterpret_cast<uintptr_t>(memory) + sizeof(vec) - 1) / sizeof(vec) * sizeof(vec));
-    }
-
-    ~Scratch() { delete[] memory; }
-};
-
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
     const Scan &s = g.scan;
     const int64_t first = group * GROUP, rest = s.channels - first;
@@ -271,17 +285,17 @@ struct Taps {  // of one vector of channels in one direction
     }
 };
 
-template <int W>
+template <int W, typename T>
 void conv_forward_vector(const Conv &c, int64_t image, int64_t first, int lanes) {
-    const float *x = c.x + image * c.length * c.channels + first;
+    const T *x = static_cast<const T *>(c.x) + image * c.length * c.row + first;
     for (int64_t k = 0; k < c.directions; k++) {
         const Taps taps(c, k, first, lanes);
         const int64_t *order = c.orders + k * c.length;
-        float *out = c.out + (image * c.directions + k) * c.length * c.channels + first;
+        T *out = static_cast<T *>(c.out) + (image * c.directions + k) * c.length * c.channels + first;
         vec window[W] = {};  // the last W tokens, the oldest first
         for (int64_t t = 0; t < c.length; t++) {
             for (int j = 0; j + 1 < W; j++) window[j] = window[j + 1];
-            window[W - 1] = load_some(x + order[t] * c.channels, lanes);
+            window[W - 1] = load_some(x + order[t] * c.row, lanes);
             vec sum = taps.bias;
             for (int j = 0; j < W; j++) sum = sum + window[j] * taps.weight[j];
             store_some(out + order[t] * c.channels, silu(sum), lanes);
@@ -292,7 +306,7 @@ void conv_forward_vector(const Conv &c, int64_t image, int64_t first, int lanes)
 // From the last token to the first: the window holds the gradients before SiLU of a token and the W - 1 after it.
 template <int W>
 void conv_backward_vector(const Conv &c, int64_t image, int64_t first, int lanes) {
-    const float *x = c.x + image * c.length * c.channels + first;
+    const float *x = static_cast<const float *>(c.x) + image * c.length * c.row + first;
     float *grad_x = c.grad_x + image * c.length * c.channels + first;
     for (int64_t k = 0; k < c.directions; k++) {
         const Taps taps(c, k, first, lanes);
@@ -303,7 +317,7 @@ void conv_backward_vector(const Conv &c, int64_t image, int64_t first, int lanes
         // inputs: tokens t - W + 1 to t; later: gradients of tokens t to t + W - 1
         for (int j = 0; j < W; j++) {
             const int64_t t = c.length - W + j;  // as for t = length, moved on below
-            inputs[j] = t >= 0 ? load_some(x + order[t] * c.channels, lanes) : vec{};
+            inputs[j] = t >= 0 ? load_some(x + order[t] * c.row, lanes) : vec{};
         }
         for (int64_t t = c.length - 1; t >= 0; t--) {
             vec sum = taps.bias;
@@ -321,7 +335,7 @@ void conv_backward_vector(const Conv &c, int64_t image, int64_t first, int lanes
             float *to = grad_x + order[t] * c.channels;
             store_some(to, k ? load_some(to, lanes) + to_x : to_x, lanes);
             for (int j = W - 1; j > 0; j--) inputs[j] = inputs[j - 1];
-            inputs[0] = t - W >= 0 ? load_some(x + order[t - W] * c.channels, lanes) : vec{};
+            inputs[0] = t - W >= 0 ? load_some(x + order[t - W] * c.row, lanes) : vec{};
         }
         for (int j = 0; j < W; j++)
             store_some(c.grad_weight + (at * W + j) * c.channels + first, grad_weight[j], lanes);
@@ -330,10 +344,14 @@ void conv_backward_vector(const Conv &c, int64_t image, int64_t first, int lanes
 }
 
 typedef void (*ConvVector)(const Conv &, int64_t image, int64_t first, int lanes);
-constexpr ConvVector CONV_FORWARD[] = {conv_forward_vector<1>, conv_forward_vector<2>, conv_forward_vector<3>, conv_forward_vector<4>,
-                                       conv_forward_vector<5>, conv_forward_vector<6>, conv_forward_vector<7>, conv_forward_vector<8>};
-constexpr ConvVector CONV_BACKWARD[] = {conv_backward_vector<1>, conv_backward_vector<2>, conv_backward_vector<3>, conv_backward_vector<4>,
-                                        conv_backward_vector<5>, conv_backward_vector<6>, conv_backward_vector<7>, conv_backward_vector<8>};
+// By the number of taps.
+template <typename T>
+constexpr ConvVector CONV_FORWARD[] = {conv_forward_vector<1, T>, conv_forward_vector<2, T>, conv_forward_vector<3, T>,
+                                       conv_forward_vector<4, T>, conv_forward_vector<5, T>, conv_forward_vector<6, T>,
+                                       conv_forward_vector<7, T>, conv_forward_vector<8, T>};
+constexpr ConvVector CONV_BACKWARD[] = {conv_backward_vector<1>, conv_backward_vector<2>, conv_backward_vector<3>,
+                                        conv_backward_vector<4>, conv_backward_vector<5>, conv_backward_vector<6>,
+                                        conv_backward_vector<7>, conv_backward_vector<8>};
 
 void conv_group(const Conv &c, int64_t image, int64_t group, ConvVector vector) {
     const int64_t end = (group + 1) * GROUP < c.channels ? (group + 1) * GROUP : c.channels;
@@ -341,7 +359,9 @@ void conv_group(const Conv &c, int64_t image, int64_t group, ConvVector vector) 
         vector(c, image, first, end - first < LANES ? end - first : LANES);
 }
 
-void conv_forward(const Conv &c, int64_t image, int64_t group) { conv_group(c, image, group, CONV_FORWARD[c.taps - 1]); }
+void conv_forward(const Conv &c, int64_t image, int64_t group) {
+    conv_group(c, image, group, c.half ? CONV_FORWARD<bf16>[c.taps - 1] : CONV_FORWARD<float>[c.taps - 1]);
+}
 void conv_backward(const Conv &c, int64_t image, int64_t group) { conv_group(c, image, group, CONV_BACKWARD[c.taps - 1]); }
 
 // Eight chains of exponentials in registers, as many as a block of states has on AVX-512; nothing is read or written.

@@ -1,6 +1,7 @@
 // What Python calls through the C interface (interface.cpp) and each instruction set provides (kernels.cpp).
 //
-// Legend: B images, K directions, L tokens, D channels, N states, W taps; all tensors contiguous float32, orders int64.
+// Legend: B images, K directions, L tokens, D channels, N states, W taps; tensors contiguous float32 but for what is said,
+// orders int64.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 struct Scan {
     int64_t batch, directions, length, channels, states;
     int64_t softplus;  // whether delta goes through it, after the bias
-    const float *u, *delta;      // (B, K, L, D), in token order
+    const void *u, *delta;       // (B, K, L, D), in token order; float32, in the forward bfloat16 too
     const float *A;              // (K, N, D)
     const float *B, *C;          // (B, K, L, N)
     const float *D, *delta_bias; // (K, D), or null
@@ -17,9 +18,10 @@ struct Scan {
 
 struct ScanForward {
     Scan scan;
-    float *y;      // (B, L, D), mean over the directions
+    void *y;       // (B, L, D), mean over the directions, of u's type
     float *saved;  // (S + 1, B, K, N, D): states before every segment and after the last; or (1, ...), the last only
     int64_t keep;  // whether it is the former
+    int64_t half;  // whether u, delta and y are bfloat16
 };
 
 struct ScanBackward {
@@ -34,11 +36,13 @@ struct ScanBackward {
 
 struct Conv {
     int64_t batch, directions, length, channels, taps;
-    const float *x;         // (B, L, D)
+    int64_t row;            // numbers from one token of x to the next
+    int64_t half;           // whether x and out are bfloat16 (forward)
+    const void *x;          // (B, L, D), rows `row` apart
     const float *weight;    // (K, W, D)
     const float *bias;      // (K, D)
     const int64_t *orders;  // (K, L)
-    float *out;             // forward: (B, K, L, D)
+    void *out;              // forward: (B, K, L, D), of x's type
     const float *grad;      // backward: (B, K, L, D)
     float *grad_x;          // (B, L, D)
     float *grad_weight;     // (B, K, W, D)

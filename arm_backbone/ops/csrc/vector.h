@@ -45,6 +45,27 @@ INLINE void store_some(float *p, vec x, int count) {
         std::memcpy(p, &x, count * sizeof(float));
 }
 
+// bfloat16: the upper half of a float.
+struct bf16 {
+    uint16_t bits;
+};
+typedef uint16_t half_vec __attribute__((vector_size(LANES * 2)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
+
+INLINE vec load_some(const bf16 *p, int count) {
+    half_vec x = {};
+    std::memcpy(&x, p, count >= LANES ? sizeof(x) : count * sizeof(bf16));
+    return reinterpret_cast<vec>(__builtin_convertvector(x, uvec) << 16);
+}
+
+INLINE void store_some(bf16 *p, vec x, int count) {
+    const uvec bits = reinterpret_cast<uvec>(x);
+    const uvec nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // ties to even
+    const uvec number = reinterpret_cast<uvec>(x == x);
+    const half_vec half = __builtin_convertvector((nearest & number) | (0x7fc0 & ~number), half_vec);
+    std::memcpy(p, &half, count >= LANES ? sizeof(half) : count * sizeof(bf16));
+}
+
 INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
 // Of a and a bound; not a number stays what it is.
 INLINE vec at_most(vec a, vec bound) { return choose(a > bound, bound, a); }
