@@ -194,27 +194,55 @@ class ARMPretrainer(BaseModel):
         return (predictions.to(target.dtype) - target).square().mean()
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """Normalised images -> the same with every predicted cluster (with separators all, else all but the first)
         in place of the true one, each predicted from the true ones before it.
 
         Normalised pixels are put back with the mean and deviation of the true patch.
 
+        Args:
+            patches: from `draw_patches`.
+
         Raises:
             ValueError: if the model predicts tokens, of which no image can be made here.
         """
+        return self._predicted(images, images, self.draw_patches() if patches is None else patches)
+
+    @torch.no_grad()
+    def generate(self, images: Tensor, given: int, patches: Tensor | None = None) -> Tensor:
+        """As `reconstruct`, but only the first `given` clusters are true: each next one is predicted from these and
+        from its predecessors' predictions.
+
+        Raises:
+            ValueError: as `reconstruct`, or if `given` is not from 1 (from 0 with separators) to all clusters.
+        """
+        patches = self.draw_patches() if patches is None else patches
+        least = min(self._predicted_steps())
+        if not least <= given <= len(patches):
+            raise ValueError(f"given={given}: give {least} to {len(patches)} clusters")
+        current = images.clone()
+        for step in range(given, len(patches)):
+            predicted = self._predicted(current, images, patches)
+            pixels, new = (patchify(x, self.encoder.patch_size) for x in (current, predicted))
+            pixels[:, patches[step]] = new[:, patches[step]]
+            current = unpatchify(pixels, self.encoder.patch_size, self.encoder.grid_size)
+        return current
+
+    def _predicted_steps(self) -> list[int]:
+        """Steps, in the order of a sequence, of an image's clusters that are predicted."""
+        return [e.step for e in self.sequences[1].targets if e.image == 0 and e.step != SEPARATOR]
+
+    def _predicted(self, past: Tensor, truth: Tensor, patches: Tensor) -> Tensor:
+        """All predicted clusters from those of `past` before them, put back with the statistics of `truth`."""
         if self._tokenizer:
             raise ValueError("this model predicts tokens, not pixels: there is no image to show")
-        order = self.draw_patches()
-        sequence = self.sequences[1]
-        predictions = self.predict_clusters(images, order)[:, sequence.of_image(0).to(images.device)]
-        predicted = [e.step for e in sequence.targets if e.image == 0 and e.step != SEPARATOR]
-        where = order[predicted].flatten()
-        pixels = patchify(images, self.encoder.patch_size)
+        predictions = self.predict_clusters(past, patches)[:, self.sequences[1].of_image(0).to(past.device)]
+        where = patches[self._predicted_steps()].flatten()
+        pixels = patchify(truth, self.encoder.patch_size)
         if self.target == "normalised_pixels":
             mean, deviation = patch_statistics(pixels[:, where])
-            predictions = predictions.to(images.dtype) * deviation + mean
-        pixels[:, where] = predictions.to(images.dtype)
+            predictions = predictions.to(truth.dtype) * deviation + mean
+        pixels[:, where] = predictions.to(truth.dtype)
         return unpatchify(pixels, self.encoder.patch_size, self.encoder.grid_size)
 
     def _check_size(self, images: Tensor) -> None:
