@@ -3,6 +3,6 @@
 Importing it registers transforms, samplers, hooks and models with mmengine.
 """
 
-from . import runner, sampler, transforms
+from . import finite, loop, runner, sampler, transforms
 
-__all__ = ["runner", "sampler", "transforms"]
+__all__ = ["finite", "loop", "runner", "sampler", "transforms"]

@@ -21,7 +21,19 @@ class DataError(ValueError):
     """A data set that cannot be used; the message names the file and the remedy."""
 
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, OSError)  # OSError: unreadable files, a full disk
+class NonFiniteLoss(ArithmeticError):
+    """A training that diverged; the message names the iteration, the batch and the remedy."""
+
+    met_alone = True  # another process has another batch
+
+
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    NonFiniteLoss,
+    OSError,
+)  # OSError: unreadable files, a full disk
 
 
 def one_line(error: BaseException) -> str:

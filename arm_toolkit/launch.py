@@ -158,8 +158,8 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
-        if cfg.load_from is None and not (Path(cfg.work_dir) / "last_checkpoint").is_file():
+        cfg.load_from = newest_checkpoint(Path(cfg.work_dir)) if args.resume == "auto" else args.resume
+        if cfg.load_from is None:
             raise CheckpointError(f"--resume: {cfg.work_dir} holds no checkpoint; leave --resume out to start")
     if cfg.get("load_from"):
         require_file(cfg.load_from)
@@ -174,6 +174,16 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
                 scratch = "--cfg-options model.backbone.init_cfg=None"
                 raise CheckpointError(f"{error} (or train from scratch: {scratch})") from None
     return run(cfg, "train")[0]
+
+
+def newest_checkpoint(work_dir: Path) -> str | None:
+    """The checkpoint that `last_checkpoint` in a work dir names; the newest there is if a run died while writing it."""
+    note = work_dir / "last_checkpoint"
+    named = note.read_text().strip() if note.is_file() else ""
+    if named and Path(named).is_file():
+        return named
+    found = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
 def _use_amp(cfg: Config) -> None:

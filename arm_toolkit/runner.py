@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -16,7 +17,14 @@ from arm_backbone.load import load_model
 
 from .config import config_errors
 from .errors import ConfigError, DataError
-from .hooks import PlainCheckpointHook, SameBuffersHook, SeedIterationHook, ThroughputHook, restore_log_buffers
+from .hooks import (
+    PlainCheckpointHook,
+    SameBuffersHook,
+    SeedIterationHook,
+    ThroughputHook,
+    restore_gradients,
+    restore_log_buffers,
+)
 from .sampler import SeededSampler
 
 EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes and filter_cfg"
@@ -105,6 +113,7 @@ class ARMRunner(Runner):
         load_model(model, model_state(checkpoint), filename)
         self._has_loaded = True
         self.logger.info(f"All {len(model.state_dict())} tensors of the model loaded from {filename}")
+        self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})
         if "message_hub" in checkpoint:
             restore_log_buffers(checkpoint["message_hub"])
         return checkpoint
@@ -112,6 +121,8 @@ class ARMRunner(Runner):
     def resume(self, filename: str, *args, **kwargs) -> None:
         """As mmengine's, and the images come in the order of the resumed run's seed, also if this one has another."""
         super().resume(filename, *args, **kwargs)
+        if get_rank() == 0:
+            restore_gradients(self.model, self._interrupted_gradients)
         loader = self.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if isinstance(sampler, SeededSampler):

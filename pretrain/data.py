@@ -87,8 +87,8 @@ class ImageCrops(Dataset):
         augment: False for the resized centre crop instead.
         on_error: "raise", or "skip" to warn about an unreadable image and take the next one instead.
 
-    An item is dict(inputs=(3, H, W) uint8 tensor). If the index carries a `seed` (see `arm_toolkit.sampler`), the crop
-    is a function of it.
+    An item is dict(inputs=(3, H, W) uint8 tensor, data_samples=path of the file). If the index carries a `seed` (see
+    `arm_toolkit.sampler`), the crop is a function of it.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class ImageCrops(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, _ = load_rgb(self.files, index, self.on_error)
-        seed = getattr(index, "seed", None)
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        image, position = load_rgb(self.files, index, self.on_error)
+        file, seed = str(self.files[position]), getattr(index, "seed", None)
         if seed is None:
-            return dict(inputs=self.transform(image))
+            return dict(inputs=self.transform(image), data_samples=file)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return dict(inputs=self.transform(image))
+            return dict(inputs=self.transform(image), data_samples=file)

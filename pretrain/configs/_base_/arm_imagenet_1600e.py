@@ -31,7 +31,7 @@ train_dataloader = dict(
     ),
 )
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=1600)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=1600)
 # lr 1.5e-4 x 2048 / 256; bf16; betas and clipping as in the reference code. bf16 is off where there is no GPU.
 optim_wrapper = dict(
     type="AmpOptimWrapper",

@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
+custom_hooks = [dict(type="FiniteLossHook")]
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 
