@@ -62,7 +62,7 @@ class ClassFolder(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
-        image, position = load_rgb(self.files, index, self.on_error)
+        image, position = load_rgb(self.files, index, self.on_error, upright=False)
         seed = getattr(index, "seed", None)
         if seed is not None:  # timm draws from all three
             random.seed(seed)

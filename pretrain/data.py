@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -46,10 +47,19 @@ def find_images(path: str, prefix: str | None = None) -> list[Path]:
     return files
 
 
-def load_rgb(files: list[Path], index: int, on_error: str) -> tuple[Image.Image, int]:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an image of any mode; 16-bit greyscale is scaled, where PIL would cut it off at 255."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def load_rgb(files: list[Path], index: int, on_error: str, upright: bool = True) -> tuple[Image.Image, int]:
     """Open a file as RGB.
 
     Args:
+        upright: turn the image as its EXIF data say (ImageNet's accuracies are measured without).
         on_error: what happens to a file that cannot be read: "raise", or "skip" to warn and take the next that can.
 
     Returns:
@@ -65,7 +75,7 @@ def load_rgb(files: list[Path], index: int, on_error: str) -> tuple[Image.Image,
         position = (index + offset) % len(files)
         try:
             with Image.open(files[position]) as image:
-                return image.convert("RGB"), position
+                return to_rgb(ImageOps.exif_transpose(image) if upright else image), position
         except (OSError, SyntaxError, ValueError) as error:
             if on_error == "raise":
                 raise OSError(

@@ -159,3 +159,24 @@ def test_unreadable_image_is_fatal_or_left_out_but_never_silent(picture_folder, 
         arm_pretrain.data.print_log = original
     assert item["inputs"].shape == (3, 32, 32)
     assert len(messages) == 1 and "a_broken.jpg" in messages[0]
+
+
+def test_images_of_every_mode_come_out_right(tmp_path):
+    """One picture, dark on the left and bright on the right, in all the ways that files hold one."""
+    grey = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    rgb = Image.fromarray(np.stack([grey] * 3, 2))
+    rgb.save(tmp_path / "rgb.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    rgb.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(tmp_path / "palette.png")
+    rgb.convert("RGBA").save(tmp_path / "alpha.png")
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: to be turned by a quarter
+    rgb.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=98)
+    dataset = ImageCrops(str(tmp_path), size=(48, 64), augment=False)
+    assert len(dataset) == 7
+    for i, file in enumerate(dataset.files):
+        image = dataset[i]["inputs"].float()
+        assert image.shape == (3, 48, 64), file
+        assert (image.mean((0, 1)) - torch.linspace(0, 255, 64)).abs().max() < 6, file
