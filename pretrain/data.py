@@ -1,5 +1,8 @@
-"""Images without labels: any folder tree, or a list file, as a data set of random crops."""
+"""Images without labels: any folder tree, a list file, or tar shards, as a data set of random crops."""
 
+import io
+import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +17,70 @@ from torchvision.transforms import InterpolationMode, v2
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def find_images(path: str, prefix: str | None = None) -> list[Path]:
-    """Image files of a folder (at any depth: flat, or ImageNet's class folders) or of a list file.
+@dataclass(frozen=True)
+class TarMember:
+    """A file in an uncompressed tar archive, read by its place: any order, no unpacking."""
+
+    archive: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def open(self) -> io.BytesIO:
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.size))
+
+
+def tar_members(archive: Path) -> list[TarMember]:
+    """The images of an archive (a shard as webdataset writes them, or any other).
+
+    Raises:
+        ValueError: if it is compressed, or no tar archive.
+    """
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            return [
+                TarMember(archive, member.offset_data, member.size, member.name)
+                for member in tar
+                if member.isfile() and Path(member.name).suffix.lower() in EXTENSIONS
+            ]
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive} is no uncompressed tar archive ({error}); make it anew with tar -cf") from None
+
+
+def find_images(path: str, prefix: str | None = None) -> list[Path | TarMember]:
+    """Image files of a folder (at any depth: flat, or ImageNet's class folders), of a list file, or in tar archives.
 
     Args:
-        path: a folder, or a text file with one path a line.
+        path: a folder with images or .tar archives in it, a .tar archive, or a text file with one path a line.
         prefix: folder that the lines of a list start from; the list's own when None.
 
     Raises:
-        FileNotFoundError: if the path, or the first file of a list, does not exist.
-        ValueError: if there is no image.
+        FileNotFoundError: if the path, or a file of a list, does not exist.
+        ValueError: if there is no image, or a broken archive.
     """
     root = Path(path)
     if root.is_dir():
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        files += [member for archive in sorted(root.rglob("*.tar")) for member in tar_members(archive)]
+    elif root.suffix == ".tar" and root.is_file():
+        files = tar_members(root)
     elif root.is_file():
         start = Path(prefix) if prefix is not None else root.parent
         files = [start / line.strip() for line in root.read_text().splitlines() if line.strip()]
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{path} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the "
-                f"folder that "
-                "the lines start from"
+                f"{path} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the folder "
+                "that the lines start from"
             )
     else:
         raise FileNotFoundError(
-            f"data {path} does not exist; give a folder of images, or a text file with one path a line"
+            f"data {path} does not exist; give a folder of images or .tar archives, or a text file with one path a line"
         )
     if not files:
         raise ValueError(f"no image ({', '.join(sorted(EXTENSIONS))}) under {path}")
@@ -55,7 +95,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_rgb(files: list[Path], index: int, on_error: str, upright: bool = True) -> tuple[Image.Image, int]:
+def load_rgb(files: list[Path | TarMember], index: int, on_error: str, upright: bool = True) -> tuple[Image.Image, int]:
     """Open a file as RGB.
 
     Args:
@@ -73,16 +113,16 @@ def load_rgb(files: list[Path], index: int, on_error: str, upright: bool = True)
         raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
     for offset in range(len(files)):
         position = (index + offset) % len(files)
+        file = files[position]
         try:
-            with Image.open(files[position]) as image:
+            with Image.open(file.open() if isinstance(file, TarMember) else file) as image:
                 return to_rgb(ImageOps.exif_transpose(image) if upright else image), position
         except (OSError, SyntaxError, ValueError) as error:
             if on_error == "raise":
                 raise OSError(
-                    f"cannot read {files[position]} ({error}); remove it, or set on_error='skip' in the dataset to "
-                    "leave it out"
+                    f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to leave it out"
                 ) from None
-            print_log(f"left out {files[position]}: {error}", logger="current", level=30)
+            print_log(f"left out {file}: {error}", logger="current", level=30)
     raise OSError(f"none of the {len(files)} images can be read, first {files[0]}")
 
 

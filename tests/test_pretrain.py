@@ -1,5 +1,9 @@
 """Autoregressive pretraining: causality, targets, the decoder, and exactness against the reference code's outputs."""
 
+import pickle
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -180,3 +184,31 @@ def test_images_of_every_mode_come_out_right(tmp_path):
         image = dataset[i]["inputs"].float()
         assert image.shape == (3, 48, 64), file
         assert (image.mean((0, 1)) - torch.linspace(0, 255, 64)).abs().max() < 6, file
+
+
+def test_tar_shards(picture_folder, tmp_path_factory):
+    """The same crops as from the files; anything else in an archive is passed by."""
+    shards = tmp_path_factory.mktemp("shards")
+    for name, files in (("a.tar", ["one.png", "notes.txt"]), ("b.tar", ["b/two.jpg", "b/c/three.PNG"])):
+        with tarfile.open(shards / name, "w") as tar:
+            for file in files:
+                tar.add(picture_folder / file, arcname=file)
+    packed, loose = (ImageCrops(str(path), size=32, augment=False) for path in (shards, picture_folder))
+    images = {Path(item["data_samples"]).name: item["inputs"] for item in (loose[i] for i in range(3))}
+    assert len(packed) == 3
+    for i in range(3):
+        item = packed[i]
+        assert torch.equal(item["inputs"], images[Path(item["data_samples"]).name])
+    assert packed[0]["data_samples"] == str(shards / "a.tar/one.png")
+    assert len(ImageCrops(str(shards / "b.tar"))) == 2
+    copies = pickle.loads(pickle.dumps(packed))  # to workers that are started anew
+    assert torch.equal(copies[2]["inputs"], packed[2]["inputs"])
+    with tarfile.open(shards / "c.tar", "w:gz") as tar:
+        tar.add(picture_folder / "one.png", arcname="one.png")
+    with pytest.raises(ValueError, match="c.tar is no uncompressed tar archive .*tar -cf"):
+        ImageCrops(str(shards))
+    (shards / "c.tar").unlink()
+    whole = (shards / "b.tar").read_bytes()
+    (shards / "b.tar").write_bytes(whole[:600])  # the first picture is cut off
+    with pytest.raises((OSError, ValueError), match="b.tar"):
+        [ImageCrops(str(shards / "b.tar"))[i] for i in range(2)]
