@@ -1,4 +1,4 @@
-"""Clusters, the prediction unit of ARM (section 3.2), and the orders in which they are predicted (Table 8).
+"""Clusters, the prediction unit of ARM (section 3.2), and the orders in which they are predicted.
 
 Legend: M clusters of the image, P patches of a cluster (side * side).
 """

@@ -1,4 +1,4 @@
-"""The pretraining decoder (ARM section 3.2, Table 6): queries for the next cluster look at the encoder's tokens.
+"""The pretraining decoder (ARM section 3.2): queries for the next cluster look at the encoder's tokens.
 
 Legend: B batch, L encoder tokens, Lq predicted tokens, C encoder channels, E decoder channels.
 """

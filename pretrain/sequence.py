@@ -16,7 +16,7 @@ SEPARATOR = -1  # in the place of a cluster's step
 
 
 def image_pattern(clusters: int, columns: int, position: str | None) -> list[int]:
-    """Steps of an image's clusters and separators, in the order of the sequence (STAR section 3.2, Table 3).
+    """Steps of an image's clusters and separators, in the order of the sequence (STAR section 3).
 
     Args:
         columns: clusters of a row.
@@ -107,7 +107,7 @@ class Sequence:
 
 
 def separator_values(value: str, tokens: int, channels: int) -> Tensor:
-    """(1, S, C) constants of a separator (STAR section 3.3): zeros, ones, or the diagonal tokens ones ("identity").
+    """(1, S, C) constants of a separator (STAR section 3): zeros, ones, or the diagonal tokens ones ("identity").
 
     A learned "embedding" starts from 0 here.
 

@@ -1,4 +1,4 @@
-"""What is predicted: the pixels of each patch, normalised per patch or not (ARM section 4.1, Table 11; MAE's)."""
+"""What is predicted: the pixels of each patch, normalised per patch or not (ARM section 4.1; MAE's)."""
 
 from torch import Tensor
 

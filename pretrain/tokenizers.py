@@ -1,4 +1,4 @@
-"""Discrete tokens as targets (ARM Table 11, "dVAE"): what makes one token of each patch of an image.
+"""Discrete tokens as targets (ARM, "dVAE"): what makes one token of each patch of an image.
 
 A tokenizer is a module with `vocab_size` and a forward from normalised images (B, 3, H, W) to int64 tokens (B, Gh * Gw)
 in raster order. It is not trained, and no part of the model that it serves: the configuration names its file.

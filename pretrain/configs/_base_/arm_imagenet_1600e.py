@@ -1,4 +1,4 @@
-# ARM's autoregressive pretraining (section 4.1, Table 6): 192 x 192 pixels, clusters of 64 x 64, 1600 epochs of ImageNet-1K.
+# ARM's autoregressive pretraining (section 4.1): 192 x 192 pixels, clusters of 64 x 64, 1600 epochs of ImageNet-1K.
 _base_ = ["./runtime.py"]
 
 model = dict(
