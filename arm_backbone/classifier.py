@@ -223,9 +223,9 @@ def _register(name: str, arguments: dict) -> None:
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"""{name} (ARM Table 1).
 
-    Weights of any kind, the authors' too: pretrained=True, pretrained_cfg_overlay=dict(file=PATH). timm's checkpoint_path=
-    takes a state dict of this very model only, and timm drops arguments that are None: for cls_token=None build
-    `ARMClassifier`.
+    Weights of any kind, the authors' too: pretrained=True, pretrained_cfg_overlay=dict(file=PATH). timm's own
+    checkpoint_path= takes a state dict of this very model only, and timm drops arguments that are None: for a model
+    without class token build `ARMClassifier`.
     """
     globals()[name] = register_model(create)
 
