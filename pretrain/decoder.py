@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .sequence import Sequence
 
 HEAD_WIDTH = 64
-DENSE = 1024  # tokens up to which a mask of all pairs is made; beyond, each target attends to its own prefix
+QUERIES = 512  # that attend together: their mask is all the memory that pairs of tokens take
 
 
 def skip_blocks(num_layers: int, depth: int) -> tuple[int, ...]:
@@ -35,11 +35,14 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, tokens: Tensor, sequence: Sequence) -> Tensor:
         q = self.q(query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Lq, E / heads)
         k, v = self.kv(tokens).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if tokens.shape[1] <= DENSE:
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=sequence.mask(q.device))
-        else:  # no memory for pairs of tokens, and half the products
-            parts = zip(q.split(sequence.query_lengths, 2), sequence.visible_lengths, strict=True)
-            x = torch.cat([F.scaled_dot_product_attention(part, k[:, :, :n], v[:, :, :n]) for part, n in parts], 2)
+        visible = sequence.visible(q.device)
+        keys, parts = torch.arange(tokens.shape[1], device=q.device), []
+        for start in range(0, q.shape[2], QUERIES):
+            part, sees = q[:, :, start : start + QUERIES], visible[start : start + QUERIES]
+            n = sequence.most_visible(start + len(sees))  # nobody sees what comes after
+            mask = keys[:n] < sees[:, None]
+            parts.append(F.scaled_dot_product_attention(part, k[:, :, :n], v[:, :, :n], attn_mask=mask))
+        x = torch.cat(parts, 2)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 

@@ -90,11 +90,18 @@ class Sequence:
         return torch.cat(parts, 1)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 a model keeps its sequences as long as it lives
-    def mask(self, device: torch.device) -> Tensor:
-        """(Lq, L) booleans, True where a token of a target sees a token of the encoder."""
-        visible = torch.tensor(self.visible_lengths, device=device)
-        visible = visible.repeat_interleave(torch.tensor(self.query_lengths, device=device))
-        return torch.arange(self.visible_lengths[-1], device=device) < visible[:, None]
+    def visible(self, device: torch.device) -> Tensor:
+        """(Lq,) for each predicted token the number of encoder tokens, from the first on, that it sees."""
+        lengths = torch.tensor(self.query_lengths)
+        return torch.tensor(self.visible_lengths).repeat_interleave(lengths).to(device)
+
+    def most_visible(self, count: int) -> int:
+        """The number of encoder tokens that any of the first `count` predicted tokens sees."""
+        for length, visible in zip(self.query_lengths, self.visible_lengths, strict=True):
+            count -= length
+            if count <= 0:
+                return visible
+        raise ValueError("more tokens than are predicted")
 
     def of_image(self, image: int) -> Tensor:
         """Places, among the tokens of all targets, of those of an image's clusters, in their order."""

@@ -82,8 +82,9 @@ def test_reconstruction_replaces_all_but_the_first_cluster():
 def test_clusters_and_mask_by_hand():
     assert cluster_patches(4, 4, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert cluster_patches(12, 12, 4)[1].tolist()[:5] == [4, 5, 6, 7, 16]
-    mask = Sequence(1, image_pattern(3, 3, None), 2, 0).mask(torch.device("cpu"))
-    assert mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
+    sequence = Sequence(1, image_pattern(3, 3, None), 2, 0)
+    assert sequence.visible(torch.device("cpu")).tolist() == [2, 2, 4, 4]
+    assert [sequence.most_visible(count) for count in (1, 2, 3, 4)] == [2, 2, 4, 4]
 
 
 def test_skip_features_by_depth():

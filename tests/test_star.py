@@ -151,12 +151,13 @@ def test_a_random_order_predicts_the_cluster_whose_position_it_is_given():
     assert torch.equal(after[:, :-side], before[:, :-side]) and not torch.allclose(after[:, -side:], before[:, -side:])
 
 
-def test_prefixes_and_mask_give_the_same(monkeypatch):
+def test_how_many_queries_attend_together_does_not_matter(monkeypatch):
     model = pretrainer(images_per_sequence=4, img_size=64, separator=dict(type="cluster"))
     images = torch.randn(8, 3, 64, 64).double()
-    dense = model(images)
-    monkeypatch.setattr(decoder, "DENSE", 0)
-    torch.testing.assert_close(model(images), dense)
+    together = model(images)
+    for queries in (1, 7, 40):
+        monkeypatch.setattr(decoder, "QUERIES", queries)
+        torch.testing.assert_close(model(images), together)
 
 
 @pytest.mark.parametrize("value", ["zeros", "ones", "embedding", "identity"])
