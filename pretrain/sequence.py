@@ -92,8 +92,8 @@ class Sequence:
     @functools.lru_cache(maxsize=4)  # noqa: B019 a model keeps its sequences as long as it lives
     def visible(self, device: torch.device) -> Tensor:
         """(Lq,) for each predicted token the number of encoder tokens, from the first on, that it sees."""
-        lengths = torch.tensor(self.query_lengths)
-        return torch.tensor(self.visible_lengths).repeat_interleave(lengths).to(device)
+        pairs = zip(self.query_lengths, self.visible_lengths, strict=True)
+        return torch.tensor([visible for length, visible in pairs for _ in range(length)], device=device)
 
     def most_visible(self, count: int) -> int:
         """The number of encoder tokens that any of the first `count` predicted tokens sees."""
