@@ -121,9 +121,7 @@ class Weights:
                 self.trunk[name] = tensor
                 self._sources[name] = self._sources[key]
                 self.accounting.used[name] = how[key]
-            elif (
-                prefix == key[: len(key) - len(name)] and name.startswith("out_norms.") and self.family in _WITH_LEVELS
-            ):
+            elif self.family in _WITH_LEVELS and key.startswith(f"{prefix}out_norms."):
                 self.rest[name] = tensor
                 self._sources[name] = self._sources[key]
             elif key.startswith(beginnings):
