@@ -23,6 +23,7 @@ from torch.autograd.profiler import profile
 from arm_backbone.ops import native, resolve_backend
 
 from .errors import ConfigError
+from .machine import cpu_name
 
 SHORTEST = 0.005  # seconds of one measurement; what is quicker is called several times in a row, caches warm
 FEWEST = 3  # rounds, however long they take
@@ -264,7 +265,7 @@ def exponents(rows: list[dict]) -> dict[tuple[str, str], float]:
 def machine(device: torch.device) -> dict:
     """What the numbers were measured on and with."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = dict(cpu=_cpu_name(), cores=cores, threads=torch.get_num_threads())
+    about = dict(cpu=cpu_name(), cores=cores, threads=torch.get_num_threads())
     if native.unavailable() is None:
         about["instruction_set"] = native.instruction_set()
     else:
@@ -293,15 +294,6 @@ def busy(about: dict) -> str | None:
         f"the machine is busy: a load of {about['load']:.1f} on {about['cores']} cores before this began, and threads: "
         f"{about['threads']}; do not trust the times, and the ratios less than usual"
     )
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -62,7 +62,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="go on from the newest checkpoint of the work dir, or from PATH",
     )
-    parser.add_argument("--amp", action="store_true", help="bf16 autocast, also where the configuration has none")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="bf16 autocast also where the configuration has none, and on a CPU, where training is float32 otherwise",
+    )
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate by the total batch")
 
 
@@ -187,10 +191,13 @@ def newest_checkpoint(work_dir: Path) -> str | None:
 
 
 def _use_amp(cfg: Config) -> None:
-    if not torch.cuda.is_available():
-        print_log("--amp: no GPU found, staying with float32", logger="current")
-    elif cfg.optim_wrapper.get("type", "OptimWrapper") == "OptimWrapper":
+    if cfg.optim_wrapper.get("type", "OptimWrapper") != "OptimWrapper":
+        return
+    if torch.cuda.is_available():
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16")
+    else:
+        cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
+        print_log("--amp: bfloat16, slower than float32 on a processor without instructions for it", logger="current")
 
 
 def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:

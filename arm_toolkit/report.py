@@ -154,17 +154,18 @@ def read_losses(folder: Path) -> list[tuple[int, float]]:
     return sorted(losses.items())
 
 
-def class_iou(predictions: Path, truth: Path, classes: int) -> np.ndarray | None:
+def class_iou(predictions: Path, truth: Path, classes: int, names: list[str] | None = None) -> np.ndarray | None:
     """IoU in percent of each class over all pictures, (classes,), nan for one that is absent.
 
     Args:
         predictions, truth: folders of label maps (PNG) of the same names; k is the k-th class, 0
             in the truth is ignored.
+        names: of the pictures, without suffix; all in `truth` when None.
 
     Returns:
         None if there is no truth, or a picture has no prediction.
     """
-    files = sorted(truth.glob("*.png"))
+    files = sorted(truth.glob("*.png")) if names is None else [truth / f"{name}.png" for name in names]
     if not files or not all((predictions / file.name).is_file() for file in files):
         return None
     confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)  # truth, prediction

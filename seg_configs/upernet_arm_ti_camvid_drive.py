@@ -1,0 +1,21 @@
+# CamVid judged on a drive that no training frame comes from: its own validation frames are a second away from training
+# frames and flatter. For the comparison of pretrainings (tools/compare_pretraining.py, docs/pretraining.md), which
+# writes the two lists.
+#   python tools/train.py seg_configs/upernet_arm_ti_camvid_drive.py --amp
+_base_ = ["./upernet_arm_ti_camvid.py"]
+
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(ann_file="training_drives.txt"))
+held_out = dict(
+    ann_file="held_out_drive.txt", data_prefix=dict(img_path="images/training", seg_map_path="annotations/training")
+)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=held_out)
+test_dataloader = val_dataloader
+del held_out
+
+train_cfg = dict(max_iters=250, val_interval=251)  # tools/test.py evaluates
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=25),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=25, end=250),
+]
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=250, save_best=None))
+log_processor = dict(window_size=10)
