@@ -1,0 +1,5 @@
+# A random order of the clusters in every step; else as arm.py.
+#   python tools/pretrain.py pretrain/configs/photographs/order_random.py --data photos.txt --data-prefix data --amp
+_base_ = ["./arm.py"]
+
+model = dict(order="random")
