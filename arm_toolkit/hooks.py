@@ -9,7 +9,6 @@ import torch
 from mmengine.dist import broadcast, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from .sampler import mix_seed
@@ -119,24 +118,9 @@ class PlainCheckpointHook(Hook):
             later.outdated.clear()
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner.optim_wrapper is not None and not runner.optim_wrapper.should_update():
-            checkpoint["accumulated_gradients"] = {
-                name: parameter.grad.clone() for name, parameter in _trained(runner.model) if parameter.grad is not None
-            }
+        checkpoint.update(runner.gathered)
         for key in [key for key in checkpoint if key not in TENSORS]:
             checkpoint[key] = plain(checkpoint[key])
-
-
-def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    model = model.module if is_model_wrapper(model) else model
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def restore_gradients(model: torch.nn.Module, gradients: dict[str, torch.Tensor]) -> None:
-    """Go on with a sum of gradients that a checkpoint interrupted (of the first process; others start theirs anew)."""
-    for name, parameter in _trained(model):
-        if name in gradients:
-            parameter.grad = gradients[name].to(parameter.device)
 
 
 def restore_log_buffers(message_hub: dict) -> None:

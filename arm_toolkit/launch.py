@@ -96,7 +96,8 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
             if cfg.launcher != "pytorch":
                 raise ConfigError(f"--launcher {cfg.launcher} needs a GPU; on CPUs use tools/dist_train.sh")
             torch.distributed.init_process_group("gloo")
-        cfg.model_wrapper_cfg = dict(type="CPUDistributedDataParallel", broadcast_buffers=False)
+        if (cfg.get("model_wrapper_cfg") or {}).get("type") != "fully_shard":
+            cfg.model_wrapper_cfg = dict(type="CPUDistributedDataParallel", broadcast_buffers=False)
         changes.append(f"{torch.distributed.get_world_size()} processes over gloo")
     optim_wrapper = cfg.get("optim_wrapper")
     if optim_wrapper and optim_wrapper.get("type") == "AmpOptimWrapper":

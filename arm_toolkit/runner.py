@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
-from mmengine.dist import get_rank
+from mmengine.device import get_device
+from mmengine.dist import all_reduce
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
+from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,10 +24,10 @@ from .hooks import (
     SameBuffersHook,
     SeedIterationHook,
     ThroughputHook,
-    restore_gradients,
     restore_log_buffers,
 )
 from .sampler import SeededSampler
+from .sharding import is_sharded, part_like, shard, shard_optimizer_state, whole
 
 EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes and filter_cfg"
 
@@ -48,6 +50,7 @@ class ARMRunner(Runner):
     """
 
     started = False  # training or testing, after everything is built and loaded
+    gathered: dict  # while a checkpoint is written: see _gather
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         self.started = self.started or fn_name in ("before_train", "before_test")
@@ -103,6 +106,16 @@ class ARMRunner(Runner):
         for hook in (PlainCheckpointHook(), SameBuffersHook(), SeedIterationHook(), ThroughputHook()):
             self.register_hook(hook)
 
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """As mmengine's, and `fully_shard` (see `arm_toolkit.sharding`)."""
+        if (model_wrapper_cfg or {}).get("type") != "fully_shard":
+            return super().wrap_model(model_wrapper_cfg, model)
+        return shard(model.to(get_device())) if self.distributed else model.to(get_device())
+
+    def _init_model_weights(self) -> None:
+        if not is_sharded(self.model):  # ARMPretrainer is initialised when it is made
+            super()._init_model_weights()
+
     def load_checkpoint(self, filename: str, map_location="cpu", strict: bool = True, revise_keys: list = ()) -> dict:
         """Load a checkpoint of exactly this model, a CheckpointError otherwise. The other arguments are mmengine's."""
         checkpoint = read_checkpoint(filename)
@@ -110,9 +123,11 @@ class ARMRunner(Runner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        load_model(model, model_state(checkpoint), filename)
+        state, weights = model_state(checkpoint), dict(model.state_dict())
+        state = {name: part_like(value, weights[name]) if name in weights else value for name, value in state.items()}
+        load_model(model, state, filename)
         self._has_loaded = True
-        self.logger.info(f"All {len(model.state_dict())} tensors of the model loaded from {filename}")
+        self.logger.info(f"All {len(weights)} tensors of the model loaded from {filename}")
         self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})
         if "message_hub" in checkpoint:
             restore_log_buffers(checkpoint["message_hub"])
@@ -121,8 +136,10 @@ class ARMRunner(Runner):
     def resume(self, filename: str, *args, **kwargs) -> None:
         """As mmengine's, and the images come in the order of the resumed run's seed, also if this one has another."""
         super().resume(filename, *args, **kwargs)
-        if get_rank() == 0:
-            restore_gradients(self.model, self._interrupted_gradients)
+        shard_optimizer_state(self.optim_wrapper.optimizer)
+        for name, parameter in self._trained():
+            if name in self._interrupted_gradients:
+                parameter.grad = part_like(self._interrupted_gradients[name], parameter)
         loader = self.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if isinstance(sampler, SeededSampler):
@@ -135,6 +152,7 @@ class ARMRunner(Runner):
             CheckpointError: if it cannot be written (a full disk); what was there before is still there.
         """
         path, partial = Path(out_dir, filename), Path(out_dir, f"{filename}.part")
+        self.gathered = self._gather()
         try:
             super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
             if self._rank == 0:
@@ -145,8 +163,31 @@ class ARMRunner(Runner):
                 "then go on with --resume"
             ) from error
         finally:
+            self.gathered = {}
             if self._rank == 0:
                 partial.unlink(missing_ok=True)
         for hook in self.hooks:
             if isinstance(hook, PlainCheckpointHook):
                 hook.remove_outdated(path)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def _gather(self) -> dict:
+        """The parts of a checkpoint that all processes have to make together.
+
+        A sum of gradients that is not complete: its mean over the processes, with which each of them goes on. With
+        sharding: weights and optimizer state.
+        """
+        gathered = {}
+        if self.optim_wrapper is not None and not self.optim_wrapper.should_update():
+            gradients = {name: p.grad.clone() for name, p in self._trained() if p.grad is not None}
+            for gradient in gradients.values():
+                if not is_sharded(self.model):
+                    all_reduce(gradient, "mean")
+            gathered["accumulated_gradients"] = whole(gradients)
+        if is_sharded(self.model):
+            gathered["state_dict"] = whole(weights_to_cpu(self.model.state_dict()))
+            gathered["optimizer"] = whole(self.optim_wrapper.state_dict())
+        return gathered

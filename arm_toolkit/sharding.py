@@ -1,11 +1,12 @@
 """Fully sharded training: every process holds a part of each weight, gradient and optimizer state (ARM-H).
 
 `model_wrapper_cfg = dict(type="fully_shard")` in a pretraining configuration. mmengine's own wrapper is the older
-FullyShardedDataParallel, which refuses a CPU and changes the names of the weights; PyTorch's `fully_shard` does neither.
+FullyShardedDataParallel, which refuses a CPU; PyTorch's `fully_shard` does not, and keeps the names of the weights.
 """
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
+from mmengine.logging import print_log
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,8 +26,8 @@ def shard(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, ARMPretrainer):
         raise ConfigError(
-            f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: give an ARMPretrainer, or leave "
-            "model_wrapper_cfg out"
+            f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: leave model_wrapper_cfg out, "
+            "it shards ARMPretrainer alone"
         )
     processes = get_world_size()
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
@@ -37,6 +38,9 @@ def shard(model: nn.Module) -> nn.Module:
 
     for part in (*model.encoder.blocks, *model.decoder.blocks, model):
         fully_shard(part, mesh=mesh, shard_placement_fn=dimension)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    here = sum(parameter.to_local().numel() for parameter in model.parameters())
+    print_log(f"Sharded over {processes} processes: {here:,} of {everything:,} weights on the first", logger="current")
     return model
 
 
@@ -45,8 +49,16 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tree):
-    """Nested dicts and lists with every sharded tensor gathered on the CPU; every process must call it."""
-    return apply_to(tree, lambda x: isinstance(x, DTensor), lambda x: x.full_tensor().cpu())
+    """Nested dicts and lists with every sharded tensor gathered on the first process's CPU, None on the others.
+
+    Every process must call it.
+    """
+
+    def gather(tensor: DTensor) -> Tensor | None:
+        full = tensor.full_tensor()
+        return full.cpu() if get_rank() == 0 else None
+
+    return apply_to(tree, lambda x: isinstance(x, DTensor), gather)
 
 
 def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:
