@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import DataError
 from .report import class_iou, read_losses
-from .steps import Step, run_steps
+from .steps import Spent, Step, run_steps
 
 ARMS = {  # name -> pretraining configuration
     "arm": "pretrain/configs/photographs/arm.py",
@@ -109,12 +109,12 @@ class Comparison:
                 steps += self._judged(cell, seed, backbone, kinds, f"{cell}_convert", self.finetune_iters)
         return steps
 
-    def equal_compute_steps(self, seconds: dict[str, float]) -> list[Step]:
-        """From scratch, as many iterations as fit into the seconds of pretraining and finetuning together."""
+    def equal_compute_steps(self, spent: dict[str, Spent]) -> list[Step]:
+        """From scratch, as many iterations as the CPU seconds of pretraining and finetuning together allow."""
         steps = []
         for seed in self.seeds:
-            finetuning = seconds[f"arm_{seed}_finetune"]
-            iters = round(self.finetune_iters * (finetuning + seconds[f"arm_{seed}_pretrain"]) / finetuning)
+            pretraining, finetuning = (spent[f"arm_{seed}_{kind}"].cpu_seconds for kind in ("pretrain", "finetune"))
+            iters = round(self.finetune_iters * (pretraining + finetuning) / finetuning)
             cell = f"{EQUAL_COMPUTE}_{seed}"
             steps += self._judged(cell, seed, None, dict(finetune=FINETUNE), None, iters)
         return steps
@@ -128,10 +128,9 @@ class Comparison:
         """
         self.write_lists()
         steps = self.steps()
-        seconds = run_steps(steps, self.folder)
-        later = self.equal_compute_steps(seconds)
-        seconds |= run_steps(later, self.folder)
-        return self.report(seconds)
+        spent = run_steps(steps, self.folder)
+        spent |= run_steps(self.equal_compute_steps(spent), self.folder)
+        return self.report(spent)
 
     def scores(self, cell: str, kind: str) -> dict | None:
         """mIoU and the classes' IoU in percent, or None if the cell has no such judge."""
@@ -147,14 +146,18 @@ class Comparison:
     def _classes(self) -> int:
         return len(json.loads((self.camvid / "meta.json").read_text())["classes"])
 
-    def report(self, seconds: dict[str, float]) -> Path:
+    def report(self, spent: dict[str, Spent]) -> Path:
         results = {}
         for arm in (*ARMS, EQUAL_COMPUTE):
             results[arm] = {
                 seed: {
                     **{kind: self.scores(f"{arm}_{seed}", kind) for kind in CRITERION},
                     "pretraining_loss": [x for _, x in read_losses(self.folder / f"{arm}_{seed}" / "pretrain")][-1:],
-                    "seconds": {k: seconds.get(f"{arm}_{seed}_{k}") for k in ("pretrain", "finetune", "probe")},
+                    "cpu_seconds": {
+                        kind: spent[f"{arm}_{seed}_{kind}"].cpu_seconds
+                        for kind in ("pretrain", "finetune", "probe")
+                        if f"{arm}_{seed}_{kind}" in spent
+                    },
                 }
                 for seed in self.seeds
             }
@@ -177,7 +180,7 @@ def table(results: dict, seeds: tuple[int, ...]) -> list[str]:
             row.append(" / ".join(f"{x:.1f}" for x in values) or "-")
             gains = differences(results, arm, kind, seeds)
             row.append(f"{statistics.mean(gains):+.1f}" if gains and arm != "none" else "-")
-        minutes = [sum(x or 0 for k, x in cells[s]["seconds"].items() if k != "probe") / 60 for s in seeds]
+        minutes = [sum(x for k, x in cells[seed]["cpu_seconds"].items() if k != "probe") / 60 for seed in seeds]
         lines.append("| " + " | ".join([*row, f"{statistics.mean(minutes):.1f}"]) + " |")
     return lines
 

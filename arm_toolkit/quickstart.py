@@ -79,9 +79,11 @@ def main() -> None:
     start = time.time()
     steps = plan()
     print(f"{len(steps)} steps on {machine()}; logs in {FOLDER / 'logs'}", flush=True)
-    seconds = run_steps(steps, FOLDER)
+    spent = run_steps(steps, FOLDER)
     record = dict(
-        steps=[dict(name=s.name, seconds=seconds[s.name], command=shlex.join(["python", *s.command])) for s in steps],
+        steps=[
+            dict(name=s.name, seconds=spent[s.name].seconds, command=shlex.join(["python", *s.command])) for s in steps
+        ],
         total_seconds=time.time() - start,
         machine=machine(),
         versions={name: import_module(name).__version__ for name in ("torch", "timm", "mmengine", "mmdet", "mmseg")},

@@ -33,14 +33,19 @@ def load_pretrainer(path: Path) -> tuple[ARMPretrainer, Config]:
     return model, cfg
 
 
-def draw(model: ARMPretrainer, crops: ImageCrops, count: int, given: int) -> bytes:
-    """A PNG with a row for each of the first `count` images.
+def load_images(model: ARMPretrainer, crops: ImageCrops, count: int) -> Tensor:
+    """The first `count` images (fewer if there are not so many), normalised (B, 3, H, W)."""
+    inputs = [crops[i]["inputs"] for i in range(min(count, len(crops)))]
+    return model.data_preprocessor(dict(inputs=inputs), False)["inputs"]
+
+
+def draw(model: ARMPretrainer, images: Tensor, given: int) -> bytes:
+    """A PNG with a row for each image.
 
     Args:
+        images: normalised (B, 3, H, W).
         given: true clusters that free-running prediction starts from.
     """
-    inputs = [crops[i]["inputs"] for i in range(min(count, len(crops)))]
-    images = model.data_preprocessor(dict(inputs=inputs), False)["inputs"]
     patches = model.draw_patches()
     past, free = model.reconstruct(images, patches), model.generate(images, given, patches)
     error = (past - images).abs().mean(1)  # (B, H, W), of normalised values
@@ -48,7 +53,7 @@ def draw(model: ARMPretrainer, crops: ImageCrops, count: int, given: int) -> byt
         "input": _to_pixels(model, images),
         "predicted from the true past": _to_pixels(model, past),
         f"free-running from {given} of {len(patches)}": _to_pixels(model, free),
-        "error of the second": error.numpy(),
+        "error of the second": error.cpu().numpy(),
     }
     height, width = images.shape[2:]
     figure = Figure(
@@ -70,4 +75,4 @@ def draw(model: ARMPretrainer, crops: ImageCrops, count: int, given: int) -> byt
 def _to_pixels(model: ARMPretrainer, images: Tensor) -> np.ndarray:
     """Normalised (B, 3, H, W) -> (B, H, W, 3) uint8."""
     pixels = images * model.data_preprocessor.std + model.data_preprocessor.mean
-    return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -36,6 +37,13 @@ class Step:
     makes: Path | None = None
 
 
+class Spent(NamedTuple):
+    """Wall time of a step, and of all its cores together, which other jobs on the machine do not lengthen."""
+
+    seconds: float
+    cpu_seconds: float
+
+
 def _resolve(argument: str) -> str:
     if argument.startswith("@"):
         return (Path(argument[1:]) / "last_checkpoint").read_text().strip()
@@ -43,13 +51,13 @@ def _resolve(argument: str) -> str:
     return str(ROOT / argument) if in_repository else argument
 
 
-def _run(step: Step, folder: Path, threads: int) -> float:
-    """Run a step with its output in logs/NAME.log; its seconds, also of an earlier run of the same command."""
+def _run(step: Step, folder: Path, threads: int) -> Spent:
+    """Run a step with its output in logs/NAME.log; what it took, also in an earlier run of the same command."""
     done = folder / "done" / f"{step.name}.json"
     if done.is_file():
         record = json.loads(done.read_text())
         if record["command"] == list(step.command):
-            return record["seconds"]
+            return Spent(record["seconds"], record["cpu_seconds"])
     command = [sys.executable, *map(_resolve, step.command)]
     if step.makes is not None and step.makes.exists():
         shutil.rmtree(step.makes)
@@ -57,20 +65,18 @@ def _run(step: Step, folder: Path, threads: int) -> float:
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with log.open("w") as output:
-        code = subprocess.run(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            check=False,
-        ).returncode
-    if code:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         tail = "\n".join(log.read_text().splitlines()[-5:])
         raise ConfigError(f"step {step.name} failed, see {log}:\n{tail}")
-    seconds = time.perf_counter() - start
+    spent = Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime)
     done.parent.mkdir(exist_ok=True)
-    done.write_text(json.dumps(dict(name=step.name, seconds=seconds, command=list(step.command))))
-    return seconds
+    done.write_text(json.dumps(dict(name=step.name, **spent._asdict(), command=list(step.command))))
+    return spent
 
 
 def _progress(folder: Path, names: list[str]) -> str:
@@ -87,8 +93,8 @@ def _progress(folder: Path, names: list[str]) -> str:
     return " | ".join(parts)
 
 
-def run_steps(steps: list[Step], folder: Path) -> dict[str, float]:
-    """Run the steps in the order of their needs; seconds of each.
+def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
+    """Run the steps in the order of their needs; what each took.
 
     Args:
         folder: gets logs/, and done/ with a record of each finished step.
@@ -99,11 +105,11 @@ def run_steps(steps: list[Step], folder: Path) -> dict[str, float]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     lanes = 1 if torch.cuda.is_available() else max(1, min(2, cores))
     threads = max(1, cores // lanes)
-    waiting, running, seconds = list(steps), {}, {}
+    waiting, running, spent = list(steps), {}, {}
     start = time.perf_counter()
     with ThreadPoolExecutor(lanes) as pool:
         while waiting or running:
-            for step in [s for s in waiting if all(n in seconds for n in s.after)][: lanes - len(running)]:
+            for step in [s for s in waiting if all(n in spent for n in s.after)][: lanes - len(running)]:
                 waiting.remove(step)
                 future: Future = pool.submit(_run, step, folder, threads)
                 running[future] = step
@@ -113,8 +119,7 @@ def run_steps(steps: list[Step], folder: Path) -> dict[str, float]:
                 print(f"{clock} {_progress(folder, [s.name for s in running.values()])}", flush=True)
             for future in finished:
                 step = running.pop(future)
-                seconds[step.name] = future.result()
-                print(
-                    f"{clock} {len(seconds)}/{len(steps)} {step.name}: done in {seconds[step.name]:.0f} s", flush=True
-                )
-    return seconds
+                spent[step.name] = future.result()
+                took = f"{spent[step.name].seconds:.0f} s"
+                print(f"{clock} {len(spent)}/{len(steps)} {step.name}: done in {took}", flush=True)
+    return spent

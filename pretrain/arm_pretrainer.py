@@ -180,6 +180,10 @@ class ARMPretrainer(BaseModel):
 
     def loss(self, images: Tensor, predictions: Tensor, patches: Tensor) -> Tensor:
         """Of the predictions for sequences of `images_per_sequence`, a scalar."""
+        return self._token_losses(images, predictions, patches).mean()
+
+    def _token_losses(self, images: Tensor, predictions: Tensor, patches: Tensor) -> Tensor:
+        """(B / N, Lq), of each predicted token the mean squared error of its values, or the cross entropy."""
         if self._tokenizer:
             tokens = self._tokenizer[0].to(images.device)(images).unsqueeze(2)  # (B, Gh * Gw, 1)
         else:
@@ -190,8 +194,27 @@ class ARMPretrainer(BaseModel):
         sequence = self.sequences[self.images_per_sequence]
         target = sequence.assemble(sequence.targets, clusters, separator)
         if self._tokenizer:
-            return F.cross_entropy(predictions.flatten(0, 1).float(), target.flatten())
-        return (predictions.to(target.dtype) - target).square().mean()
+            losses = F.cross_entropy(predictions.flatten(0, 1).float(), target.flatten(), reduction="none")
+            return losses.view(predictions.shape[:2])
+        return (predictions.to(target.dtype) - target).square().mean(2)
+
+    @torch.no_grad()
+    def losses_by_position(self, images: Tensor) -> dict[str, float]:
+        """Mean loss of the predicted clusters by their place in the order of an image, "cluster_2" the second, and of
+        the separators.
+
+        Args:
+            images: normalised (B, 3, H, W), whole sequences.
+        """
+        patches = self.draw_patches()
+        predictions = self.predict_clusters(images, patches, self.images_per_sequence)
+        sequence = self.sequences[self.images_per_sequence]
+        losses = self._token_losses(images, predictions, patches).split(sequence.query_lengths, 1)
+        by_position: dict[str, list[float]] = {}
+        for element, values in zip(sequence.targets, losses, strict=True):
+            name = "separator" if element.step == SEPARATOR else f"cluster_{element.step + 1}"
+            by_position.setdefault(name, []).append(float(values.mean()))
+        return {name: sum(values) / len(values) for name, values in by_position.items()}
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, patches: Tensor | None = None) -> Tensor:

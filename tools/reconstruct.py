@@ -12,7 +12,7 @@ import torch
 
 from arm_pretrain import ImageCrops
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.reconstruct import draw, load_pretrainer
+from arm_toolkit.reconstruct import draw, load_images, load_pretrainer
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     crops = ImageCrops(args.images, size=cfg.train_dataloader.dataset.size, augment=False)
     torch.manual_seed(args.seed)
     try:
-        picture = draw(model, crops, args.count, args.given)
+        picture = draw(model, load_images(model, crops, args.count), args.given)
     except ValueError as error:  # predicts tokens, or --given out of range
         raise ConfigError(f"{args.checkpoint} with --given {args.given}: {error}") from None
     args.out.parent.mkdir(parents=True, exist_ok=True)
