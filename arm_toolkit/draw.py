@@ -29,6 +29,8 @@ from arm_backbone.load import load_model
 from arm_pretrain.data import ImageCrops
 from arm_pretrain.targets import patch_statistics, patchify, unpatchify
 
+from .reconstruct import load_images, to_pixels
+
 # Okabe and Ito's colours, which the common forms of colour blindness keep apart: two for the arms
 # of the comparison, others for the classes.
 ARM_COLOURS = {"AR-pretrained": "#0072B2", "from scratch": "#D55E00"}
@@ -164,13 +166,12 @@ def reconstruct(config: Path, checkpoint: Path, pictures: Path, rows: int) -> Re
     crops = ImageCrops(str(pictures), size=cfg.train_dataloader.dataset.size, augment=False)
     losses, shown = [], None
     for start in range(0, len(crops), rows):
-        inputs = [crops[i]["inputs"] for i in range(start, min(start + rows, len(crops)))]
-        images = model.data_preprocessor(dict(inputs=inputs), False)["inputs"]
+        images = load_images(model, crops, range(start, min(start + rows, len(crops))))
         losses += [model(images, mode="loss")["loss"].item()] * len(images)
         if shown is None:
             shown = [images, _patch_means(model, images), model(images, mode="predict")]
     side = round(model.patches.shape[1] ** 0.5) * model.encoder.patch_size
-    return Reconstruction(*(_to_pixels(model, x) for x in shown), side, float(np.mean(losses)), len(crops))
+    return Reconstruction(*(to_pixels(model, x) for x in shown), side, float(np.mean(losses)), len(crops))
 
 
 def _patch_means(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -179,11 +180,6 @@ def _patch_means(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     where = model.patches[1:].flatten()
     patches[:, where] = patch_statistics(patches[:, where])[0].expand_as(patches[:, where])
     return unpatchify(patches, model.encoder.patch_size, model.encoder.grid_size)
-
-
-def _to_pixels(model: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
-    pixels = images * model.data_preprocessor.std + model.data_preprocessor.mean
-    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 # --- drawing ---

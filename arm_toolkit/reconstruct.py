@@ -1,6 +1,7 @@
 """What AR prediction sees, drawn: input, prediction from the true past, free-running prediction, and the error."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,9 @@ def load_pretrainer(path: Path) -> tuple[ARMPretrainer, Config]:
     return model, cfg
 
 
-def load_images(model: ARMPretrainer, crops: ImageCrops, count: int) -> Tensor:
-    """The first `count` images (fewer if there are not so many), normalised (B, 3, H, W)."""
-    inputs = [crops[i]["inputs"] for i in range(min(count, len(crops)))]
-    return model.data_preprocessor(dict(inputs=inputs), False)["inputs"]
+def load_images(model: ARMPretrainer, crops: ImageCrops, indices: Iterable[int]) -> Tensor:
+    """Images of a data set as the model takes them, normalised (B, 3, H, W)."""
+    return model.data_preprocessor(dict(inputs=[crops[i]["inputs"] for i in indices]), False)["inputs"]
 
 
 def draw(model: ARMPretrainer, images: Tensor, given: int) -> bytes:
@@ -50,9 +50,9 @@ def draw(model: ARMPretrainer, images: Tensor, given: int) -> bytes:
     past, free = model.reconstruct(images, patches), model.generate(images, given, patches)
     error = (past - images).abs().mean(1)  # (B, H, W), of normalised values
     columns = {
-        "input": _to_pixels(model, images),
-        "predicted from the true past": _to_pixels(model, past),
-        f"free-running from {given} of {len(patches)}": _to_pixels(model, free),
+        "input": to_pixels(model, images),
+        "predicted from the true past": to_pixels(model, past),
+        f"free-running from {given} of {len(patches)}": to_pixels(model, free),
         "error of the second": error.cpu().numpy(),
     }
     height, width = images.shape[2:]
@@ -72,7 +72,7 @@ def draw(model: ARMPretrainer, images: Tensor, given: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_pixels(model: ARMPretrainer, images: Tensor) -> np.ndarray:
+def to_pixels(model: ARMPretrainer, images: Tensor) -> np.ndarray:
     """Normalised (B, 3, H, W) -> (B, H, W, 3) uint8."""
     pixels = images * model.data_preprocessor.std + model.data_preprocessor.mean
     return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from arm_pretrain import ARMPretrainer
@@ -38,6 +38,8 @@ def shard(model: nn.Module) -> nn.Module:
 
     for part in (*model.encoder.blocks, *model.decoder.blocks, model):
         fully_shard(part, mesh=mesh, shard_placement_fn=dimension)
+    for method in ("losses_by_position", "reconstruct", "generate"):  # of ReconstructionHook
+        register_fsdp_forward_method(model, method)
     everything = sum(parameter.numel() for parameter in model.parameters())
     here = sum(parameter.to_local().numel() for parameter in model.parameters())
     print_log(f"Sharded over {processes} processes: {here:,} of {everything:,} weights on the first", logger="current")

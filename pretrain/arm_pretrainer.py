@@ -111,6 +111,11 @@ class ARMPretrainer(BaseModel):
         self.separator_pos_embed = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
         self.separator_query = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
 
+    @property
+    def predicts_pixels(self) -> bool:
+        """Not tokens."""
+        return not self._tokenizer
+
     def _sequence(self, images: int) -> Sequence:
         separator = getattr(self, "separator", None)
         return Sequence(images, self.pattern, self.patches.shape[1], 0 if separator is None else separator.shape[1])

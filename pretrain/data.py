@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -134,7 +135,7 @@ class ImageCrops(Dataset):
         path, prefix: see `find_images`.
         size: pixels, one number or (height, width).
         scale: range of the crop's area relative to the image.
-        augment: False for the resized centre crop instead.
+        augment: False for the largest centre crop of that shape instead, resized.
         on_error: "raise", or "skip" to warn about an unreadable image and take the next one instead.
 
     An item is dict(inputs=(3, H, W) uint8 tensor, data_samples=path of the file). If the index carries a `seed` (see
@@ -152,23 +153,22 @@ class ImageCrops(Dataset):
     ) -> None:
         self.files = find_images(path, prefix)
         self.on_error = on_error
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        bicubic = InterpolationMode.BICUBIC
-        crop = (
-            [v2.RandomResizedCrop(size, scale, interpolation=bicubic), v2.RandomHorizontalFlip()]
-            if augment
-            else [v2.Resize(min(size), interpolation=bicubic), v2.CenterCrop(size)]
-        )
-        self.transform = v2.Compose([*crop, v2.PILToTensor()])
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.augment = augment
+        crop = v2.RandomResizedCrop(self.size, scale, interpolation=InterpolationMode.BICUBIC)
+        self.random_crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         image, position = load_rgb(self.files, index, self.on_error)
-        file, seed = str(self.files[position]), getattr(index, "seed", None)
-        if seed is None:
-            return dict(inputs=self.transform(image), data_samples=file)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return dict(inputs=self.transform(image), data_samples=file)
+        if self.augment:
+            seed = getattr(index, "seed", None)
+            with torch.random.fork_rng(devices=[], enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                image = self.random_crop(image)
+        else:
+            image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
+        return dict(inputs=pil_to_tensor(image), data_samples=str(self.files[position]))

@@ -181,4 +181,5 @@ def logged(work_dir: Path) -> dict[int, dict]:
     """Iteration -> what was logged of it; of an iteration that was run twice, the last."""
     files = sorted(work_dir.glob("*/vis_data/scalars.json"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [line for line in lines if not any(key.startswith("position/") for key in line)]  # ReconstructionHook's
     return {line["step"] if "iter" not in line else line["iter"]: line for line in lines}

@@ -32,7 +32,7 @@ def main() -> None:
     crops = ImageCrops(args.images, size=cfg.train_dataloader.dataset.size, augment=False)
     torch.manual_seed(args.seed)
     try:
-        picture = draw(model, load_images(model, crops, args.count), args.given)
+        picture = draw(model, load_images(model, crops, range(min(args.count, len(crops)))), args.given)
     except ValueError as error:  # predicts tokens, or --given out of range
         raise ConfigError(f"{args.checkpoint} with --given {args.given}: {error}") from None
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,17 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
-custom_hooks = [dict(type="FiniteLossHook")]
+custom_hooks = [
+    dict(type="FiniteLossHook"),
+    dict(type="ReconstructionHook", interval=10),  # path=FOLDER draws images that are not trained on
+]
+# scalars.json and vis_image/ in the work dir, and TensorBoard's events; Weights & Biases instead of these (pip install
+# wandb): --cfg-options visualizer.vis_backends.1.type=WandbVisBackend
+visualizer = dict(
+    type="Visualizer",
+    name="visualizer",
+    vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
+)
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 

@@ -1,0 +1,82 @@
+"""Pictures and curves while pretraining runs: reconstructions, and the loss by cluster position."""
+
+import copy
+import io
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from PIL import Image
+
+from arm_pretrain import ARMPretrainer, ImageCrops
+
+from .errors import ConfigError
+from .reconstruct import draw, load_images
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Every `interval` epochs, and after the last: what the model predicts, on the same images each time.
+
+    Writes to the visualizer, so to TensorBoard or Weights & Biases if it has them: the picture of
+    `tools/reconstruct.py`, and the mean loss of each cluster position as `position/cluster_N`.
+
+    Args:
+        path, prefix: of the images, see `ImageCrops`, better some that are not trained on; some of the training images,
+            evenly spaced, when None.
+        interval: epochs.
+        count: images that the losses are means of; rounded down to whole sequences.
+        drawn: images in the picture.
+        given: true clusters that free-running prediction starts from.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        prefix: str | None = None,
+        interval: int = 10,
+        count: int = 64,
+        drawn: int = 4,
+        given: int = 3,
+    ) -> None:
+        self.path, self.prefix = path, prefix
+        self.interval, self.count, self.drawn, self.given = interval, count, drawn, given
+
+    def before_train(self, runner) -> None:
+        model = _module(runner)
+        crops = copy.copy(runner.train_dataloader.dataset)
+        crops.augment = False
+        if self.path is not None:
+            crops = ImageCrops(self.path, self.prefix, crops.size, augment=False)
+        per_sequence = model.images_per_sequence
+        count = min(self.count, len(crops)) // per_sequence * per_sequence
+        if not count:
+            raise ConfigError(
+                f"{self.path or 'the data set'} has {len(crops)} images, fewer than the {per_sequence} of a sequence; "
+                "give more, or leave ReconstructionHook out of custom_hooks"
+            )
+        self._images = load_images(model, crops, range(0, len(crops), len(crops) // count)[:count])
+
+    def after_train_epoch(self, runner) -> None:
+        if not self.every_n_epochs(runner, self.interval) and not self.is_last_train_epoch(runner):
+            return
+        model = _module(runner)
+        model.eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of a random order: the same one every time
+            # every process computes, as sharded weights need; one writes
+            losses = model.losses_by_position(self._images)
+            picture = draw(model, self._images[: self.drawn], self.given) if model.predicts_pixels else None
+        model.train()
+        if get_rank() == 0:
+            runner.visualizer.add_scalars({f"position/{name}": x for name, x in losses.items()}, step=runner.iter)
+            if picture is not None:
+                pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+                runner.visualizer.add_image("reconstruction", pixels, step=runner.iter)
+
+
+def _module(runner) -> ARMPretrainer:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

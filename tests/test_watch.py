@@ -1,0 +1,64 @@
+"""What a pretraining run shows of itself: curves by cluster position, pictures, TensorBoard."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_runs import logged, pretrain_config, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_star import pretrainer
+
+from arm_toolkit.errors import ConfigError
+
+
+def test_it_is_in_tensorboard_and_in_the_work_dir(shapes, tmp_path):
+    cfg = pretrain_config(shapes)
+    hook = next(hook for hook in cfg.custom_hooks if hook.type == "ReconstructionHook")
+    hook.update(path=str(shapes / "coco/val2017"), interval=3, drawn=2)
+    train(cfg, tmp_path / "run")  # 4 epochs of 4 iterations
+    folder = next((tmp_path / "run").glob("*/vis_data"))
+    events = EventAccumulator(str(folder)).Reload()
+    for position in range(2, 10):
+        steps = {event.step: event.value for event in events.Scalars(f"position/cluster_{position}")}
+        assert sorted(steps) == [12, 16] and all(0 < loss < 3 for loss in steps.values())
+    assert [event.step for event in events.Images("reconstruction")] == [12, 16]
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    assert losses == pytest.approx({step: line["loss"] for step, line in logged(tmp_path / "run").items()})
+    assert len(events.Scalars("grad_norm")) == 16
+    pictures = sorted((folder / "vis_image").glob("reconstruction_*.png"))
+    assert [p.stem for p in pictures] == ["reconstruction_12", "reconstruction_16"]
+    first, last = (np.asarray(Image.open(p)) for p in pictures)
+    assert first.shape == last.shape and (first != last).any()
+
+
+def test_watching_changes_no_weight(shapes, tmp_path):
+    watched = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 2})
+    watched.custom_hooks[1].interval = 1
+    alone = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 2})
+    alone.custom_hooks = alone.custom_hooks[:1]
+    for name, cfg in (("watched", watched), ("alone", alone)):
+        train(cfg, tmp_path / name)
+    one, two = (torch.load(tmp_path / d / "epoch_2.pth", weights_only=True)["state_dict"] for d in ("watched", "alone"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_too_few_images_for_a_sequence(shapes, tmp_path):
+    cfg = pretrain_config(shapes, **{"model.images_per_sequence": 4})
+    few = tmp_path / "few"
+    few.mkdir()
+    Image.new("RGB", (96, 96)).save(few / "one.png")
+    cfg.custom_hooks[1].path = str(few)
+    with pytest.raises(ConfigError, match="1 images, fewer than the 4 of a sequence"):
+        train(cfg, tmp_path / "run")
+
+
+@pytest.mark.parametrize("separator", [None, dict(type="cluster", value="ones", position="CSC")])
+def test_the_positions_make_up_the_loss(separator):
+    model = pretrainer(separator=separator, images_per_sequence=2)
+    images = torch.randn(4, 3, *model.encoder.img_size, dtype=torch.float64)
+    by_position = model.losses_by_position(images)
+    elements = model.sequences[2].targets
+    names = ["separator" if e.step < 0 else f"cluster_{e.step + 1}" for e in elements]
+    assert sorted(set(names)) == sorted(by_position)
+    mean = sum(by_position[name] for name in names) / len(names)  # all elements have the same number of tokens
+    assert model(images, mode="loss")["loss"].item() == pytest.approx(mean, rel=1e-5)
