@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from timm.data import Mixup, create_transform
 from torch.utils.data import Dataset
 
-from arm_pretrain.data import EXTENSIONS, load_rgb
+from arm_pretrain.data import EXTENSIONS, ImageFiles
 
 from .errors import DataError
 
@@ -28,7 +28,7 @@ class ClassFolder(Dataset):
         split: folder with one folder a class.
         transform: arguments of `timm.data.create_transform`.
         classes_from: the split whose folder names, sorted, number the classes.
-        on_error: see `arm_pretrain.data.load_rgb`.
+        on_error, max_skipped: see `arm_pretrain.data.ImageFiles`.
 
     An item is dict(inputs=(3, H, W) float tensor, normalised, data_samples=label). If the index carries a `seed` (see
     `arm_toolkit.sampler`), the augmentation is a function of it.
@@ -38,7 +38,13 @@ class ClassFolder(Dataset):
     """
 
     def __init__(
-        self, data_root: str, split: str, transform: dict, classes_from: str = "train", on_error: str = "raise"
+        self,
+        data_root: str,
+        split: str,
+        transform: dict,
+        classes_from: str = "train",
+        on_error: str = "raise",
+        max_skipped: int = 100,
     ) -> None:
         folder, numbered = Path(data_root) / split, Path(data_root) / classes_from
         self.classes = _folders(numbered)
@@ -47,22 +53,22 @@ class ClassFolder(Dataset):
             raise DataError(
                 f"{folder / unknown[0]} is no class: {numbered} has no such folder; add it or remove this one"
             )
-        self.files, self.labels = [], []
+        found, self.labels = [], []
         for label, name in enumerate(self.classes):
             files = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in EXTENSIONS)
-            self.files += files
+            found += files
             self.labels += [label] * len(files)
-        if not self.files:
+        if not found:
             raise DataError(f"no image ({', '.join(sorted(EXTENSIONS))}) in the class folders of {folder}")
         self.metainfo = dict(classes=self.classes)
         self.transform = create_transform(**transform)
-        self.on_error = on_error
+        self.files = ImageFiles(found, on_error, max_skipped)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
-        image, position = load_rgb(self.files, index, self.on_error, upright=False)
+        image, position = self.files.load_rgb(index, upright=False)
         seed = getattr(index, "seed", None)
         if seed is not None:  # timm draws from all three
             random.seed(seed)

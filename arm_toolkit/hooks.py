@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast, get_rank, get_world_size
+from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
+
+from arm_pretrain.data import ImageFiles
 
 from .sampler import mix_seed
 
@@ -92,6 +94,22 @@ class RemoveLater:
 
     def __getattr__(self, name: str):
         return getattr(self.backend, name)
+
+
+class SkippedFilesHook(Hook):
+    """At the end of training: how many files could not be read and were left out, and which, in skipped_files.txt."""
+
+    def after_train(self, runner) -> None:
+        files = getattr(runner.train_dataloader.dataset, "files", None)
+        if not isinstance(files, ImageFiles):
+            return
+        skipped = files.skipped.to(torch.uint8)
+        all_reduce(skipped, "max")
+        names = [str(files[i]) for i in skipped.nonzero().flatten().tolist()]
+        if names and get_rank() == 0:
+            path = Path(runner.work_dir) / "skipped_files.txt"
+            path.write_text("".join(f"{name}\n" for name in names))
+            runner.logger.warning(f"{len(names)} of {len(files)} files could not be read and were left out: see {path}")
 
 
 class PlainCheckpointHook(Hook):

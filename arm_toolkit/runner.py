@@ -23,6 +23,7 @@ from .hooks import (
     PlainCheckpointHook,
     SameBuffersHook,
     SeedIterationHook,
+    SkippedFilesHook,
     ThroughputHook,
     restore_log_buffers,
 )
@@ -103,7 +104,13 @@ class ARMRunner(Runner):
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks(hooks)
-        for hook in (PlainCheckpointHook(), SameBuffersHook(), SeedIterationHook(), ThroughputHook()):
+        for hook in (
+            PlainCheckpointHook(),
+            SameBuffersHook(),
+            SeedIterationHook(),
+            SkippedFilesHook(),
+            ThroughputHook(),
+        ):
             self.register_hook(hook)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

@@ -1,9 +1,12 @@
-"""Images without labels: any folder tree, a list file, or tar shards, as a data set of random crops."""
+"""Images without labels: any folder tree, a list file, tar shards or a Hugging Face data set, as random crops."""
 
 import io
+import logging
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +39,51 @@ class TarMember:
             return io.BytesIO(file.read(self.size))
 
 
+@dataclass(frozen=True)
+class DatasetRow:
+    """A row of a Hugging Face data set."""
+
+    dataset: Any
+    column: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"row {self.index} of the data set"
+
+    def open(self) -> io.BytesIO:
+        image = self.dataset[self.index][self.column]
+        return io.BytesIO(image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes())
+
+
+ImageFile = Path | TarMember | DatasetRow
+
+
+def dataset_rows(folder: Path) -> list[DatasetRow]:
+    """The images of a Hugging Face data set that `save_to_disk` wrote; they stay memory-mapped and encoded.
+
+    Raises:
+        ImportError: without the package `datasets`.
+        ValueError: if it is a dictionary of splits, or does not have one column of images.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"{folder} is a Hugging Face data set: pip install datasets") from None
+    dataset = datasets.load_from_disk(str(folder))
+    if isinstance(dataset, datasets.DatasetDict):
+        raise ValueError(
+            f"{folder} has the splits {', '.join(dataset)}; give one of them: {folder / next(iter(dataset))}"
+        )
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if len(columns) != 1:
+        raise ValueError(
+            f"{folder} has {len(columns)} columns of images among {', '.join(dataset.features)}; save it with one: "
+            "dataset.select_columns(NAME).save_to_disk(FOLDER)"
+        )
+    dataset = dataset.cast_column(columns[0], datasets.Image(decode=False))
+    return [DatasetRow(dataset, columns[0], index) for index in range(len(dataset))]
+
+
 def tar_members(archive: Path) -> list[TarMember]:
     """The images of an archive (a shard as webdataset writes them, or any other).
 
@@ -53,11 +101,13 @@ def tar_members(archive: Path) -> list[TarMember]:
         raise ValueError(f"{archive} is no uncompressed tar archive ({error}); make it anew with tar -cf") from None
 
 
-def find_images(path: str, prefix: str | None = None) -> list[Path | TarMember]:
-    """Image files of a folder (at any depth: flat, or ImageNet's class folders), of a list file, or in tar archives.
+def find_images(path: str, prefix: str | None = None) -> list[ImageFile]:
+    """Image files of a folder (at any depth: flat, or ImageNet's class folders), of a list file, in tar archives, or in
+    a Hugging Face data set.
 
     Args:
-        path: a folder with images or .tar archives in it, a .tar archive, or a text file with one path a line.
+        path: a folder with images or .tar archives in it, a folder that a data set was saved to, a .tar archive, or a
+            text file with one path a line.
         prefix: folder that the lines of a list start from; the list's own when None.
 
     Raises:
@@ -65,7 +115,9 @@ def find_images(path: str, prefix: str | None = None) -> list[Path | TarMember]:
         ValueError: if there is no image, or a broken archive.
     """
     root = Path(path)
-    if root.is_dir():
+    if (root / "dataset_info.json").is_file() or (root / "dataset_dict.json").is_file():
+        files = dataset_rows(root)
+    elif root.is_dir():
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
         files += [member for archive in sorted(root.rglob("*.tar")) for member in tar_members(archive)]
     elif root.suffix == ".tar" and root.is_file():
@@ -96,35 +148,59 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_rgb(files: list[Path | TarMember], index: int, on_error: str, upright: bool = True) -> tuple[Image.Image, int]:
-    """Open a file as RGB.
+class ImageFiles(list):
+    """Image files, and what happens to one that cannot be read.
 
     Args:
-        upright: turn the image as its EXIF data say (ImageNet's accuracies are measured without).
-        on_error: what happens to a file that cannot be read: "raise", or "skip" to warn and take the next that can.
-
-    Returns:
-        the image, and the index of its file.
+        files: from `find_images`.
+        on_error: "raise", or "skip" to warn and take the next one that can be read.
+        max_skipped: different files that may be skipped, on each process, before the run stops after all.
 
     Raises:
-        OSError: naming the file.
         ValueError: for another `on_error`.
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
-    for offset in range(len(files)):
-        position = (index + offset) % len(files)
-        file = files[position]
-        try:
-            with Image.open(file.open() if isinstance(file, TarMember) else file) as image:
-                return to_rgb(ImageOps.exif_transpose(image) if upright else image), position
-        except (OSError, SyntaxError, ValueError) as error:
-            if on_error == "raise":
+
+    def __init__(self, files: Iterable[ImageFile], on_error: str = "raise", max_skipped: int = 100) -> None:
+        super().__init__(files)
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
+        self.on_error, self.max_skipped = on_error, max_skipped
+        self.skipped = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # workers write into the same
+
+    def load_rgb(self, index: int, upright: bool = True) -> tuple[Image.Image, int]:
+        """Open a file as RGB.
+
+        Args:
+            upright: turn the image as its EXIF data say (ImageNet's accuracies are measured without).
+
+        Returns:
+            the image, and the index of its file.
+
+        Raises:
+            OSError: naming the file that cannot be read; with "skip" if more than `max_skipped` cannot.
+        """
+        for offset in range(len(self)):
+            position = (index + offset) % len(self)
+            file = self[position]
+            try:
+                with Image.open(file if isinstance(file, Path) else file.open()) as image:
+                    return to_rgb(ImageOps.exif_transpose(image) if upright else image), position
+            except (OSError, SyntaxError, ValueError) as error:
+                if self.on_error == "raise":
+                    raise OSError(
+                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to leave it "
+                        "out"
+                    ) from None
+                if not self.skipped[position]:
+                    print_log(f"left out {file}: {error}", logger="current", level=logging.WARNING)
+                    self.skipped[position] = True
+            skipped = int(self.skipped.sum())
+            if skipped > self.max_skipped:
                 raise OSError(
-                    f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to leave it out"
-                ) from None
-            print_log(f"left out {file}: {error}", logger="current", level=30)
-    raise OSError(f"none of the {len(files)} images can be read, first {files[0]}")
+                    f"{skipped} of {len(self)} images cannot be read, the last {file}; repair the data, or set "
+                    f"max_skipped={self.max_skipped} in the dataset higher"
+                )
+        raise OSError(f"none of the {len(self)} images can be read, first {self[0]}")
 
 
 @DATASETS.register_module()
@@ -136,7 +212,7 @@ class ImageCrops(Dataset):
         size: pixels, one number or (height, width).
         scale: range of the crop's area relative to the image.
         augment: False for the largest centre crop of that shape instead, resized.
-        on_error: "raise", or "skip" to warn about an unreadable image and take the next one instead.
+        on_error, max_skipped: see `ImageFiles`.
 
     An item is dict(inputs=(3, H, W) uint8 tensor, data_samples=path of the file). If the index carries a `seed` (see
     `arm_toolkit.sampler`), the crop is a function of it.
@@ -150,9 +226,9 @@ class ImageCrops(Dataset):
         scale: tuple[float, float] = (0.2, 1.0),
         augment: bool = True,
         on_error: str = "raise",
+        max_skipped: int = 100,
     ) -> None:
-        self.files = find_images(path, prefix)
-        self.on_error = on_error
+        self.files = ImageFiles(find_images(path, prefix), on_error, max_skipped)
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.augment = augment
         crop = v2.RandomResizedCrop(self.size, scale, interpolation=InterpolationMode.BICUBIC)
@@ -162,7 +238,7 @@ class ImageCrops(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        image, position = load_rgb(self.files, index, self.on_error)
+        image, position = self.files.load_rgb(index)
         if self.augment:
             seed = getattr(index, "seed", None)
             with torch.random.fork_rng(devices=[], enabled=seed is not None):

@@ -27,7 +27,8 @@ train_dataloader = dict(
         path="data/imagenet/train",
         size=192,
         scale=(0.2, 1.0),  # reference code
-        on_error="raise",  # "skip" warns about an unreadable image and takes the next
+        on_error="raise",  # "skip" takes the next image for one that cannot be read,
+        max_skipped=100,  # up to so many; they are listed at the end
     ),
 )
 
