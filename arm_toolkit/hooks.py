@@ -18,10 +18,15 @@ from .sampler import mix_seed
 
 @HOOKS.register_module()
 class ThroughputHook(Hook):
-    """Logs images per second over all processes, data loading included."""
+    """Logs images per second over all processes, data loading included.
+
+    And beside it what the loader alone could deliver, from the time that its workers spend on an image, where the data
+    set counts it (`ImageCrops.spent`).
+    """
 
     def __init__(self) -> None:
         self._last: float | None = None
+        self._spent = torch.zeros(2, dtype=torch.float64)
 
     def before_train_epoch(self, runner) -> None:
         self._last = time.perf_counter()
@@ -34,6 +39,13 @@ class ThroughputHook(Hook):
         images = len(data_batch["inputs"]) * get_world_size()
         runner.message_hub.update_scalar("train/images_per_s", images / (now - self._last))
         self._last = now
+        spent = getattr(runner.train_dataloader.dataset, "spent", None)
+        if spent is not None:
+            seconds, count = (spent - self._spent).tolist()
+            self._spent = spent.clone()
+            if count:
+                rate = max(1, runner.train_dataloader.num_workers) * get_world_size() * count / seconds
+                runner.message_hub.update_scalar("train/loader_images_per_s", rate)
 
 
 @HOOKS.register_module()

@@ -3,6 +3,7 @@
 import io
 import logging
 import tarfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,8 @@ class ImageCrops(Dataset):
         augment: False for the largest centre crop of that shape instead, resized.
         on_error, max_skipped: see `ImageFiles`.
 
+    `spent` sums the seconds in which items were made, and their number, over all workers.
+
     An item is dict(inputs=(3, H, W) uint8 tensor, data_samples=path of the file). If the index carries a `seed` (see
     `arm_toolkit.sampler`), the crop is a function of it.
     """
@@ -233,11 +236,13 @@ class ImageCrops(Dataset):
         self.augment = augment
         crop = v2.RandomResizedCrop(self.size, scale, interpolation=InterpolationMode.BICUBIC)
         self.random_crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
+        self.spent = torch.zeros(2, dtype=torch.float64).share_memory_()  # seconds and images, of all workers
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        start = time.perf_counter()
         image, position = self.files.load_rgb(index)
         if self.augment:
             seed = getattr(index, "seed", None)
@@ -247,4 +252,6 @@ class ImageCrops(Dataset):
                 image = self.random_crop(image)
         else:
             image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
-        return dict(inputs=pil_to_tensor(image), data_samples=str(self.files[position]))
+        item = dict(inputs=pil_to_tensor(image), data_samples=str(self.files[position]))
+        self.spent += torch.tensor([time.perf_counter() - start, 1.0], dtype=torch.float64)
+        return item

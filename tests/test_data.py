@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import pretrain_config, train
+from small_runs import logged, pretrain_config, train
 
 from arm_pretrain import ImageCrops
 from arm_pretrain.data import ImageFiles
@@ -160,3 +160,13 @@ def test_tar_shards(picture_folder, tmp_path_factory):
     (shards / "b.tar").write_bytes(whole[:600])  # the first picture is cut off
     with pytest.raises((OSError, ValueError), match="b.tar"):
         [ImageCrops(str(shards / "b.tar"))[i] for i in range(2)]
+
+
+def test_the_loaders_own_speed_is_logged(picture_folder, tmp_path_factory):
+    work = tmp_path_factory.mktemp("runs") / "run"
+    cfg = pretrain_config(picture_folder, **{"train_cfg.max_epochs": 2, "train_dataloader.batch_size": 3})
+    cfg.train_dataloader.dataset.path = str(picture_folder)
+    train(cfg, work)
+    for line in logged(work).values():
+        assert line["loader_images_per_s"] > line["images_per_s"] > 0
+        assert 1 <= line["loader_images_per_s"] * line["data_time"] / 3 < 100  # the loop's wait holds the work

@@ -1,6 +1,5 @@
 """Autoregressive pretraining: causality, targets, the decoder, and exactness against the reference code's outputs."""
 
-
 import pytest
 import torch
 
