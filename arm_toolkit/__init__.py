@@ -3,6 +3,6 @@
 Importing it registers transforms, samplers, hooks and models with mmengine.
 """
 
-from . import cpu_amp, finite, loop, runner, sampler, transforms, watch
+from . import cpu_amp, ema, finite, loop, runner, sampler, transforms, watch
 
-__all__ = ["cpu_amp", "finite", "loop", "runner", "sampler", "transforms", "watch"]
+__all__ = ["cpu_amp", "ema", "finite", "loop", "runner", "sampler", "transforms", "watch"]

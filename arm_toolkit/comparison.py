@@ -110,14 +110,11 @@ class Comparison:
         return steps
 
     def equal_compute_steps(self, spent: dict[str, Spent]) -> list[Step]:
-        """From scratch, as many iterations as the CPU seconds of pretraining and finetuning together allow."""
-        steps = []
-        for seed in self.seeds:
-            pretraining, finetuning = (spent[f"arm_{seed}_{kind}"].cpu_seconds for kind in ("pretrain", "finetune"))
-            iters = round(self.finetune_iters * (pretraining + finetuning) / finetuning)
-            cell = f"{EQUAL_COMPUTE}_{seed}"
-            steps += self._judged(cell, seed, None, dict(finetune=FINETUNE), None, iters)
-        return steps
+        """From scratch with the first seed, as many iterations as the CPU seconds of ARM's two trainings allow."""
+        seed = self.seeds[0]
+        pretraining, finetuning = (spent[f"arm_{seed}_{kind}"].cpu_seconds for kind in ("pretrain", "finetune"))
+        iters = round(self.finetune_iters * (pretraining + finetuning) / finetuning)
+        return [*self._judged(f"{EQUAL_COMPUTE}_{seed}", seed, None, dict(finetune=FINETUNE), None, iters)]
 
     def run(self) -> Path:
         """Run what is not finished, then write table.md and results.json: the former's path.
@@ -181,6 +178,7 @@ def table(results: dict, seeds: tuple[int, ...]) -> list[str]:
             gains = differences(results, arm, kind, seeds)
             row.append(f"{statistics.mean(gains):+.1f}" if gains and arm != "none" else "-")
         minutes = [sum(x for k, x in cells[seed]["cpu_seconds"].items() if k != "probe") / 60 for seed in seeds]
+        minutes = [x for x in minutes if x]  # equal compute has one seed
         lines.append("| " + " | ".join([*row, f"{statistics.mean(minutes):.1f}"]) + " |")
     return lines
 

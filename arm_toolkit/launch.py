@@ -240,6 +240,7 @@ def _save_results(cfg: Config, out: str) -> None:
         for evaluator in dicts(cfg.test_evaluator):
             if evaluator.get("type") == "IoUMetric":
                 evaluator.output_dir = out
+        os.makedirs(out, exist_ok=True)  # IoUMetric makes it in one process; another may come to write before that
         return
     if Path(out).suffix not in (".pkl", ".pickle"):
         raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")

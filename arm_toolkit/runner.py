@@ -152,16 +152,16 @@ class ARMRunner(Runner):
             if isinstance(sampler, SeededSampler):
                 sampler.seed = self.seed
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+    def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:
         """As mmengine's, but never a half-written file under the final name, and outdated ones are removed last.
 
         Raises:
             CheckpointError: if it cannot be written (a full disk); what was there before is still there.
         """
         path, partial = Path(out_dir, filename), Path(out_dir, f"{filename}.part")
-        self.gathered = self._gather()
+        self.gathered = self._gather(save_optimizer)
         try:
-            super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
+            super().save_checkpoint(out_dir, partial.name, *args, save_optimizer=save_optimizer, **kwargs)
             if self._rank == 0:
                 os.replace(partial, path)
         except OSError as error:
@@ -181,14 +181,14 @@ class ARMRunner(Runner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
-    def _gather(self) -> dict:
+    def _gather(self, optimizer: bool) -> dict:
         """The parts of a checkpoint that all processes have to make together.
 
         A sum of gradients that is not complete: its mean over the processes, with which each of them goes on. With
         sharding: weights and optimizer state.
         """
         gathered = {}
-        if self.optim_wrapper is not None and not self.optim_wrapper.should_update():
+        if optimizer and not self.optim_wrapper.should_update():
             gradients = {name: p.grad.clone() for name, p in self._trained() if p.grad is not None}
             for gradient in gradients.values():
                 if not is_sharded(self.model):
@@ -196,5 +196,6 @@ class ARMRunner(Runner):
             gathered["accumulated_gradients"] = whole(gradients)
         if is_sharded(self.model):
             gathered["state_dict"] = whole(weights_to_cpu(self.model.state_dict()))
-            gathered["optimizer"] = whole(self.optim_wrapper.state_dict())
+            if optimizer:
+                gathered["optimizer"] = whole(self.optim_wrapper.state_dict())
         return gathered

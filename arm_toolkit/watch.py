@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class ReconstructionHook(Hook):
         count: images that the losses are means of; rounded down to whole sequences.
         drawn: images in the picture.
         given: true clusters that free-running prediction starts from.
+        keep_best: write `best.pth` whenever the mean of the losses is the lowest so far; without the optimizer's state,
+            so to finetune from, not to resume from.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class ReconstructionHook(Hook):
         count: int = 64,
         drawn: int = 4,
         given: int = 3,
+        keep_best: bool = False,
     ) -> None:
         self.path, self.prefix = path, prefix
         self.interval, self.count, self.drawn, self.given = interval, count, drawn, given
+        self.keep_best = keep_best
 
     def before_train(self, runner) -> None:
         model = _module(runner)
@@ -76,6 +81,12 @@ class ReconstructionHook(Hook):
             if picture is not None:
                 pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
                 runner.visualizer.add_image("reconstruction", pixels, step=runner.iter)
+        mean = sum(losses.values()) / len(losses)
+        hub = runner.message_hub  # is in the checkpoints, so a resumed run knows the best so far
+        if self.keep_best and mean < (hub.get_info("lowest_loss") if "lowest_loss" in hub.runtime_info else math.inf):
+            hub.update_info("lowest_loss", mean)
+            runner.save_checkpoint(runner.work_dir, "best.pth", save_optimizer=False, save_param_scheduler=False)
+            runner.logger.info(f"best.pth: lowest loss so far, {mean:.4f}")
 
 
 def _module(runner) -> ARMPretrainer:

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, run_tool
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from small_runs import call_tool, pretrain_config, train
+from small_runs import call_tool, logged, pretrain_config, train
 
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.errors import NonFiniteLoss
@@ -48,6 +48,31 @@ def test_resuming_within_an_epoch_is_bit_equal(shapes, tmp_path, stopped, accumu
     )
     assert moved.abs().max() > 1e-6  # there was something to get wrong
     assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / f"whole/iter_{stopped}.pth") == []
+
+
+@pytest.mark.parametrize("stopped", [4, 5])
+def test_resuming_in_bfloat16_with_a_moving_average_is_bit_equal(shapes, tmp_path, stopped):
+    """Two iterations a step: 5 is in the middle of one."""
+    cfg = pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": 2})
+    cfg.custom_hooks.append(dict(type="WeightEMAHook", decay=0.9))
+    train(cfg, tmp_path / "whole", "--amp")
+    train(cfg, tmp_path / "rest", "--amp", "--resume", str(tmp_path / f"whole/iter_{stopped}.pth"))
+    assert_same(tmp_path / "whole/iter_12.pth", tmp_path / "rest/iter_12.pth")
+    last = torch.load(tmp_path / "whole/iter_12.pth", weights_only=True)
+    average, current = last["state_dict"], last["ema_state_dict"]
+    assert not torch.equal(average["mask_token"], current["module.mask_token"])
+
+
+def test_bfloat16_is_near_float32(shapes, tmp_path):
+    cfg = pretrain_config(shapes, **{"train_cfg.max_epochs": 2})
+    train(cfg, tmp_path / "float32")
+    train(cfg, tmp_path / "bfloat16", "--amp")
+    one, two = logged(tmp_path / "float32"), logged(tmp_path / "bfloat16")
+    for step in one:
+        assert one[step]["loss"] != two[step]["loss"]
+        assert one[step]["loss"] == pytest.approx(two[step]["loss"], rel=0.01)
+    state = weights(tmp_path / "bfloat16/epoch_2.pth")
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
 
 
 def test_a_resumed_epoch_sees_the_rest_of_its_images(shapes, tmp_path):

@@ -8,6 +8,7 @@ from small_runs import logged, pretrain_config, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_star import pretrainer
 
+from arm_pretrain import ARMPretrainer
 from arm_toolkit.errors import ConfigError
 
 
@@ -40,6 +41,21 @@ def test_watching_changes_no_weight(shapes, tmp_path):
         train(cfg, tmp_path / name)
     one, two = (torch.load(tmp_path / d / "epoch_2.pth", weights_only=True)["state_dict"] for d in ("watched", "alone"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_best_is_kept_also_by_a_resumed_run(shapes, tmp_path, monkeypatch):
+    cfg = pretrain_config(shapes, **{"default_hooks.checkpoint.interval": 1})  # 4 epochs
+    cfg.custom_hooks[1].update(interval=1, keep_best=True)
+    values = iter([3.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr(ARMPretrainer, "losses_by_position", lambda *_: dict(cluster_2=next(values)))
+    train(cfg, tmp_path)
+    best = torch.load(tmp_path / "best.pth", weights_only=True)
+    assert best["meta"]["epoch"] == 2 and "optimizer" not in best
+    second = torch.load(tmp_path / "epoch_2.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(best["state_dict"][key], value) for key, value in second.items())
+    values = iter([1.5, 0.5])
+    train(cfg, tmp_path, "--resume", str(tmp_path / "epoch_2.pth"))
+    assert torch.load(tmp_path / "best.pth", weights_only=True)["meta"]["epoch"] == 4
 
 
 def test_too_few_images_for_a_sequence(shapes, tmp_path):

@@ -1,6 +1,6 @@
 default_scope = "mmengine"
 custom_imports = dict(
-    imports=["arm_backbone", "arm_toolkit", "arm_toolkit.classification", "arm_toolkit.ema"],
+    imports=["arm_backbone", "arm_toolkit", "arm_toolkit.classification"],
     allow_failed_imports=False,
 )
 
