@@ -167,7 +167,7 @@ class Comparison:
 def table(results: dict, seeds: tuple[int, ...]) -> list[str]:
     """Markdown rows: mIoU of every seed, and the mean difference from no pretraining."""
     lines = [
-        "| pretraining | finetuned, mIoU | gain | linear probe, mIoU | gain | minutes |",
+        "| pretraining | finetuned, mIoU | gain | linear probe, mIoU | gain | CPU minutes |",
         "|---|---|---|---|---|---|",
     ]
     for arm, cells in results.items():
