@@ -144,7 +144,7 @@ def config_errors(cfg: Config, what: str) -> Iterator[None]:
         yield
     except USER_ERRORS:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ImportError) as error:
         message = _unknown_type(cfg, error) or _unknown_argument(cfg, error) or f"{what}: {one_line(error)}"
         raise ConfigError(message) from error
 
