@@ -74,7 +74,8 @@ class ReconstructionHook(Hook):
             torch.manual_seed(0)  # of a random order: the same one every time
             # every process computes, as sharded weights need; one writes
             losses = model.losses_by_position(self._images)
-            picture = draw(model, self._images[: self.drawn], self.given) if model.predicts_pixels else None
+            given = min(self.given, len(model.patches))
+            picture = draw(model, self._images[: self.drawn], given) if model.predicts_pixels else None
         model.train()
         if get_rank() == 0:
             runner.visualizer.add_scalars({f"position/{name}": x for name, x in losses.items()}, step=runner.iter)
