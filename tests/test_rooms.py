@@ -11,10 +11,12 @@ REPO = Path(__file__).parents[1]
 
 # Optional back ends of the model library: imported where they are used, and only if they are there
 BACKENDS = {"triton", "mamba_ssm", "causal_conv1d"}
+# Optional sources of images
+SOURCES = {"datasets"}
 BASE = {"torch", "timm", "numpy", "safetensors"}
 ROOMS = {
     "arm_backbone": BASE | BACKENDS | {"arm_backbone"},
-    "pretrain": BASE | {"torchvision", "PIL", "mmengine", "arm_backbone", "arm_pretrain"},
+    "pretrain": BASE | SOURCES | {"torchvision", "PIL", "mmengine", "arm_backbone", "arm_pretrain"},
 }
 # The one file of a room that may import more
 EXCEPTIONS = {"arm_backbone/openmmlab.py": {"mmengine"}}
