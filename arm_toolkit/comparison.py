@@ -10,6 +10,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from .draw import smooth
 from .errors import DataError
 from .report import class_iou, read_losses
 from .steps import Spent, Step, run_steps
@@ -144,6 +147,7 @@ class Comparison:
         return len(json.loads((self.camvid / "meta.json").read_text())["classes"])
 
     def report(self, spent: dict[str, Spent]) -> Path:
+        """Write results.json, curves.png and table.md."""
         results = {}
         for arm in (*ARMS, EQUAL_COMPUTE):
             results[arm] = {
@@ -159,9 +163,28 @@ class Comparison:
                 for seed in self.seeds
             }
         (self.folder / "results.json").write_text(json.dumps(results, indent=1))
+        self.curves().savefig(self.folder / "curves.png", dpi=110)
         path = self.folder / "table.md"
         path.write_text("\n".join([*table(results, self.seeds), "", *verdict(results, self.seeds)]) + "\n")
         return path
+
+    def curves(self) -> Figure:
+        """Losses of pretraining, smoothed, and of finetuning: a colour for an arm, a line for a seed."""
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        titles = dict(pretrain="loss of pretraining (of different targets)", finetune="loss of finetuning")
+        for axis, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+            for index, arm in enumerate(ARMS):
+                for seed in self.seeds:
+                    losses = read_losses(self.folder / f"{arm}_{seed}" / kind)
+                    if losses:
+                        label = arm if seed == self.seeds[0] else None
+                        steps, values = zip(*losses)
+                        axis.plot(steps, smooth(values), color=f"C{index}", linewidth=0.8, label=label)
+            axis.set_xlabel("iteration", fontsize=7)
+            axis.set_title(title, fontsize=8)
+            axis.tick_params(labelsize=6)
+            axis.legend(fontsize=6)
+        return figure
 
 
 def table(results: dict, seeds: tuple[int, ...]) -> list[str]:

@@ -56,7 +56,7 @@ def _run(step: Step, folder: Path, threads: int) -> Spent:
     done = folder / "done" / f"{step.name}.json"
     if done.is_file():
         record = json.loads(done.read_text())
-        if record["command"] == list(step.command):
+        if record["command"] == list(step.command) and "cpu_seconds" in record:
             return Spent(record["seconds"], record["cpu_seconds"])
     command = [sys.executable, *map(_resolve, step.command)]
     if step.makes is not None and step.makes.exists():
