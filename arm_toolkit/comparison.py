@@ -59,12 +59,15 @@ class Comparison:
         Raises:
             DataError: if a folder or file is missing, or no frame or every frame is of the left-out drive.
         """
-        frames = sorted(path.stem for path in (self.camvid / "images/training").glob("*.jpg"))
+        folder = self.camvid / "images/training"
+        frames = sorted(path.stem for path in folder.glob("*.jpg"))
+        if not frames or not (self.camvid / "meta.json").is_file():
+            raise DataError(f"--camvid {self.camvid}: needs images/training/*.jpg and meta.json with the classes")
         held_out = [name for name in frames if name.startswith(self.held_out)]
         if not held_out or len(held_out) == len(frames):
             raise DataError(
-                f"--held-out {self.held_out}: {len(held_out)} of {len(frames)} frames in {self.camvid}/images/training "
-                "begin so; give the beginning of one drive's names"
+                f"--held-out {self.held_out}: {len(held_out)} of {len(frames)} frames in {folder} begin so; "
+                "give the beginning of one drive's names"
             )
         if not self.photographs.is_file():
             raise DataError(f"--photographs {self.photographs} does not exist; give a text file with one path a line")
@@ -90,8 +93,9 @@ class Comparison:
             train = ("tools/train.py", config, "--work-dir", str(work_dir), "--amp", *common)
             test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"))
             test += ("--out", str(work_dir / "predictions"), *common)
-            yield Step(f"{cell}_{kind}", train, (needs,) if needs else (), work_dir)
-            yield Step(f"{cell}_{kind}_test", test, (f"{cell}_{kind}",), work_dir / "test")
+            training, held_out = lists / "training.txt", lists / "held_out.txt"
+            yield Step(f"{cell}_{kind}", train, (needs,) if needs else (), work_dir, (training,))
+            yield Step(f"{cell}_{kind}_test", test, (f"{cell}_{kind}",), work_dir / "test", (held_out,))
 
     def steps(self) -> list[Step]:
         """Of all cells but the one of equal compute, which waits for their times."""
@@ -106,7 +110,7 @@ class Comparison:
                 pretrain = ("tools/pretrain.py", config, "--data", str(self.folder / "photographs.txt"))
                 pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), "--amp")
                 pretrain += ("--cfg-options", f"randomness.seed={seed}", *self.options)
-                steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir))
+                steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir, (self.folder / "photographs.txt",)))
                 convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
                 steps.append(Step(f"{cell}_convert", convert, (f"{cell}_pretrain",)))
                 steps += self._judged(cell, seed, backbone, kinds, f"{cell}_convert", self.finetune_iters)

@@ -23,6 +23,9 @@ DIRECTIONS = ("row forward", "row backward", "column forward", "column backward"
 def load_encoder(path: str, scans: int | None = None) -> ARM:
     """The encoder of a checkpoint of any kind, its sizes told by the weights.
 
+    The weights do not tell the patch stride, taken to be the patch size, nor the class token's place, taken to be the
+    middle.
+
     Args:
         scans: 4 copies the one scan of pretraining to four, as finetuning starts; the file's when None.
 
@@ -90,11 +93,13 @@ def receptive_fields(model: ARM, images: Tensor, seed: int = 0) -> Tensor:
     return torch.stack(fields)
 
 
-def radius(field: Tensor, share: float = 0.5) -> int:
-    """Half the side of the smallest square around the centre patch that holds this share of a field's sum."""
-    height, width = field.shape
-    rows = (torch.arange(height) + 0.5 - height / 2).abs().view(-1, 1)
-    columns = (torch.arange(width) + 0.5 - width / 2).abs()
+def radius(field: Tensor, patch_size: int, share: float = 0.5) -> int:
+    """Half the side, in pixels, of the smallest square around `receptive_fields`' patch with this share of a field's
+    sum."""
+    rows, columns = (
+        (torch.arange(size) + 0.5 - (size // patch_size // 2 + 0.5) * patch_size).abs() for size in field.shape
+    )
+    rows = rows.view(-1, 1)
     distance = torch.maximum(rows, columns).flatten()
     order = distance.argsort()
     reached = field.flatten()[order].cumsum(0) >= share * field.sum()

@@ -30,6 +30,9 @@ class ThroughputHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         self._last = time.perf_counter()
+        spent = getattr(runner.train_dataloader.dataset, "spent", None)
+        if spent is not None:
+            self._spent = spent.clone()  # other hooks may have read images
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         self._last = time.perf_counter()  # iteration-based loops validate between two iterations

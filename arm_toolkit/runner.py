@@ -10,7 +10,6 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wra
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
-from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -54,8 +53,8 @@ class ARMRunner(Runner):
     gathered: dict  # while a checkpoint is written: see _gather
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        self.started = self.started or fn_name in ("before_train", "before_test")
         super().call_hook(fn_name, **kwargs)
+        self.started = self.started or fn_name in ("before_train", "before_test")
 
     def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
         """As mmengine's; raises DataError if there is no image, or not one batch."""
@@ -117,6 +116,11 @@ class ARMRunner(Runner):
         """As mmengine's, and `fully_shard` (see `arm_toolkit.sharding`)."""
         if (model_wrapper_cfg or {}).get("type") != "fully_shard":
             return super().wrap_model(model_wrapper_cfg, model)
+        if any(isinstance(hook, dict) and "EMA" in hook["type"] for hook in self.cfg.get("custom_hooks") or ()):
+            raise ConfigError(
+                "custom_hooks has an EMA hook, model_wrapper_cfg type fully_shard: a moving average copies the model, "
+                "which a sharded one refuses; leave one of them out"
+            )
         return shard(model.to(get_device())) if self.distributed else model.to(get_device())
 
     def _init_model_weights(self) -> None:
@@ -143,7 +147,8 @@ class ARMRunner(Runner):
     def resume(self, filename: str, *args, **kwargs) -> None:
         """As mmengine's, and the images come in the order of the resumed run's seed, also if this one has another."""
         super().resume(filename, *args, **kwargs)
-        shard_optimizer_state(self.optim_wrapper.optimizer)
+        if is_sharded(self.model):
+            shard_optimizer_state(self.optim_wrapper.optimizer)
         for name, parameter in self._trained():
             if name in self._interrupted_gradients:
                 parameter.grad = part_like(self._interrupted_gradients[name], parameter)
@@ -195,7 +200,7 @@ class ARMRunner(Runner):
                     all_reduce(gradient, "mean")
             gathered["accumulated_gradients"] = whole(gradients)
         if is_sharded(self.model):
-            gathered["state_dict"] = whole(weights_to_cpu(self.model.state_dict()))
+            gathered["state_dict"] = whole(self.model.state_dict())
             if optimizer:
                 gathered["optimizer"] = whole(self.optim_wrapper.state_dict())
         return gathered

@@ -37,7 +37,8 @@ def shard(model: nn.Module) -> nn.Module:
         return next((Shard(i) for i, size in enumerate(parameter.shape) if size % processes == 0), None)
 
     for part in (*model.encoder.blocks, *model.decoder.blocks, model):
-        fully_shard(part, mesh=mesh, shard_placement_fn=dimension)
+        # the root too: between its forwards a checkpoint needs its gradients as shards
+        fully_shard(part, mesh=mesh, shard_placement_fn=dimension, reshard_after_forward=True)
     for method in ("losses_by_position", "reconstruct", "generate"):  # of ReconstructionHook
         register_fsdp_forward_method(model, method)
     everything = sum(parameter.numel() for parameter in model.parameters())
@@ -51,16 +52,17 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tree):
-    """Nested dicts and lists with every sharded tensor gathered on the first process's CPU, None on the others.
+    """Nested dicts and lists with every tensor on the CPU, sharded ones gathered; for the first process, the others get
+    None for a tensor.
 
     Every process must call it.
     """
 
-    def gather(tensor: DTensor) -> Tensor | None:
-        full = tensor.full_tensor()
+    def gather(tensor: Tensor) -> Tensor | None:
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # before it leaves the device
         return full.cpu() if get_rank() == 0 else None
 
-    return apply_to(tree, lambda x: isinstance(x, DTensor), gather)
+    return apply_to(tree, lambda x: isinstance(x, Tensor), gather)
 
 
 def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -77,5 +79,5 @@ def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             for key, value in state.items():
-                if not isinstance(value, DTensor):
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # not Adam's number of steps
                     state[key] = part_like(value, parameter)

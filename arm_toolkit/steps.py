@@ -1,5 +1,6 @@
 """A plan of tools to run: steps that wait for each other, finished ones skipped, two at a time on a CPU."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,19 +30,30 @@ class Step:
             folder; `@WORK_DIR` stands for the newest checkpoint in there.
         after: steps that must be done first.
         makes: folder that it makes, removed before it starts again.
+        reads: files whose content decides what it makes.
+
+    A finished step is run again when its command, a file that it reads, or a step before it has changed.
     """
 
     name: str
     command: tuple[str, ...]
     after: tuple[str, ...] = ()
     makes: Path | None = None
+    reads: tuple[Path, ...] = ()
 
 
 class Spent(NamedTuple):
-    """Wall time of a step, and of all its cores together, which other jobs on the machine do not lengthen."""
+    """What one run of a step took.
+
+    Attributes:
+        seconds: wall time.
+        cpu_seconds: of all its cores together, which other jobs on the machine do not lengthen.
+        run: tells this run from others of the step.
+    """
 
     seconds: float
     cpu_seconds: float
+    run: str
 
 
 def _resolve(argument: str) -> str:
@@ -51,13 +63,18 @@ def _resolve(argument: str) -> str:
     return str(ROOT / argument) if in_repository else argument
 
 
-def _run(step: Step, folder: Path, threads: int) -> Spent:
-    """Run a step with its output in logs/NAME.log; what it took, also in an earlier run of the same command."""
+def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Spent:
+    """Run a step with its output in logs/NAME.log; what it took, also in an earlier run from the same inputs."""
     done = folder / "done" / f"{step.name}.json"
+    inputs = dict(
+        command=list(step.command),
+        after={name: before[name].run for name in step.after},
+        reads={str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in step.reads},
+    )
     if done.is_file():
         record = json.loads(done.read_text())
-        if record["command"] == list(step.command) and "cpu_seconds" in record:
-            return Spent(record["seconds"], record["cpu_seconds"])
+        if record.get("inputs") == inputs:
+            return Spent(**record["spent"])
     command = [sys.executable, *map(_resolve, step.command)]
     if step.makes is not None and step.makes.exists():
         shutil.rmtree(step.makes)
@@ -73,9 +90,9 @@ def _run(step: Step, folder: Path, threads: int) -> Spent:
     if process.returncode:
         tail = "\n".join(log.read_text().splitlines()[-5:])
         raise ConfigError(f"step {step.name} failed, see {log}:\n{tail}")
-    spent = Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime)
+    spent = Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, f"{time.time_ns():x}")
     done.parent.mkdir(exist_ok=True)
-    done.write_text(json.dumps(dict(name=step.name, **spent._asdict(), command=list(step.command))))
+    done.write_text(json.dumps(dict(inputs=inputs, spent=spent._asdict())))
     return spent
 
 
@@ -111,7 +128,7 @@ def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
         while waiting or running:
             for step in [s for s in waiting if all(n in spent for n in s.after)][: lanes - len(running)]:
                 waiting.remove(step)
-                future: Future = pool.submit(_run, step, folder, threads)
+                future: Future = pool.submit(_run, step, folder, threads, dict(spent))
                 running[future] = step
             finished, _ = wait(running, timeout=SHOW_EVERY, return_when=FIRST_COMPLETED)
             clock = f"[{int(time.perf_counter() - start) // 60:2d}:{int(time.perf_counter() - start) % 60:02d}]"

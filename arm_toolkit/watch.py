@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import broadcast, get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -33,7 +33,8 @@ class ReconstructionHook(Hook):
         drawn: images in the picture.
         given: true clusters that free-running prediction starts from.
         keep_best: write `best.pth` whenever the mean of the losses is the lowest so far; without the optimizer's state,
-            so to finetune from, not to resume from.
+            so to finetune from, not to resume from. With a moving average of the weights it holds that, while the
+            losses are those of the weights themselves.
     """
 
     def __init__(
@@ -46,22 +47,35 @@ class ReconstructionHook(Hook):
         given: int = 3,
         keep_best: bool = False,
     ) -> None:
+        if min(interval, count, drawn, given) < 1:
+            raise ValueError(
+                f"interval={interval}, count={count}, drawn={drawn}, given={given}: give at least 1 of each"
+            )
         self.path, self.prefix = path, prefix
         self.interval, self.count, self.drawn, self.given = interval, count, drawn, given
         self.keep_best = keep_best
 
     def before_train(self, runner) -> None:
-        model = _module(runner)
-        crops = copy.copy(runner.train_dataloader.dataset)
-        crops.augment = False
-        if self.path is not None:
-            crops = ImageCrops(self.path, self.prefix, crops.size, augment=False)
+        model, dataset = _module(runner), runner.train_dataloader.dataset
+        if not isinstance(dataset, ImageCrops):
+            raise ConfigError(
+                f"ReconstructionHook draws ImageCrops, and train_dataloader.dataset is {type(dataset).__name__}; leave "
+                "it out of custom_hooks"
+            )
+        if self.path is None:
+            crops = copy.copy(dataset)
+            crops.augment = False
+        else:
+            try:
+                crops = ImageCrops(self.path, self.prefix, dataset.size, augment=False)
+            except (OSError, ValueError, ImportError) as error:
+                raise ConfigError(f"ReconstructionHook's path: {error}") from None
         per_sequence = model.images_per_sequence
         count = min(self.count, len(crops)) // per_sequence * per_sequence
         if not count:
             raise ConfigError(
-                f"{self.path or 'the data set'} has {len(crops)} images, fewer than the {per_sequence} of a sequence; "
-                "give more, or leave ReconstructionHook out of custom_hooks"
+                f"ReconstructionHook: {self.path or 'the data set'} has {len(crops)} images and count={self.count}; "
+                f"both must be at least the {per_sequence} of a sequence"
             )
         self._images = load_images(model, crops, range(0, len(crops), len(crops) // count)[:count])
 
@@ -70,7 +84,8 @@ class ReconstructionHook(Hook):
             return
         model = _module(runner)
         model.eval()
-        with torch.random.fork_rng():
+        device = self._images.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)  # of a random order: the same one every time
             # every process computes, as sharded weights need; one writes
             losses = model.losses_by_position(self._images)
@@ -82,7 +97,9 @@ class ReconstructionHook(Hook):
             if picture is not None:
                 pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
                 runner.visualizer.add_image("reconstruction", pixels, step=runner.iter)
-        mean = sum(losses.values()) / len(losses)
+        mean = torch.tensor(sum(losses.values()) / len(losses), dtype=torch.float64, device=device)
+        broadcast(mean)  # all must agree, as they write a checkpoint together
+        mean = float(mean)
         hub = runner.message_hub  # is in the checkpoints, so a resumed run knows the best so far
         if self.keep_best and mean < (hub.get_info("lowest_loss") if "lowest_loss" in hub.runtime_info else math.inf):
             hub.update_info("lowest_loss", mean)

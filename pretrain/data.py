@@ -42,17 +42,19 @@ class TarMember:
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A row of a Hugging Face data set."""
+    """A row of a Hugging Face data set with one column, undecoded images."""
 
+    folder: Path
     dataset: Any
-    column: str
     index: int
 
     def __str__(self) -> str:
-        return f"row {self.index} of the data set"
+        return f"{self.folder}, row {self.index}"
 
     def open(self) -> io.BytesIO:
-        image = self.dataset[self.index][self.column]
+        (image,) = self.dataset[self.index].values()
+        if image is None:
+            raise ValueError("no image")
         return io.BytesIO(image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes())
 
 
@@ -81,8 +83,8 @@ def dataset_rows(folder: Path) -> list[DatasetRow]:
             f"{folder} has {len(columns)} columns of images among {', '.join(dataset.features)}; save it with one: "
             "dataset.select_columns(NAME).save_to_disk(FOLDER)"
         )
-    dataset = dataset.cast_column(columns[0], datasets.Image(decode=False))
-    return [DatasetRow(dataset, columns[0], index) for index in range(len(dataset))]
+    dataset = dataset.select_columns(columns).cast_column(columns[0], datasets.Image(decode=False))
+    return [DatasetRow(folder, dataset, index) for index in range(len(dataset))]
 
 
 def tar_members(archive: Path) -> list[TarMember]:

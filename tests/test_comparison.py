@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from arm_toolkit.comparison import ARMS, Comparison, differences, table, verdict
 from arm_toolkit.config import load_config
@@ -24,9 +26,18 @@ def test_steps_wait_for_each_other_and_are_run_once(tmp_path, capsys):
     assert all(0 < s.cpu_seconds and 0 < s.seconds < 60 for s in spent.values())
     assert run_steps(steps, tmp_path / "plan") == spent
     assert Path(file).read_text() == "abc"
-    changed = [*steps[:2], Step("first", ("-c", APPEND, file, "d"))]
+    changed = [steps[0], Step("middle", ("-c", APPEND, file, "B"), ("first",)), steps[2]]
     run_steps(changed, tmp_path / "plan")
-    assert Path(file).read_text() == "abcd"
+    assert Path(file).read_text() == "abcBc"  # what comes after it, but not what came before
+
+
+def test_a_step_whose_input_changed_is_run_again(tmp_path):
+    file, read = tmp_path / "written", tmp_path / "list.txt"
+    steps = [Step("only", ("-c", APPEND, str(file), "a"), reads=(read,))]
+    for content, written in (("one", "a"), ("one", "a"), ("two", "aa")):
+        read.write_text(content)
+        run_steps(steps, tmp_path / "plan")
+        assert file.read_text() == written
 
 
 def test_a_step_that_failed_is_named_and_run_again_from_nothing(tmp_path):
@@ -44,6 +55,7 @@ def comparison(tmp_path) -> Comparison:
         path = tmp_path / f"camvid/images/training/{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (tmp_path / "camvid/meta.json").write_text('{"classes": ["sky", "road"]}')
     (tmp_path / "list.txt").write_text("camvid/images/training/a_1.jpg\ncamvid/images/training/b_1.jpg\nother/c.jpg\n")
     return Comparison(tmp_path / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
 
@@ -56,6 +68,25 @@ def test_the_left_out_drive_is_in_no_training(comparison):
     assert photographs == ["camvid/images/training/a_1.jpg", "other/c.jpg"]
     with pytest.raises(DataError, match="--held-out x: 0 of 3 frames"):
         Comparison(comparison.folder, comparison.photographs, Path(), comparison.camvid, "x").write_lists()
+    with pytest.raises(DataError, match="--camvid .*nowhere: needs images/training"):
+        Comparison(comparison.folder, comparison.photographs, Path(), Path("nowhere"), "b_").write_lists()
+
+
+def test_the_report_is_made_of_the_files(comparison):
+    """One cell is there: its scores, the classes counted from the label maps, its curve."""
+    comparison.write_lists()
+    folder = comparison.folder / "arm_0/finetune"
+    for path in (comparison.camvid / "annotations/training/b_1.png", folder / "predictions/b_1.png"):
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.uint8([[1, 1, 2, 0]])).save(path)
+    (folder / "test/1").mkdir(parents=True)
+    (folder / "test/1/1.json").write_text('{"mIoU": 61.23}')
+    (folder / "1/vis_data").mkdir(parents=True)
+    (folder / "1/vis_data/scalars.json").write_text('{"loss": 2.5, "step": 10}\n{"loss": 1.5, "step": 20}\n')
+    assert comparison.scores("arm_0", "finetune") == dict(mIoU=61.23, classes=[100.0, 100.0])
+    assert comparison.scores("arm_1", "finetune") is None
+    (line,) = comparison.curves().axes[1].lines
+    assert line.get_xdata().tolist() == [10, 20] and line.get_label() == "arm"
 
 
 def test_every_cell_is_a_run_of_its_configuration(comparison):
@@ -74,7 +105,7 @@ def test_every_cell_is_a_run_of_its_configuration(comparison):
         start = cfg.model.backbone.init_cfg
         assert start == "None" if name.startswith("none") else start.checkpoint.endswith("/backbone.pth")
         assert (cfg.model.backbone.get("frozen_stages") == 12) == ("probe" in name)
-    equal = comparison.equal_compute_steps({"arm_0_pretrain": Spent(9, 30.0), "arm_0_finetune": Spent(9, 15.0)})
+    equal = comparison.equal_compute_steps({"arm_0_pretrain": Spent(9, 30.0, ""), "arm_0_finetune": Spent(9, 15.0, "")})
     assert "train_cfg.max_iters=750" in equal[0].command and "model.backbone.init_cfg=None" in equal[0].command
 
 

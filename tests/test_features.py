@@ -36,12 +36,14 @@ def test_receptive_fields_follow_the_scans(scans):
     assert (patches[:, 13:] > 0).all() if scans == 4 else (patches[:, 13:] == 0).all()
 
 
-def test_radius_of_known_fields():
-    point, flat = torch.zeros(101, 101), torch.ones(101, 101)
-    point[50, 50] = 1
-    assert radius(point) == 0
-    assert radius(flat) == pytest.approx(50 * 0.5**0.5, abs=1)
-    assert radius(flat, 1.0) == 50
+@pytest.mark.parametrize("side", [80, 96])
+def test_radius_of_known_fields(side):
+    """The centre patch alone, of 16 pixels: half of it is within 6 of its centre, all within 8."""
+    field = torch.zeros(side, side)
+    centre = side // 16 // 2 * 16
+    field[centre : centre + 16, centre : centre + 16] = 1
+    assert radius(field, 16) == 6 and radius(field, 16, 1.0) == 8
+    assert radius(torch.ones(side, side), 16, 1.0) == centre + 8
 
 
 def test_shares_add_up_and_a_silent_direction_has_none():
@@ -90,7 +92,13 @@ def test_the_tool_draws_a_checkpoint(shapes, tmp_path, capsys):
         assert np.asarray(Image.open(tmp_path / "four" / name)).std() > 10
 
 
-def test_what_is_no_encoder_is_one_line(tmp_path, capsys):
+def test_what_is_no_encoder_is_one_line(shapes, tmp_path, capsys):
+    train(pretrain_config(shapes, **{"train_cfg.max_epochs": 2}), tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    for tool in ("visualize_features.py", "reconstruct.py"):
+        assert call_tool(tool, tmp_path / "run/epoch_2.pth", tmp_path / "empty") == 2
+        assert capsys.readouterr().err.startswith("error: no image")
     torch.save(dict(weight=torch.zeros(2)), tmp_path / "other.pth")
     assert call_tool("visualize_features.py", tmp_path / "other.pth", tmp_path, "--out", tmp_path / "out") == 2
     assert "no ARM weights" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -42,6 +42,22 @@ def test_sharded_training_equals_ddp(shapes, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_drawing_before_a_checkpoint_loses_no_gradient(shapes, tmp_path):
+    """Four batches an epoch, three a step: one is in the sum that the first epoch's checkpoint keeps."""
+    options = {
+        "default_hooks.checkpoint.interval": 1,
+        "optim_wrapper.accumulative_counts": 3,
+        "train_cfg.max_epochs": 2,
+    }
+    cfg = pretrain_config(shapes, **options, **SHARDED)
+    cfg.custom_hooks[1].interval = 1
+    two_processes(cfg, tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run/epoch_1.pth", weights_only=True)
+    trained = {name for name in checkpoint["state_dict"] if name not in ("encoder.pos_embed", "decoder_pos_embed")}
+    assert checkpoint["accumulated_gradients"].keys() == trained
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [SHARDED, {}], ids=["sharded", "ddp"])
 def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
     """Three batches a step, a checkpoint after four; the sums of both processes are kept."""

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from PIL import Image
 from small_runs import logged, pretrain_config, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,6 +34,30 @@ def test_it_is_in_tensorboard_and_in_the_work_dir(shapes, tmp_path):
     assert first.shape == last.shape and (first != last).any()
 
 
+@HOOKS.register_module()
+class Surroundings(Hook):
+    """What ReconstructionHook must leave as it was: the mode of the model and the random numbers to come."""
+
+    priority = "HIGH"  # before it; the same is looked at again at the next iteration
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def after_train_epoch(self, runner) -> None:
+        self.seen.append((runner.model.training, torch.get_rng_state()))
+
+    def after_train(self, runner) -> None:
+        self.seen.append((runner.model.training, torch.get_rng_state()))
+
+
+def test_watching_changes_nothing(shapes, tmp_path):
+    cfg = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 1, "param_scheduler.warmup": 0})
+    cfg.custom_hooks.append(dict(type="Surroundings"))
+    runner = train(cfg, tmp_path)
+    (before, state), (after, later) = next(h.seen for h in runner.hooks if isinstance(h, Surroundings))
+    assert before and after and torch.equal(state, later)
+
+
 def test_watching_changes_no_weight(shapes, tmp_path):
     watched = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 2})
     watched.custom_hooks[1].interval = 1
@@ -53,9 +79,22 @@ def test_the_best_is_kept_also_by_a_resumed_run(shapes, tmp_path, monkeypatch):
     assert best["meta"]["epoch"] == 2 and "optimizer" not in best
     second = torch.load(tmp_path / "epoch_2.pth", weights_only=True)["state_dict"]
     assert all(torch.equal(best["state_dict"][key], value) for key, value in second.items())
-    values = iter([1.5, 0.5])
-    train(cfg, tmp_path, "--resume", str(tmp_path / "epoch_2.pth"))
-    assert torch.load(tmp_path / "best.pth", weights_only=True)["meta"]["epoch"] == 4
+    for later, epoch in (([1.5, 1.2], 2), ([1.5, 0.5], 4)):
+        values = iter(later)
+        train(cfg, tmp_path, "--resume", str(tmp_path / "epoch_2.pth"))
+        assert torch.load(tmp_path / "best.pth", weights_only=True)["meta"]["epoch"] == epoch
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [(dict(given=0), "given=0: give at least 1"), (dict(path="nowhere"), "ReconstructionHook's path: data nowhere")],
+)
+def test_wrong_arguments_stop_before_the_first_step(argument, message, shapes, tmp_path):
+    cfg = pretrain_config(shapes)
+    cfg.custom_hooks[1].update(argument)
+    with pytest.raises(ConfigError, match=message):
+        train(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_images_for_a_sequence(shapes, tmp_path):
@@ -64,7 +103,7 @@ def test_too_few_images_for_a_sequence(shapes, tmp_path):
     few.mkdir()
     Image.new("RGB", (96, 96)).save(few / "one.png")
     cfg.custom_hooks[1].path = str(few)
-    with pytest.raises(ConfigError, match="1 images, fewer than the 4 of a sequence"):
+    with pytest.raises(ConfigError, match="has 1 images and count=64; both must be at least the 4 of a sequence"):
         train(cfg, tmp_path / "run")
 
 

@@ -29,7 +29,10 @@ def main() -> None:
     if args.out.suffix != ".png":
         raise ConfigError(f"--out {args.out}: give a name ending in .png")
     model, cfg = load_pretrainer(args.checkpoint)
-    crops = ImageCrops(args.images, size=cfg.train_dataloader.dataset.size, augment=False)
+    try:
+        crops = ImageCrops(args.images, size=cfg.train_dataloader.dataset.size, augment=False)
+    except (ValueError, ImportError) as error:  # no image, a broken archive
+        raise ConfigError(str(error)) from None
     torch.manual_seed(args.seed)
     try:
         picture = draw(model, load_images(model, crops, range(min(args.count, len(crops)))), args.given)

@@ -38,7 +38,7 @@ SHOWN = 4  # blocks, evenly spaced in depth
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="weights of any kind")
+    parser.add_argument("checkpoint", help="weights of any kind, with patches side by side (no smaller stride)")
     parser.add_argument("images", help="folder of images at any depth, or a text file with one path a line")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/features"), help="folder (%(default)s)")
     parser.add_argument("--count", type=int, default=4, help="images, the first ones (4)")
@@ -50,7 +50,10 @@ def main() -> None:
     if args.count < 1 or args.max_side < 16:
         raise ConfigError(f"--count {args.count} --max-side {args.max_side}: give at least 1 image of 16 pixels")
     model = load_encoder(args.checkpoint, args.scans)
-    files = ImageFiles(find_images(args.images))
+    try:
+        files = ImageFiles(find_images(args.images))
+    except (ValueError, ImportError) as error:  # no image, a broken archive
+        raise ConfigError(str(error)) from None
     images = [files.load_rgb(i)[0] for i in range(min(args.count, len(files)))]
     for image in images:
         image.thumbnail((args.max_side, args.max_side), Image.Resampling.BICUBIC)
@@ -104,7 +107,7 @@ def _receptive_fields(model: ARM, images: list[Image.Image]) -> Figure:
     rows = -(-len(fields) // columns)
     figure, axes = _grid(rows, [""] * columns)
     for i, (axis, field) in enumerate(zip(axes.flat, fields)):
-        axis.set_title(f"block {i + 1}: half within {radius(field)} px", fontsize=7)
+        axis.set_title(f"block {i + 1}: half within {radius(field, model.patch_size)} px", fontsize=7)
         axis.imshow((field / field.max()).clamp(min=1e-4).log10().numpy(), cmap="viridis", vmin=-4, vmax=0)
     figure.supxlabel(f"logarithm of the gradient, 4 decades, mean of {len(images)} images", fontsize=6)
     return figure
