@@ -25,7 +25,7 @@ ARMS = {  # name -> pretraining configuration
     "target_pixels": "pretrain/configs/photographs/target_pixels.py",
     "none": None,
 }
-FINETUNE, PROBE = "seg_configs/upernet_arm_ti_camvid_drive.py", "seg_configs/linear_arm_ti_camvid_drive.py"
+FINETUNE, PROBE = (f"seg_configs/photographs/{name}_camvid_drive.py" for name in ("upernet", "linear"))
 EQUAL_COMPUTE = "none_equal_compute"
 # Written down before the runs: pretraining helps if every seed gains, and on average at least this many points of mIoU
 CRITERION = dict(finetune=1.0, probe=2.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
@@ -125,6 +125,15 @@ class SkippedFilesHook(Hook):
             path = Path(runner.work_dir) / "skipped_files.txt"
             path.write_text("".join(f"{name}\n" for name in names))
             runner.logger.warning(f"{len(names)} of {len(files)} files could not be read and were left out: see {path}")
+
+
+@HOOKS.register_module()
+class OneFileLoggerHook(LoggerHook):
+    """mmengine's, where every process writes the metrics of a test to the same file; here the first one does."""
+
+    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
+        if get_rank() == 0:
+            super().after_test_epoch(runner, metrics)
 
 
 class PlainCheckpointHook(Hook):

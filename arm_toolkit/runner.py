@@ -102,6 +102,9 @@ class ARMRunner(Runner):
             return super().build_param_scheduler(scheduler)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
+        logger = (hooks or {}).get("logger")
+        if isinstance(logger, dict) and logger.get("type") == "LoggerHook":
+            logger["type"] = "OneFileLoggerHook"
         super().register_default_hooks(hooks)
         for hook in (
             PlainCheckpointHook(),

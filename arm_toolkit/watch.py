@@ -57,6 +57,7 @@ class ReconstructionHook(Hook):
 
     def before_train(self, runner) -> None:
         model, dataset = _module(runner), runner.train_dataloader.dataset
+        dataset = getattr(dataset, "_dataset", dataset)  # where mmengine slices it for num_batch_per_epoch
         if not isinstance(dataset, ImageCrops):
             raise ConfigError(
                 f"ReconstructionHook draws ImageCrops, and train_dataloader.dataset is {type(dataset).__name__}; leave "

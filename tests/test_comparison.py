@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from arm_toolkit.comparison import ARMS, Comparison, differences, table, verdict
+from arm_toolkit.comparison import ARMS, PROBE, Comparison, differences, table, verdict
 from arm_toolkit.config import load_config
 from arm_toolkit.errors import ConfigError, DataError
 from arm_toolkit.steps import Spent, Step, run_steps
@@ -105,6 +107,19 @@ def test_every_cell_is_a_run_of_its_configuration(comparison):
         start = cfg.model.backbone.init_cfg
         assert start == "None" if name.startswith("none") else start.checkpoint.endswith("/backbone.pth")
         assert (cfg.model.backbone.get("frozen_stages") == 12) == ("probe" in name)
+
+
+def test_the_probe_is_linear_and_trains_nothing_else():
+    cfg = load_config(str(ROOT / PROBE), {"model.backbone.init_cfg": None})
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(cfg.model).train()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    heads = {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}
+    assert trained - heads == {f"backbone.out_norms.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+    assert trained > heads and model.decode_head.conv_seg.weight.shape == (11, 4 * 192, 1, 1)
+
+
+def test_equal_compute_is_counted_from_the_cpu_seconds(comparison):
     equal = comparison.equal_compute_steps({"arm_0_pretrain": Spent(9, 30.0, ""), "arm_0_finetune": Spent(9, 15.0, "")})
     assert "train_cfg.max_iters=750" in equal[0].command and "model.backbone.init_cfg=None" in equal[0].command
 

@@ -1,6 +1,6 @@
 # Linear probe: a frozen ARM-Ti, and one linear classifier of a patch on its four maps together.
-#   python tools/train.py seg_configs/linear_arm_ti_camvid_drive.py --amp
-_base_ = ["./upernet_arm_ti_camvid_drive.py"]
+#   python tools/train.py seg_configs/photographs/linear_camvid_drive.py --amp
+_base_ = ["./upernet_camvid_drive.py"]
 
 model = dict(
     backbone=dict(frozen_stages=12),  # all but the norms of the maps, which a linear classifier could absorb

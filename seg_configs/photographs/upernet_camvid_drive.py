@@ -1,8 +1,8 @@
 # CamVid judged on a drive that no training frame comes from: its own validation frames are a second away from training
 # frames and flatter. For the comparison of pretrainings (tools/compare_pretraining.py, docs/pretraining.md), which
 # writes the two lists.
-#   python tools/train.py seg_configs/upernet_arm_ti_camvid_drive.py --amp
-_base_ = ["./upernet_arm_ti_camvid.py"]
+#   python tools/train.py seg_configs/photographs/upernet_camvid_drive.py --amp
+_base_ = ["../upernet_arm_ti_camvid.py"]
 
 train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(ann_file="training_drives.txt"))
 held_out = dict(
