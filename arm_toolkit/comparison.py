@@ -151,7 +151,7 @@ class Comparison:
         return len(json.loads((self.camvid / "meta.json").read_text())["classes"])
 
     def report(self, spent: dict[str, Spent]) -> Path:
-        """Write results.json, curves.png and table.md."""
+        """Write results.json, curves.png and table.md (its path) of what is finished; the rest shows as a dash."""
         results = {}
         for arm in (*ARMS, EQUAL_COMPUTE):
             results[arm] = {
@@ -206,7 +206,8 @@ def table(results: dict, seeds: tuple[int, ...]) -> list[str]:
             row.append(f"{statistics.mean(gains):+.1f}" if gains and arm != "none" else "-")
         minutes = [sum(x for k, x in cells[seed]["cpu_seconds"].items() if k != "probe") / 60 for seed in seeds]
         minutes = [x for x in minutes if x]  # equal compute has one seed
-        lines.append("| " + " | ".join([*row, f"{statistics.mean(minutes):.1f}"]) + " |")
+        row.append(f"{statistics.mean(minutes):.1f}" if minutes else "-")
+        lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
@@ -221,6 +222,9 @@ def verdict(results: dict, seeds: tuple[int, ...]) -> list[str]:
     lines = []
     for kind, least in CRITERION.items():
         gains = differences(results, "arm", kind, seeds)
+        if len(gains) < len(seeds):
+            lines.append(f"{kind}: not finished")
+            continue
         met = "met" if min(gains) > 0 and statistics.mean(gains) >= least else "not met"
         shown = ", ".join(f"{x:+.1f}" for x in gains)
         lines.append(f"{kind}: gains of ARM {shown}; wanted: all positive, mean at least {least}: {met}")

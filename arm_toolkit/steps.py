@@ -96,6 +96,11 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
     return spent
 
 
+def finished(folder: Path) -> dict[str, Spent]:
+    """What the steps that are done in this folder took."""
+    return {path.stem: Spent(**json.loads(path.read_text())["spent"]) for path in (folder / "done").glob("*.json")}
+
+
 def _progress(folder: Path, names: list[str]) -> str:
     """The newest training line of each running step, shortened."""
     parts = []

@@ -11,7 +11,7 @@ from PIL import Image
 from arm_toolkit.comparison import ARMS, PROBE, Comparison, differences, table, verdict
 from arm_toolkit.config import load_config
 from arm_toolkit.errors import ConfigError, DataError
-from arm_toolkit.steps import Spent, Step, run_steps
+from arm_toolkit.steps import Spent, Step, finished, run_steps
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
 
@@ -26,7 +26,7 @@ def test_steps_wait_for_each_other_and_are_run_once(tmp_path, capsys):
     spent = run_steps(steps, tmp_path / "plan")
     assert Path(file).read_text() == "abc"
     assert all(0 < s.cpu_seconds and 0 < s.seconds < 60 for s in spent.values())
-    assert run_steps(steps, tmp_path / "plan") == spent
+    assert run_steps(steps, tmp_path / "plan") == spent == finished(tmp_path / "plan")
     assert Path(file).read_text() == "abc"
     changed = [steps[0], Step("middle", ("-c", APPEND, file, "B"), ("first",)), steps[2]]
     run_steps(changed, tmp_path / "plan")
@@ -87,6 +87,9 @@ def test_the_report_is_made_of_the_files(comparison):
     (folder / "1/vis_data/scalars.json").write_text('{"loss": 2.5, "step": 10}\n{"loss": 1.5, "step": 20}\n')
     assert comparison.scores("arm_0", "finetune") == dict(mIoU=61.23, classes=[100.0, 100.0])
     assert comparison.scores("arm_1", "finetune") is None
+    table = comparison.report({"arm_0_finetune": Spent(9, 30.0, "")}).read_text()
+    assert "| arm | 61.2 | - | - | - | 0.5 |" in table and "| none | - | - | - | - | - |" in table
+    assert "finetune: not finished" in table
     (line,) = comparison.curves().axes[1].lines
     assert line.get_xdata().tolist() == [10, 20] and line.get_label() == "arm"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from arm_toolkit.comparison import Comparison
 from arm_toolkit.errors import run_tool
+from arm_toolkit.steps import finished
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="(0 1)")
     parser.add_argument("--epochs", type=int, help="of every pretraining, instead of the configurations'")
     parser.add_argument("--finetune-iters", type=int, default=250, help="of every finetuning and probe (%(default)s)")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the table of what is finished so far")
     args = parser.parse_args()
     options = () if args.epochs is None else (f"train_cfg.max_epochs={args.epochs}",)
     comparison = Comparison(
@@ -37,7 +39,7 @@ def main() -> None:
         options,
         args.finetune_iters,
     )
-    path = comparison.run()
+    path = comparison.report(finished(args.folder)) if args.report else comparison.run()
     print(f"\n{path.read_text()}\n{path}")
 
 
