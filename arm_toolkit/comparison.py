@@ -226,6 +226,6 @@ def verdict(results: dict, seeds: tuple[int, ...]) -> list[str]:
             lines.append(f"{kind}: not finished")
             continue
         met = "met" if min(gains) > 0 and statistics.mean(gains) >= least else "not met"
-        shown = ", ".join(f"{x:+.1f}" for x in gains)
+        shown = ", ".join(f"{x:+.2f}" for x in gains)
         lines.append(f"{kind}: gains of ARM {shown}; wanted: all positive, mean at least {least}: {met}")
     return lines
