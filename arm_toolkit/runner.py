@@ -137,8 +137,9 @@ class ARMRunner(Runner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        state, weights = model_state(checkpoint), dict(model.state_dict())
-        state = {name: part_like(value, weights[name]) if name in weights else value for name, value in state.items()}
+        state, weights = model_state(checkpoint), model.state_dict()
+        if is_sharded(model):
+            state = {name: part_like(x, weights[name]) if name in weights else x for name, x in state.items()}
         load_model(model, state, filename)
         self._has_loaded = True
         self.logger.info(f"All {len(weights)} tensors of the model loaded from {filename}")
@@ -195,14 +196,14 @@ class ARMRunner(Runner):
         A sum of gradients that is not complete: its mean over the processes, with which each of them goes on. With
         sharding: weights and optimizer state.
         """
-        gathered = {}
+        gathered, sharded = {}, is_sharded(self.model)
         if optimizer and not self.optim_wrapper.should_update():
             gradients = {name: p.grad.clone() for name, p in self._trained() if p.grad is not None}
-            for gradient in gradients.values():
-                if not is_sharded(self.model):
+            if not sharded:  # otherwise they are means already
+                for gradient in gradients.values():
                     all_reduce(gradient, "mean")
             gathered["accumulated_gradients"] = whole(gradients)
-        if is_sharded(self.model):
+        if sharded:
             gathered["state_dict"] = whole(self.model.state_dict())
             if optimizer:
                 gathered["optimizer"] = whole(self.optim_wrapper.state_dict())

@@ -47,7 +47,7 @@ class Spent(NamedTuple):
 
     Attributes:
         seconds: wall time.
-        cpu_seconds: of all its cores together, which other jobs on the machine do not lengthen.
+        cpu_seconds: of all its cores together, its start included; other jobs on the machine lengthen it less.
         run: tells this run from others of the step.
     """
 
