@@ -49,103 +49,236 @@ struct Rows {  // of one direction of one image
     }
 };
 
+// Rows of the tokens of the next segment, into the second-level cache: they lie a row apart, where no hardware looks ahead.
+template <typename T>
+INLINE void prefetch(const T *row, int vectors) {
+    for (int line = 0; line < vectors * LANES * (int)sizeof(T); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char *>(row) + line, 0, 2);
+}
+
 // `count` tokens through NB states from state n on: h is read and written, out is added to.
 template <int NB>
-INLINE void run_states(const float *A, int64_t stride, const float *const *B, const float *const *C, const vec *delta,
-                       const vec *input, int count, float *h_memory, int lanes, vec *out) {
+INLINE void run_states(const vec *A, const float *const *B, const float *const *C, int64_t n, const vec *delta, const vec *input,
+                       int count, vec *h_memory, vec *out) {
     vec h[NB], a[NB];
     for (int i = 0; i < NB; i++) {
-        h[i] = load_some(h_memory + i * stride, lanes);
-        a[i] = load_some(A + i * stride, lanes) * splat(LOG2E);
+        h[i] = h_memory[i];
+        a[i] = A[i];
     }
     for (int t = 0; t < count; t++) {
-        vec sum = {};
+        vec sum = out[t];
         const vec d = delta[t], x = input[t];
-        const float *b = B[t], *c = C[t];
+        const float *b = B[t] + n, *c = C[t] + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
             h[i] = exp2v(d * a[i]) * h[i] + x * splat(b[i]);
             sum = sum + h[i] * splat(c[i]);
         }
-        out[t] = out[t] + sum;
+        out[t] = sum;
     }
-    for (int i = 0; i < NB; i++) store_some(h_memory + i * stride, h[i], lanes);
+    for (int i = 0; i < NB; i++) h_memory[i] = h[i];
 }
 
-// One vector of channels from `first` on, in all directions; `total` adds them up, (L) rows of `stride` floats.
-template <typename T>
-void forward_vector(const ScanForward &f, int64_t image, int64_t first, int lanes, float *total, int64_t stride) {
+// V vectors of channels from `first` on, in all directions; `total` adds them up, (L) rows of `stride` floats.
+template <typename T, int V>
+void forward_vectors(const ScanForward &f, int64_t image, int64_t first, int some, float *total, int64_t stride, vec *scratch) {
     const Scan &s = f.scan;
+    const int lanes = V == WIDE ? LANES : some;
+    const int64_t N = s.states;
     const vec mean = splat(1.0f / s.directions);
-    const int64_t entry = s.batch * s.directions * s.states * s.channels;  // of `saved`, one segment
-    vec delta[SEGMENT], input[SEGMENT], out[SEGMENT];
+    const int64_t entry = s.batch * s.directions * N * s.channels;  // of `saved`, one segment
+    vec *A = scratch, *h = A + V * N;  // (V, N)
+    vec delta[V][SEGMENT], input[V][SEGMENT], out[V][SEGMENT];
     const float *B[SEGMENT], *C[SEGMENT];
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
-        const float *A = s.A + k * s.states * s.channels + first;
-        const vec skip = s.D ? load_some(s.D + k * s.channels + first, lanes) : vec{};
-        const vec bias = s.delta_bias ? load_some(s.delta_bias + k * s.channels + first, lanes) : vec{};
-        float *state = f.saved + (image * s.directions + k) * s.states * s.channels + first;
-        for (int64_t n = 0; n < s.states; n++) store_some(state + n * s.channels, vec{}, lanes);
+        vec skip[V], bias[V];
+        for (int v = 0; v < V; v++) {
+            const int64_t c = k * s.channels + first + v * LANES;
+            skip[v] = s.D ? load_some(s.D + c, lanes) : vec{};
+            bias[v] = s.delta_bias ? load_some(s.delta_bias + c, lanes) : vec{};
+            for (int64_t n = 0; n < N; n++) {
+                A[v * N + n] = load_some(s.A + (k * N + n) * s.channels + first + v * LANES, lanes) * splat(LOG2E);
+                h[v * N + n] = vec{};
+            }
+        }
+        float *state = f.saved + (image * s.directions + k) * N * s.channels + first;
+        const auto save = [&] {
+            for (int64_t n = 0; n < N; n++)
+                for (int v = 0; v < V; v++) store_some(state + n * s.channels + v * LANES, h[v * N + n], lanes);
+        };
         for (int64_t start = 0; start < s.length; start += SEGMENT) {
             const int count = s.length - start < SEGMENT ? s.length - start : SEGMENT;
             if (f.keep) {
-                for (int64_t n = 0; n < s.states; n++)
-                    store_some(state + entry + n * s.channels, load_some(state + n * s.channels, lanes), lanes);
+                save();
                 state += entry;
             }
             for (int t = 0; t < count; t++) {
                 const int64_t token = rows.order[start + t];
-                const vec raw = load_some(rows.delta + token * s.channels + first, lanes) + bias;
-                const vec u = load_some(rows.u + token * s.channels + first, lanes);
-                delta[t] = s.softplus ? softplus(raw) : raw;
-                input[t] = delta[t] * u;
-                out[t] = skip * u;
-                B[t] = rows.B + token * s.states;
-                C[t] = rows.C + token * s.states;
+                if (start + t + SEGMENT < s.length) {
+                    const int64_t next = rows.order[start + t + SEGMENT];
+                    prefetch(rows.u + next * s.channels + first, V);
+                    prefetch(rows.delta + next * s.channels + first, V);
+                    if (k) prefetch(total + next * stride, V);
+                }
+                for (int v = 0; v < V; v++) {
+                    const int64_t at = token * s.channels + first + v * LANES;
+                    const vec raw = load_some(rows.delta + at, lanes) + bias[v];
+                    const vec u = load_some(rows.u + at, lanes);
+                    delta[v][t] = s.softplus ? softplus(raw) : raw;
+                    input[v][t] = delta[v][t] * u;
+                    out[v][t] = skip[v] * u;
+                }
+                B[t] = rows.B + token * N;
+                C[t] = rows.C + token * N;
             }
-            int64_t n = 0;
-            for (; n + BLOCK <= s.states; n += BLOCK) {
-                run_states<BLOCK>(A + n * s.channels, s.channels, B, C, delta, input, count, state + n * s.channels, lanes, out);
-                for (int t = 0; t < count; t++) B[t] += BLOCK, C[t] += BLOCK;
+            for (int v = 0; v < V; v++) {
+                int64_t n = 0;
+                for (; n + BLOCK <= N; n += BLOCK)
+                    run_states<BLOCK>(A + v * N + n, B, C, n, delta[v], input[v], count, h + v * N + n, out[v]);
+                for (; n < N; n++) run_states<1>(A + v * N + n, B, C, n, delta[v], input[v], count, h + v * N + n, out[v]);
             }
-            for (; n < s.states; n++) {
-                run_states<1>(A + n * s.channels, s.channels, B, C, delta, input, count, state + n * s.channels, lanes, out);
-                for (int t = 0; t < count; t++) B[t]++, C[t]++;
-            }
-            for (int t = 0; t < count; t++) {
-                float *to = total + rows.order[start + t] * stride;
-                const vec before = k ? load_some(to, lanes) : vec{};
-                store_some(to, before + out[t] * mean, lanes);
-            }
+            for (int t = 0; t < count; t++)
+                for (int v = 0; v < V; v++) {
+                    float *to = total + rows.order[start + t] * stride + v * LANES;
+                    const vec before = k ? load_some(to, lanes) : vec{};
+                    store_some(to, before + out[v][t] * mean, lanes);
+                }
         }
+        save();
     }
+}
+
+// V vectors of channels from `first` on, of the type T of the inputs.
+template <typename T, int V>
+void scan_forward_vectors(const ScanForward &f, int64_t image, int64_t first, int lanes) {
+    const Scan &s = f.scan;
+    static thread_local Scratch memory, sums;
+    vec *scratch = memory.of(2 * V * s.states);
+    T *y = static_cast<T *>(f.y) + image * s.length * s.channels + first;
+    if constexpr (sizeof(T) == sizeof(float)) {
+        forward_vectors<T, V>(f, image, first, lanes, y, s.channels, scratch);
+    } else {  // directions are added up in float32
+        vec *total = sums.of(s.length * V);
+        forward_vectors<T, V>(f, image, first, lanes, reinterpret_cast<float *>(total), V * LANES, scratch);
+        for (int64_t t = 0; t < s.length; t++)
+            for (int v = 0; v < V; v++) store_some(y + t * s.channels + v * LANES, total[t * V + v], lanes);
+    }
+}
+
+template <typename T>
+void scan_forward_group(const ScanForward &f, int64_t image, int64_t group) {
+    const int64_t first = group * GROUP, rest = f.scan.channels - first;
+    if (rest >= GROUP)
+        scan_forward_vectors<T, WIDE>(f, image, first, LANES);
+    else
+        for (int64_t c = 0; c < rest; c += LANES)
+            scan_forward_vectors<T, 1>(f, image, first + c, rest - c < LANES ? rest - c : LANES);
 }
 
 void scan_forward(const ScanForward &f, int64_t image, int64_t group) {
-    const Scan &s = f.scan;
-    const int64_t end = (group + 1) * GROUP < s.channels ? (group + 1) * GROUP : s.channels;
-    static thread_local Scratch sums;
-    for (int64_t first = group * GROUP; first < end; first += LANES) {
-        const int lanes = end - first < LANES ? end - first : LANES;
-        if (!f.half) {
-            float *y = static_cast<float *>(f.y) + image * s.length * s.channels + first;
-            forward_vector<float>(f, image, first, lanes, y, s.channels);
-            continue;
+    const FlushTiny flush;
+    f.half ? scan_forward_group<bf16>(f, image, group) : scan_forward_group<float>(f, image, group);
+}
+
+// What the backward keeps of the tokens of a segment, for one vector of channels.
+struct Tokens {
+    vec raw[SEGMENT], delta[SEGMENT], u[SEGMENT], input[SEGMENT], dy[SEGMENT];
+    vec from_decay[SEGMENT], from_input[SEGMENT];  // gradients of delta * A, times A, and of delta * u: sums over the states
+};
+
+constexpr int NARROW = LANES == 16 ? 4 : 2;  // states that the backward holds in registers together
+
+// Memory of a block of states in the backward, small enough for the first-level cache.
+struct BlockMemory {
+    vec decays[SEGMENT][NARROW], before[SEGMENT][NARROW];
+    vec sums[SEGMENT * 2 * NARROW + LANES];  // (SEGMENT, 2, NB): gradients of B and of C, lane by lane; and room to read
+};
+
+// A segment's tokens forward and back through NB states from n on, for one vector of channels. `first`: of the channels.
+template <int NB>
+INLINE void backward_states(const vec *A, const vec *saved, vec *grad_state, vec *grad_A, const float *const *B,
+                            const float *const *C, int64_t n, int count, bool first, Tokens &tokens, BlockMemory &memory) {
+    vec a[NB], h[NB];
+    for (int i = 0; i < NB; i++) {
+        a[i] = A[i] * splat(LOG2E);
+        h[i] = saved[i];
+    }
+    for (int t = 0; t < count; t++) {  // the forward again
+        const vec d = tokens.delta[t], x = tokens.input[t];
+        const float *b = B[t] + n;
+#pragma GCC unroll 8
+        for (int i = 0; i < NB; i++) {
+            const vec decay = exp2v(d * a[i]);
+            memory.before[t][i] = h[i];
+            memory.decays[t][i] = decay;
+            h[i] = decay * h[i] + x * splat(b[i]);
         }
-        vec *total = sums.of(s.length);  // directions are added up in float32
-        forward_vector<bf16>(f, image, first, lanes, reinterpret_cast<float *>(total), LANES);
-        bf16 *y = static_cast<bf16 *>(f.y) + image * s.length * s.channels + first;
-        for (int64_t t = 0; t < s.length; t++) store_some(y + t * s.channels, total[t], lanes);
+    }
+    vec g[NB], ga[NB];
+    for (int i = 0; i < NB; i++) {
+        a[i] = A[i];
+        g[i] = grad_state[i];
+        ga[i] = grad_A[i];
+    }
+    for (int t = count - 1; t >= 0; t--) {
+        const vec d = tokens.delta[t], x = tokens.input[t], dy = tokens.dy[t];
+        const float *b = B[t] + n, *c = C[t] + n;
+        vec from_decay = tokens.from_decay[t], from_input = tokens.from_input[t];
+        vec *sum_B = memory.sums + t * 2 * NB, *sum_C = sum_B + NB;
+#pragma GCC unroll 8
+        for (int i = 0; i < NB; i++) {
+            const vec grad = g[i] + dy * splat(c[i]);
+            sum_C[i] = (first ? vec{} : sum_C[i]) + dy * h[i];
+            sum_B[i] = (first ? vec{} : sum_B[i]) + grad * x;
+            from_input = from_input + grad * splat(b[i]);
+            g[i] = grad * memory.decays[t][i];
+            h[i] = memory.before[t][i];
+            const vec exponent = g[i] * h[i];  // gradient of delta * A
+            from_decay = from_decay + exponent * a[i];
+            ga[i] = ga[i] + exponent * d;
+        }
+        tokens.from_decay[t] = from_decay;
+        tokens.from_input[t] = from_input;
+    }
+    for (int i = 0; i < NB; i++) {
+        grad_state[i] = g[i];
+        grad_A[i] = ga[i];
     }
 }
 
-// V vectors of channels from `first` on, in one direction; scratch holds states and decays of a segment.
+// Memory of the backward of a group of channels.
 template <int V>
-void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t first, int lanes, float *grad_B, float *grad_C,
-                      bool add, vec *scratch) {
+struct GroupMemory {
+    Tokens tokens[V];
+    BlockMemory block;
+};
+
+template <int V, int NB>
+void backward_block(const vec *A, const vec *saved, vec *grad_state, vec *grad_A, const float *const *B, const float *const *C,
+                    int64_t n, int64_t N, int count, GroupMemory<V> &memory, const int64_t *order, float *grad_B, float *grad_C,
+                    bool add) {
+    for (int v = 0; v < V; v++) {
+        const int64_t at = v * N + n;
+        backward_states<NB>(A + at, saved + at, grad_state + at, grad_A + at, B, C, n, count, v == 0, memory.tokens[v], memory.block);
+    }
+    alignas(64) float sums[SEGMENT * 2 * NB + LANES];
+    for (int i = 0; i < count * 2 * NB; i += LANES) store(sums + i, lane_sums(memory.block.sums + i));
+    for (int t = 0; t < count; t++) {
+        float *to_B = grad_B + order[t] * N + n, *to_C = grad_C + order[t] * N + n;
+        const float *from = sums + t * 2 * NB;
+        for (int i = 0; i < NB; i++) to_B[i] = (add ? to_B[i] : 0) + from[i];
+        for (int i = 0; i < NB; i++) to_C[i] = (add ? to_C[i] : 0) + from[NB + i];
+    }
+}
+
+// V vectors of channels from `first` on, in one direction.
+template <int V>
+void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t first, int some, float *grad_B, float *grad_C,
+                      bool add) {
     const Scan &s = g.scan;
     const Rows<float> rows(s, image, k);
+    const int lanes = V == WIDE ? LANES : some;
     const int64_t N = s.states, at = image * s.directions + k;
     const int64_t entry = s.batch * s.directions * N * s.channels;
     const vec mean = splat(1.0f / s.directions);
@@ -153,126 +286,87 @@ void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t f
     float *grad_u = g.grad_u + at * s.length * s.channels + first;
     float *grad_delta = g.grad_delta + at * s.length * s.channels + first;
     const float *saved = g.saved + at * N * s.channels + first;
-    const int64_t padded = (N + LANES - 1) / LANES * LANES;
 
-    vec *states = scratch;                          // (SEGMENT + 1, N, V), the first before the segment
-    vec *decays = states + (SEGMENT + 1) * N * V;   // (SEGMENT, N, V)
-    vec *A = decays + SEGMENT * N * V;              // (N, V)
-    vec *grad_A = A + N * V;                        // (N, V)
-    vec *grad_state = grad_A + N * V;               // (N, V), carried from segment to segment
-    vec *sums_B = grad_state + N * V;               // (padded N)
-    vec *sums_C = sums_B + padded;
+    static thread_local Scratch scratch;  // kept: new pages every time would cost more
+    vec *A = scratch.of(4 * V * N + sizeof(GroupMemory<V>) / sizeof(vec));  // (V, N), like the next three
+    vec *grad_A = A + V * N, *grad_state = grad_A + V * N, *state = grad_state + V * N;
+    GroupMemory<V> &memory = *reinterpret_cast<GroupMemory<V> *>(state + V * N);
+    const float *B[SEGMENT], *C[SEGMENT];
     vec skip[V], bias[V], grad_skip[V] = {}, grad_bias[V] = {};
-    vec raw[SEGMENT][V], delta[SEGMENT][V], u[SEGMENT][V];
     for (int v = 0; v < V; v++) {
         const int64_t c = k * s.channels + first + v * LANES;
         skip[v] = s.D ? load_some(s.D + c, lanes) : vec{};
         bias[v] = s.delta_bias ? load_some(s.delta_bias + c, lanes) : vec{};
-    }
-    for (int64_t n = 0; n < N; n++)
-        for (int v = 0; v < V; v++) {
-            A[n * V + v] = load_some(s.A + (k * N + n) * s.channels + first + v * LANES, lanes);
-            grad_A[n * V + v] = grad_state[n * V + v] = vec{};
+        for (int64_t n = 0; n < N; n++) {
+            A[v * N + n] = load_some(s.A + (k * N + n) * s.channels + first + v * LANES, lanes);
+            grad_A[v * N + n] = grad_state[v * N + n] = vec{};
         }
-    for (int64_t n = N; n < padded; n++) sums_B[n] = sums_C[n] = vec{};
+    }
 
     const int64_t segments = (s.length + SEGMENT - 1) / SEGMENT;
     for (int64_t segment = segments - 1; segment >= 0; segment--) {
         const int64_t start = segment * SEGMENT;
         const int count = s.length - start < SEGMENT ? s.length - start : SEGMENT;
+        const int64_t *order = rows.order + start;
         for (int64_t n = 0; n < N; n++)
             for (int v = 0; v < V; v++)
-                states[n * V + v] = load_some(saved + segment * entry + n * s.channels + v * LANES, lanes);
-        for (int t = 0; t < count; t++) {  // the forward again
-            const int64_t token = rows.order[start + t];
-            const float *b = rows.B + token * N;
-            vec input[V];
-            for (int v = 0; v < V; v++) {
-                raw[t][v] = load_some(rows.delta + token * s.channels + first + v * LANES, lanes) + bias[v];
-                u[t][v] = load_some(rows.u + token * s.channels + first + v * LANES, lanes);
-                delta[t][v] = s.softplus ? softplus(raw[t][v]) : raw[t][v];
-                input[v] = delta[t][v] * u[t][v];
+                state[v * N + n] = load_some(saved + segment * entry + n * s.channels + v * LANES, lanes);
+        for (int t = 0; t < count; t++) {
+            if (segment) {
+                const int64_t next = order[t - SEGMENT] * s.channels;
+                prefetch(rows.u + next + first, V);
+                prefetch(rows.delta + next + first, V);
+                prefetch(grad_y + next, V);
             }
-            const vec *before = states + t * N * V;
-            vec *after = states + (t + 1) * N * V, *decay = decays + t * N * V;
-            for (int64_t n = 0; n < N; n++) {
-                const vec bn = splat(b[n]);
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) {
-                    const vec e = exp2v(delta[t][v] * A[n * V + v] * splat(LOG2E));
-                    decay[n * V + v] = e;
-                    after[n * V + v] = e * before[n * V + v] + input[v] * bn;
-                }
+            B[t] = rows.B + order[t] * N;
+            C[t] = rows.C + order[t] * N;
+            for (int v = 0; v < V; v++) {
+                Tokens &to = memory.tokens[v];
+                const int64_t c = order[t] * s.channels + v * LANES;
+                to.raw[t] = load_some(rows.delta + first + c, lanes) + bias[v];
+                to.u[t] = load_some(rows.u + first + c, lanes);
+                to.delta[t] = s.softplus ? softplus(to.raw[t]) : to.raw[t];
+                to.input[t] = to.delta[t] * to.u[t];
+                to.dy[t] = load_some(grad_y + c, lanes) * mean;
+                to.from_decay[t] = to.from_input[t] = vec{};
             }
         }
-        for (int t = count - 1; t >= 0; t--) {
-            const int64_t token = rows.order[start + t];
-            const float *b = rows.B + token * N, *c = rows.C + token * N;
-            const vec *before = states + t * N * V, *after = before + N * V, *decay = decays + t * N * V;
-            vec dy[V], input[V], from_decay[V] = {}, from_input[V] = {};
+        int64_t n = 0;
+        for (; n + NARROW <= N; n += NARROW)
+            backward_block<V, NARROW>(A, state, grad_state, grad_A, B, C, n, N, count, memory, order, grad_B, grad_C, add);
+        for (; n < N; n++) backward_block<V, 1>(A, state, grad_state, grad_A, B, C, n, N, count, memory, order, grad_B, grad_C, add);
+        for (int t = 0; t < count; t++)
             for (int v = 0; v < V; v++) {
-                dy[v] = load_some(grad_y + token * s.channels + v * LANES, lanes) * mean;
-                input[v] = delta[t][v] * u[t][v];
-            }
-            for (int64_t n = 0; n < N; n++) {
-                const vec bn = splat(b[n]), cn = splat(c[n]);
-                vec sum_B = {}, sum_C = {};
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) {
-                    const int64_t i = n * V + v;
-                    const vec grad = grad_state[i] + dy[v] * cn;
-                    sum_C = sum_C + dy[v] * after[i];
-                    sum_B = sum_B + grad * input[v];
-                    from_input[v] = from_input[v] + grad * bn;
-                    const vec passed = grad * decay[i];
-                    const vec exponent = passed * before[i];  // gradient of delta * A
-                    from_decay[v] = from_decay[v] + exponent * A[i];
-                    grad_A[i] = grad_A[i] + exponent * delta[t][v];
-                    grad_state[i] = passed;
-                }
-                sums_B[n] = sum_B;
-                sums_C[n] = sum_C;
-            }
-            for (int64_t n = 0; n < N; n += LANES) {
-                const int some = N - n < LANES ? N - n : LANES;
-                float *to_B = grad_B + token * N + n, *to_C = grad_C + token * N + n;
-                const vec b0 = add ? load_some(to_B, some) : vec{}, c0 = add ? load_some(to_C, some) : vec{};
-                store_some(to_B, b0 + lane_sums(sums_B + n), some);
-                store_some(to_C, c0 + lane_sums(sums_C + n), some);
-            }
-            for (int v = 0; v < V; v++) {
-                const int64_t c = token * s.channels + v * LANES;
-                vec gd = from_decay[v] + from_input[v] * u[t][v];
-                if (s.softplus) gd = gd * sigmoid(raw[t][v]);
+                const Tokens &from = memory.tokens[v];
+                const int64_t c = order[t] * s.channels + v * LANES;
+                vec gd = from.from_decay[t] + from.from_input[t] * from.u[t];
+                if (s.softplus) gd = gd * sigmoid(from.raw[t]);
                 grad_bias[v] = grad_bias[v] + gd;
-                grad_skip[v] = grad_skip[v] + dy[v] * u[t][v];
+                grad_skip[v] = grad_skip[v] + from.dy[t] * from.u[t];
                 store_some(grad_delta + c, gd, lanes);
-                store_some(grad_u + c, from_input[v] * delta[t][v] + skip[v] * dy[v], lanes);
+                store_some(grad_u + c, from.from_input[t] * from.delta[t] + skip[v] * from.dy[t], lanes);
             }
-        }
     }
     for (int v = 0; v < V; v++) {
         const int64_t c = at * s.channels + first + v * LANES;
         store_some(g.grad_D + c, grad_skip[v], lanes);
         store_some(g.grad_delta_bias + c, grad_bias[v], lanes);
         for (int64_t n = 0; n < N; n++)
-            store_some(g.grad_A + (at * N + n) * s.channels + first + v * LANES, grad_A[n * V + v], lanes);
+            store_some(g.grad_A + (at * N + n) * s.channels + first + v * LANES, grad_A[v * N + n], lanes);
     }
 }
 
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
+    const FlushTiny flush;
     const Scan &s = g.scan;
     const int64_t first = group * GROUP, rest = s.channels - first;
     const int64_t part = ((group * s.batch + image) * s.directions + k) * s.length * s.states;
     float *grad_B = g.grad_B + part, *grad_C = g.grad_C + part;
-    const int64_t vectors = ((2 * SEGMENT + 1) + 3) * s.states * WIDE + 2 * (s.states + LANES);
-    static thread_local Scratch memory;  // kept: a quarter of a megabyte, new pages every time would cost more
-    vec *scratch = memory.of(vectors);
     if (rest >= GROUP)
-        backward_vectors<WIDE>(g, image, k, first, LANES, grad_B, grad_C, false, scratch);
+        backward_vectors<WIDE>(g, image, k, first, LANES, grad_B, grad_C, false);
     else
         for (int64_t c = 0; c < rest; c += LANES)
-            backward_vectors<1>(g, image, k, first + c, rest - c < LANES ? rest - c : LANES, grad_B, grad_C, c > 0, scratch);
+            backward_vectors<1>(g, image, k, first + c, rest - c < LANES ? rest - c : LANES, grad_B, grad_C, c > 0);
 }
 
 struct Taps {  // of one vector of channels in one direction

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__SSE__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
 #include <immintrin.h>
 #endif
@@ -82,33 +82,46 @@ INLINE vec exp2_fraction(vec f) {
     return p * f + splat(1.0f);
 }
 
-// 2^x with a relative error below 2e-7; 0 up to -127, infinity from 128 on.
+// While it lives, this thread takes numbers below 1e-38 for 0: states that die away would else cost a hundred times as much.
+struct FlushTiny {
+#if defined(__SSE__)
+    const unsigned before = _mm_getcsr();
+    FlushTiny() { _mm_setcsr(before | 0x8040); }  // results, and what is read
+    ~FlushTiny() { _mm_setcsr(before); }
+#endif
+};
+
+// 2^x with a relative error below 2e-7 for a finite x; towards 0 below -126, infinity from 128 on.
 INLINE vec exp2v(vec x) {
 #if defined(__AVX512F__)
     const vec whole = (vec)_mm512_roundscale_ps((__m512)x, 8);
-    const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);
-    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)exp2_fraction(x - whole), (__m512)whole);
+    return (vec)_mm512_scalef_ps((__m512)exp2_fraction(x - whole), (__m512)whole);
 #else
-    x = at_most(at_least(x, splat(-127.0f)), splat(128.0f));
-    const vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const vec whole = (x + shift) - shift;
-    const ivec bits = (__builtin_convertvector(whole, ivec) + 127) << 23;
-    vec scale;
-    std::memcpy(&scale, &bits, sizeof(scale));
-    return exp2_fraction(x - whole) * scale;
+    x = at_most(at_least(x, splat(-126.0f)), splat(128.0f));
+    const vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
+    const vec fraction = exp2_fraction(x - (shifted - splat(12582912.0f)));
+    return reinterpret_cast<vec>(reinterpret_cast<ivec>(fraction) + (reinterpret_cast<ivec>(shifted) << 23));
 #endif
 }
 
 constexpr float LOG2E = 1.44269504088896340736f;
 
-INLINE vec expv(vec x) { return exp2v(x * splat(LOG2E)); }
+// So far away that the exponential is 0 or infinite; not a number stays what it is.
+INLINE vec finite(vec x) { return at_most(at_least(x, splat(-1e9f)), splat(1e9f)); }
 
-// log(1 + z) for z in [0, 1], as 2 atanh(z / (2 + z)).
+INLINE vec expv(vec x) { return exp2v(finite(x) * splat(LOG2E)); }
+
+// log(1 + z) for z in [0, 1] with a relative error below 2e-7: z times a polynomial fitted with its constant fixed at 1.
 INLINE vec log1p_unit(vec z) {
-    const vec s = z / (z + splat(2.0f)), q = s * s;  // s up to 1/3
-    vec p = splat(1.0f / 15);
-    for (int odd = 13; odd >= 1; odd -= 2) p = p * q + splat(1.0f / odd);
-    return (s + s) * p;
+    vec p = splat(5.364822784e-03f);
+    p = p * z + splat(-3.006578612e-02f);
+    p = p * z + splat(7.920452555e-02f);
+    p = p * z + splat(-1.375380150e-01f);
+    p = p * z + splat(1.915365455e-01f);
+    p = p * z + splat(-2.485716357e-01f);
+    p = p * z + splat(3.332132261e-01f);
+    p = p * z + splat(-4.999964796e-01f);
+    return (p * z + splat(1.0f)) * z;
 }
 
 INLINE vec magnitude(vec x) { return choose(x < vec{}, -x, x); }
