@@ -8,12 +8,18 @@ import torch
 
 
 def cpu_name() -> str:
+    """The processor's name, and the numbers of its generation."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in said:
+        return platform.processor() or platform.machine()
+    if "cpu family" not in said:
+        return said["model name"]
+    # many virtual machines say no more than "AMD EPYC": family and model tell the generation
+    return f"{said['model name']} (family {said['cpu family']}, model {said['model']})"
 
 
 def machine() -> str:

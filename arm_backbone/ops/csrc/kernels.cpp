@@ -177,7 +177,7 @@ void scan_forward_group(const ScanForward &f, int64_t image, int64_t group) {
 }
 
 void scan_forward(const ScanForward &f, int64_t image, int64_t group) {
-    const FlushTiny flush;
+    [[maybe_unused]] const FlushTiny flush;
     f.half ? scan_forward_group<bf16>(f, image, group) : scan_forward_group<float>(f, image, group);
 }
 
@@ -357,7 +357,7 @@ void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t f
 }
 
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
-    const FlushTiny flush;
+    [[maybe_unused]] const FlushTiny flush;
     const Scan &s = g.scan;
     const int64_t first = group * GROUP, rest = s.channels - first;
     const int64_t part = ((group * s.batch + image) * s.directions + k) * s.length * s.states;

@@ -88,6 +88,10 @@ struct FlushTiny {
     const unsigned before = _mm_getcsr();
     FlushTiny() { _mm_setcsr(before | 0x8040); }  // results, and what is read
     ~FlushTiny() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    const uint64_t before = __builtin_aarch64_get_fpcr64();
+    FlushTiny() { __builtin_aarch64_set_fpcr64(before | 1 << 24); }
+    ~FlushTiny() { __builtin_aarch64_set_fpcr64(before); }
 #endif
 };
 
