@@ -23,12 +23,13 @@ class BuildKernels(build_ext):
         return f"{name.replace('.', '/')}.so"  # without the Python version: it is no Python module
 
     def build_extension(self, extension: Extension) -> None:
+        target = self.get_ext_fullpath(extension.name)
+        Path(target).unlink(missing_ok=True)  # an older one must not outlive a failure
         build = Path(self.build_temp)
         macros = ["-DARM_X86"] if IS_X86 else []
         objects = self.compiler.compile([f"{CSRC}/interface.cpp"], str(build), extra_postargs=FLAGS + macros)
         for name, flags in INSTRUCTION_SETS.items():
             objects += self.compiler.compile([f"{CSRC}/kernels.cpp"], str(build / name), extra_postargs=FLAGS + flags)
-        target = self.get_ext_fullpath(extension.name)
         self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread", "-s"])
 
 

@@ -17,8 +17,8 @@ model = dict(
         init_cfg=dict(checkpoint="work_dirs/quickstart/backbone.pth"),
     ),
     neck=dict(in_channels=128, norm_cfg=dict(type="BN")),
-    decode_head=dict(in_channels=[128] * 4, channels=48, num_classes=4, norm_cfg=dict(type="BN")),
-    auxiliary_head=dict(in_channels=128, channels=48, num_classes=4, norm_cfg=dict(type="BN")),
+    decode_head=dict(in_channels=[128] * 4, channels=64, num_classes=4, norm_cfg=dict(type="BN")),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=4, norm_cfg=dict(type="BN")),
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 
@@ -43,11 +43,11 @@ test_dataloader = val_dataloader
 del dataset, metainfo
 tta_model = tta_pipeline = None
 
-train_cfg = dict(max_iters=200, val_interval=201)  # tools/test.py evaluates
+train_cfg = dict(max_iters=240, val_interval=241)  # tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=20, end=200),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=False, begin=20, end=240),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, save_best=None))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=240, save_best=None))

@@ -237,6 +237,14 @@ def test_native_convolution():
             assert_close(grad, wanted[name], 3e-6)
 
 
+def scan_gradients(inputs):
+    """Of the sum of a scan's result weighted with numbers that bfloat16 holds, as if it came out of float32."""
+    leaves = {n: v.clone().requires_grad_() for n, v in inputs.items() if v.is_floating_point()}
+    y = cross_scan(**inputs | leaves)
+    weight = (torch.arange(y.numel()) % 13 - 6).view_as(y).to(y.dtype)
+    return dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), weight)))
+
+
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
 def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
@@ -252,12 +260,21 @@ def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
     result, expected = cross_scan(**inputs), cross_scan(**exact)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result, expected.bfloat16(), atol=1e-6, rtol=2**-7)
+    low, high = (scan_gradients(given) for given in (inputs, exact))
+    for name, grad in low.items():
+        assert grad.dtype == inputs[name].dtype
+        torch.testing.assert_close(grad, high[name].to(grad.dtype), atol=2e-5 * high[name].abs().max(), rtol=2**-7)
     both = torch.randn(2, 45, 140).bfloat16()
     x, weight, bias = both[..., :70], torch.randn(4, 70, 4), torch.randn(4, 70)
     assert not x.is_contiguous()
     result = cross_conv(x, weight, bias, inputs["orders"])  # which rounds the weights as x
     expected = cross_conv(x.float(), weight.bfloat16().float(), bias.bfloat16().float(), inputs["orders"])
     torch.testing.assert_close(result, expected.bfloat16(), atol=1e-6, rtol=2**-7)
+    grad, weight, bias = torch.randn(2, 4, 45, 70).bfloat16(), weight.bfloat16(), bias.bfloat16()
+    low = native.conv_backward(grad, x, weight, bias, inputs["orders"])
+    high = native.conv_backward(*(v.float() for v in (grad, x, weight, bias)), inputs["orders"])
+    for half, single in zip(low, high):
+        torch.testing.assert_close(half, single.bfloat16(), atol=1e-6, rtol=2**-7)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.00390625, 3.3895e38])  # a tie, and an overflow
     x = special.repeat(4).view(1, 1, 20)
     weight = torch.zeros(1, 20, 4).index_fill_(2, torch.tensor([3]), 1)  # nothing but SiLU
@@ -419,3 +436,11 @@ def test_autocast_leaves_the_scan_alone():
     u.grad = None
     cross_scan(**inputs).sum().backward()
     assert_close(exact, u.grad, 1e-6)
+
+
+def test_kernels_of_other_sources_are_refused(monkeypatch):
+    """After an update without a new build they would read and write wrong memory."""
+    library = type("Library", (), {"arm_layout": lambda self, which: 8})()
+    monkeypatch.setattr(native, "_library", lambda: library)
+    monkeypatch.setattr(native, "LIBRARY", native.Path(__file__))  # there is a file
+    assert "other sources than these; build it again: pip install -e ." in native.unavailable.__wrapped__()

@@ -37,6 +37,7 @@ class _ScanBackward(Structure):
             *("grad_B", "grad_C", "grad_A", "grad_D", "grad_delta_bias"),
         )
     ]
+    _fields_.append(("half", c_int64))
 
 
 class _Conv(Structure):
@@ -51,10 +52,14 @@ def unavailable() -> str | None:
     """Why the kernels cannot run here, with the remedy; None if they can."""
     if not LIBRARY.is_file():
         return "the CPU kernels are not built; with a C++ compiler installed run: pip install -e . --no-build-isolation"
+    again = "build it again: pip install -e . --no-build-isolation"
     try:
-        _library()
+        library = _library()
     except (OSError, AttributeError) as error:
-        return f"{LIBRARY.name} cannot be loaded ({error}); build it again: pip install -e . --no-build-isolation"
+        return f"{LIBRARY.name} cannot be loaded ({error}); {again}"
+    structures = (_ScanForward, _ScanBackward, _Conv)
+    if any(library.arm_layout(i) != ctypes.sizeof(structure) for i, structure in enumerate(structures)):
+        return f"{LIBRARY.name} was built from other sources than these; {again}"
     return None
 
 
@@ -62,7 +67,8 @@ def unavailable() -> str | None:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
     library.arm_kernels.restype = c_void_p
-    library.arm_kernels.argtypes = [c_int64]
+    library.arm_kernels.argtypes = library.arm_layout.argtypes = [c_int64]
+    library.arm_layout.restype = c_int64
     library.arm_group.restype = library.arm_segment.restype = library.arm_best_isa.restype = c_int64
     library.arm_group.argtypes = [c_void_p]
     library.arm_scan_forward.argtypes = [c_void_p, POINTER(_ScanForward), c_int64, c_void_p]
@@ -192,16 +198,18 @@ def scan_backward(
     saved: Tensor,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made."""
-    inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    half = u.dtype == delta.dtype == grad_y.dtype == torch.bfloat16
+    inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half)
     batch, directions, length, channels = u.shape
-    grad_y = _float(grad_y)
+    grad_y = grad_y.contiguous() if half else _float(grad_y)
     groups = -(-channels // _library().arm_group(kernels()))
     grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
     grad_B, grad_C = (torch.empty(groups, *inputs.B.shape) for _ in range(2))
     grad_A = torch.empty(inputs.states)
     grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
     results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
-    backward = _ScanBackward(inputs.scan, grad_y.data_ptr(), saved.data_ptr(), *(x.data_ptr() for x in results))
+    pointers = (x.data_ptr() for x in (grad_y, saved, *results))
+    backward = _ScanBackward(inputs.scan, *pointers, int(half))
     _library().arm_scan_backward(kernels(), ctypes.byref(backward), torch.get_num_threads(), _openmp())
     dtypes = [u.dtype if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
     grads = (
@@ -223,12 +231,13 @@ def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
+    half = x.dtype == grad.dtype == torch.bfloat16
     directions, channels, taps = weight.shape
-    grad, grad_x = _float(grad), torch.empty(x.shape)
+    grad, grad_x = grad.contiguous() if half else _float(grad), torch.empty(x.shape)
     grad_weight = torch.empty(x.shape[0], directions, taps, channels)
     grad_bias = torch.empty(x.shape[0], directions, channels)
     results = dict(grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias)
-    _convolve(x.float(), weight, bias, orders, backward=True, grad=grad, **results)
+    _convolve(x if half else x.float(), weight, bias, orders, half, backward=True, grad=grad, **results)
     return (
         grad_x.to(x.dtype),
         grad_weight.sum(0).transpose(1, 2).contiguous().to(weight.dtype),

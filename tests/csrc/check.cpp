@@ -108,7 +108,7 @@ int main(int, char **argv) {
     arm_scan_forward(kernels, &forward, 2, nullptr);
     compare("y", out, y);
     Floats gu(u.size()), gd(u.size()), gb(G * b.size()), gc(G * c.size()), gA(B * A.size()), gs(B * K * D), gbias(B * K * D);
-    const ScanBackward backward = {scan, grad.data(), saved.data(), gu.data(), gd.data(), gb.data(), gc.data(), gA.data(), gs.data(), gbias.data()};
+    const ScanBackward backward = {scan, grad.data(), saved.data(), gu.data(), gd.data(), gb.data(), gc.data(), gA.data(), gs.data(), gbias.data(), 0};
     arm_scan_backward(kernels, &backward, 2, nullptr);
     compare("grad u", gu, du);
     compare("grad delta", gd, dd);

@@ -72,6 +72,12 @@ extern "C" const Kernels *arm_kernels([[maybe_unused]] int64_t isa) {
     return arm_kernels_plain();
 }
 
+// Of the structures that Python fills: it compares them with its own, as an older build would read other memory.
+extern "C" int64_t arm_layout(int64_t which) {
+    const int64_t sizes[] = {sizeof(ScanForward), sizeof(ScanBackward), sizeof(Conv)};
+    return sizes[which];
+}
+
 extern "C" int64_t arm_group(const Kernels *kernels) { return kernels->group; }
 extern "C" int64_t arm_segment() { return SEGMENT; }
 

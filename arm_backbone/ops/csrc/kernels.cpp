@@ -273,18 +273,18 @@ void backward_block(const vec *A, const vec *saved, vec *grad_state, vec *grad_A
 }
 
 // V vectors of channels from `first` on, in one direction.
-template <int V>
+template <typename T, int V>
 void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t first, int some, float *grad_B, float *grad_C,
                       bool add) {
     const Scan &s = g.scan;
-    const Rows<float> rows(s, image, k);
+    const Rows<T> rows(s, image, k);
     const int lanes = V == WIDE ? LANES : some;
     const int64_t N = s.states, at = image * s.directions + k;
     const int64_t entry = s.batch * s.directions * N * s.channels;
     const vec mean = splat(1.0f / s.directions);
-    const float *grad_y = g.grad_y + image * s.length * s.channels + first;
-    float *grad_u = g.grad_u + at * s.length * s.channels + first;
-    float *grad_delta = g.grad_delta + at * s.length * s.channels + first;
+    const T *grad_y = static_cast<const T *>(g.grad_y) + image * s.length * s.channels + first;
+    T *grad_u = static_cast<T *>(g.grad_u) + at * s.length * s.channels + first;
+    T *grad_delta = static_cast<T *>(g.grad_delta) + at * s.length * s.channels + first;
     const float *saved = g.saved + at * N * s.channels + first;
 
     static thread_local Scratch scratch;  // kept: new pages every time would cost more
@@ -356,107 +356,155 @@ void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t f
     }
 }
 
-void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
-    [[maybe_unused]] const FlushTiny flush;
+template <typename T>
+void scan_backward_group(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
     const Scan &s = g.scan;
     const int64_t first = group * GROUP, rest = s.channels - first;
     const int64_t part = ((group * s.batch + image) * s.directions + k) * s.length * s.states;
     float *grad_B = g.grad_B + part, *grad_C = g.grad_C + part;
     if (rest >= GROUP)
-        backward_vectors<WIDE>(g, image, k, first, LANES, grad_B, grad_C, false);
+        backward_vectors<T, WIDE>(g, image, k, first, LANES, grad_B, grad_C, false);
     else
         for (int64_t c = 0; c < rest; c += LANES)
-            backward_vectors<1>(g, image, k, first + c, rest - c < LANES ? rest - c : LANES, grad_B, grad_C, c > 0);
+            backward_vectors<T, 1>(g, image, k, first + c, rest - c < LANES ? rest - c : LANES, grad_B, grad_C, c > 0);
 }
 
-struct Taps {  // of one vector of channels in one direction
-    vec weight[MAX_TAPS], bias;
+void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
+    [[maybe_unused]] const FlushTiny flush;
+    g.half ? scan_backward_group<bf16>(g, image, k, group) : scan_backward_group<float>(g, image, k, group);
+}
 
-    Taps(const Conv &c, int64_t k, int64_t first, int lanes) {
-        for (int64_t j = 0; j < c.taps; j++)
-            weight[j] = load_some(c.weight + (k * c.taps + j) * c.channels + first, lanes);
+template <int W>
+struct Taps {  // of one vector of channels in one direction
+    vec weight[W], bias;
+
+    void load_from(const Conv &c, int64_t k, int64_t first, int lanes) {
+        for (int j = 0; j < W; j++) weight[j] = load_some(c.weight + (k * W + j) * c.channels + first, lanes);
         bias = load_some(c.bias + k * c.channels + first, lanes);
     }
 };
 
+// Channels from `first` up to `end`, at most a group: a segment of tokens for one vector after the other.
 template <int W, typename T>
-void conv_forward_vector(const Conv &c, int64_t image, int64_t first, int lanes) {
-    const T *x = static_cast<const T *>(c.x) + image * c.length * c.row + first;
+void conv_forward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
+    const T *x = static_cast<const T *>(c.x) + image * c.length * c.row;
+    Taps<W> taps[WIDE] = {};
     for (int64_t k = 0; k < c.directions; k++) {
-        const Taps taps(c, k, first, lanes);
         const int64_t *order = c.orders + k * c.length;
-        T *out = static_cast<T *>(c.out) + (image * c.directions + k) * c.length * c.channels + first;
-        vec window[W] = {};  // the last W tokens, the oldest first
-        for (int64_t t = 0; t < c.length; t++) {
-            for (int j = 0; j + 1 < W; j++) window[j] = window[j + 1];
-            window[W - 1] = load_some(x + order[t] * c.row, lanes);
-            vec sum = taps.bias;
-            for (int j = 0; j < W; j++) sum = sum + window[j] * taps.weight[j];
-            store_some(out + order[t] * c.channels, silu(sum), lanes);
+        T *out = static_cast<T *>(c.out) + (image * c.directions + k) * c.length * c.channels;
+        vec windows[WIDE][W] = {};  // the last W tokens, the oldest first
+        for (int64_t start = 0; start < c.length; start += SEGMENT) {
+            const int64_t stop = start + SEGMENT < c.length ? start + SEGMENT : c.length;
+            for (int64_t t = stop; t < stop + SEGMENT && t < c.length; t++) prefetch(x + order[t] * c.row + first, WIDE);
+            for (int v = 0; first + v * LANES < end; v++) {
+                const int64_t channel = first + v * LANES;
+                const int lanes = end - channel < LANES ? end - channel : LANES;
+                if (start == 0) taps[v].load_from(c, k, channel, lanes);
+                const Taps<W> tap = taps[v];
+                vec window[W];
+                for (int j = 0; j < W; j++) window[j] = windows[v][j];
+                for (int64_t t = start; t < stop; t++) {
+                    for (int j = 0; j + 1 < W; j++) window[j] = window[j + 1];
+                    window[W - 1] = load_some(x + order[t] * c.row + channel, lanes);
+                    vec sum = tap.bias;
+                    for (int j = 0; j < W; j++) sum = sum + window[j] * tap.weight[j];
+                    store_some(out + order[t] * c.channels + channel, silu(sum), lanes);
+                }
+                for (int j = 0; j < W; j++) windows[v][j] = window[j];
+            }
         }
     }
 }
 
-// From the last token to the first: the window holds the gradients before SiLU of a token and the W - 1 after it.
-template <int W>
-void conv_backward_vector(const Conv &c, int64_t image, int64_t first, int lanes) {
-    const float *x = static_cast<const float *>(c.x) + image * c.length * c.row + first;
-    float *grad_x = c.grad_x + image * c.length * c.channels + first;
+// From the last token to the first; the same channels.
+template <int W, typename T>
+void conv_backward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
+    const T *x = static_cast<const T *>(c.x) + image * c.length * c.row;
+    float *grad_x = c.grad_x + image * c.length * c.channels;
+    struct Moving {
+        Taps<W> taps;
+        vec inputs[W], later[W];  // tokens t - W + 1 to t; gradients before SiLU of tokens t to t + W - 1
+        vec grad_weight[W], grad_bias;
+    } moving[WIDE];
     for (int64_t k = 0; k < c.directions; k++) {
-        const Taps taps(c, k, first, lanes);
         const int64_t *order = c.orders + k * c.length;
         const int64_t at = image * c.directions + k;
-        const float *grad = c.grad + at * c.length * c.channels + first;
-        vec inputs[W] = {}, later[W] = {}, grad_weight[W] = {}, grad_bias = {};
-        // inputs: tokens t - W + 1 to t; later: gradients of tokens t to t + W - 1
-        for (int j = 0; j < W; j++) {
-            const int64_t t = c.length - W + j;  // as for t = length, moved on below
-            inputs[j] = t >= 0 ? load_some(x + order[t] * c.row, lanes) : vec{};
-        }
-        for (int64_t t = c.length - 1; t >= 0; t--) {
-            vec sum = taps.bias;
-            for (int j = 0; j < W; j++) sum = sum + inputs[j] * taps.weight[j];
-            const vec gate = sigmoid(sum);
-            const vec g = load_some(grad + order[t] * c.channels, lanes) * gate * (splat(1.0f) + sum * (splat(1.0f) - gate));
-            grad_bias = grad_bias + g;
-            for (int j = W - 1; j > 0; j--) later[j] = later[j - 1];
-            later[0] = g;
-            vec to_x = {};
-            for (int j = 0; j < W; j++) {
-                grad_weight[j] = grad_weight[j] + g * inputs[j];
-                to_x = to_x + later[j] * taps.weight[W - 1 - j];
+        const T *grad = static_cast<const T *>(c.grad) + at * c.length * c.channels;
+        for (int64_t stop = c.length; stop > 0;) {
+            const int64_t start = stop > SEGMENT ? stop - SEGMENT : 0;
+            for (int64_t t = start - 1; t >= 0 && t >= start - SEGMENT; t--) {
+                prefetch(grad + order[t] * c.channels + first, WIDE);
+                if (t >= W) prefetch(x + order[t - W] * c.row + first, WIDE);
+                if (k) prefetch(grad_x + order[t] * c.channels + first, WIDE);
             }
-            float *to = grad_x + order[t] * c.channels;
-            store_some(to, k ? load_some(to, lanes) + to_x : to_x, lanes);
-            for (int j = W - 1; j > 0; j--) inputs[j] = inputs[j - 1];
-            inputs[0] = t - W >= 0 ? load_some(x + order[t - W] * c.row, lanes) : vec{};
+            for (int v = 0; first + v * LANES < end; v++) {
+                const int64_t channel = first + v * LANES;
+                const int lanes = end - channel < LANES ? end - channel : LANES;
+                if (stop == c.length) {
+                    moving[v] = Moving{};
+                    moving[v].taps.load_from(c, k, channel, lanes);
+                    for (int j = 0; j < W; j++) {
+                        const int64_t t = c.length - W + j;
+                        if (t >= 0) moving[v].inputs[j] = load_some(x + order[t] * c.row + channel, lanes);
+                    }
+                }
+                Moving m = moving[v];
+                for (int64_t t = stop - 1; t >= start; t--) {
+                    vec sum = m.taps.bias;
+                    for (int j = 0; j < W; j++) sum = sum + m.inputs[j] * m.taps.weight[j];
+                    const vec gate = sigmoid(sum);
+                    const vec g =
+                        load_some(grad + order[t] * c.channels + channel, lanes) * gate * (splat(1.0f) + sum * (splat(1.0f) - gate));
+                    m.grad_bias = m.grad_bias + g;
+                    for (int j = W - 1; j > 0; j--) m.later[j] = m.later[j - 1];
+                    m.later[0] = g;
+                    vec to_x = {};
+                    for (int j = 0; j < W; j++) {
+                        m.grad_weight[j] = m.grad_weight[j] + g * m.inputs[j];
+                        to_x = to_x + m.later[j] * m.taps.weight[W - 1 - j];
+                    }
+                    float *to = grad_x + order[t] * c.channels + channel;
+                    store_some(to, k ? load_some(to, lanes) + to_x : to_x, lanes);
+                    for (int j = W - 1; j > 0; j--) m.inputs[j] = m.inputs[j - 1];
+                    m.inputs[0] = t - W >= 0 ? load_some(x + order[t - W] * c.row + channel, lanes) : vec{};
+                }
+                moving[v] = m;
+            }
+            stop = start;
         }
-        for (int j = 0; j < W; j++)
-            store_some(c.grad_weight + (at * W + j) * c.channels + first, grad_weight[j], lanes);
-        store_some(c.grad_bias + at * c.channels + first, grad_bias, lanes);
+        for (int v = 0; first + v * LANES < end; v++) {
+            const int64_t channel = first + v * LANES;
+            const int lanes = end - channel < LANES ? end - channel : LANES;
+            for (int j = 0; j < W; j++)
+                store_some(c.grad_weight + (at * W + j) * c.channels + channel, moving[v].grad_weight[j], lanes);
+            store_some(c.grad_bias + at * c.channels + channel, moving[v].grad_bias, lanes);
+        }
     }
 }
 
-typedef void (*ConvVector)(const Conv &, int64_t image, int64_t first, int lanes);
+typedef void (*ConvChannels)(const Conv &, int64_t image, int64_t first, int64_t end);
 // By the number of taps.
 template <typename T>
-constexpr ConvVector CONV_FORWARD[] = {conv_forward_vector<1, T>, conv_forward_vector<2, T>, conv_forward_vector<3, T>,
-                                       conv_forward_vector<4, T>, conv_forward_vector<5, T>, conv_forward_vector<6, T>,
-                                       conv_forward_vector<7, T>, conv_forward_vector<8, T>};
-constexpr ConvVector CONV_BACKWARD[] = {conv_backward_vector<1>, conv_backward_vector<2>, conv_backward_vector<3>,
-                                        conv_backward_vector<4>, conv_backward_vector<5>, conv_backward_vector<6>,
-                                        conv_backward_vector<7>, conv_backward_vector<8>};
+constexpr ConvChannels CONV_FORWARD[] = {conv_forward_channels<1, T>, conv_forward_channels<2, T>, conv_forward_channels<3, T>,
+                                         conv_forward_channels<4, T>, conv_forward_channels<5, T>, conv_forward_channels<6, T>,
+                                         conv_forward_channels<7, T>, conv_forward_channels<8, T>};
+template <typename T>
+constexpr ConvChannels CONV_BACKWARD[] = {conv_backward_channels<1, T>, conv_backward_channels<2, T>, conv_backward_channels<3, T>,
+                                          conv_backward_channels<4, T>, conv_backward_channels<5, T>, conv_backward_channels<6, T>,
+                                          conv_backward_channels<7, T>, conv_backward_channels<8, T>};
 
-void conv_group(const Conv &c, int64_t image, int64_t group, ConvVector vector) {
-    const int64_t end = (group + 1) * GROUP < c.channels ? (group + 1) * GROUP : c.channels;
-    for (int64_t first = group * GROUP; first < end; first += LANES)
-        vector(c, image, first, end - first < LANES ? end - first : LANES);
+void conv_group(const Conv &c, int64_t image, int64_t group, ConvChannels channels) {
+    const int64_t first = group * GROUP;
+    channels(c, image, first, first + GROUP < c.channels ? first + GROUP : c.channels);
 }
 
 void conv_forward(const Conv &c, int64_t image, int64_t group) {
     conv_group(c, image, group, c.half ? CONV_FORWARD<bf16>[c.taps - 1] : CONV_FORWARD<float>[c.taps - 1]);
 }
-void conv_backward(const Conv &c, int64_t image, int64_t group) { conv_group(c, image, group, CONV_BACKWARD[c.taps - 1]); }
+
+void conv_backward(const Conv &c, int64_t image, int64_t group) {
+    conv_group(c, image, group, c.half ? CONV_BACKWARD<bf16>[c.taps - 1] : CONV_BACKWARD<float>[c.taps - 1]);
+}
 
 // Eight chains of exponentials in registers, as many as a block of states has on AVX-512; nothing is read or written.
 float exponentials(int64_t repeats) {

@@ -9,7 +9,7 @@
 struct Scan {
     int64_t batch, directions, length, channels, states;
     int64_t softplus;  // whether delta goes through it, after the bias
-    const void *u, *delta;       // (B, K, L, D), in token order; float32, in the forward bfloat16 too
+    const void *u, *delta;       // (B, K, L, D), in token order; float32, or both bfloat16
     const float *A;              // (K, N, D)
     const float *B, *C;          // (B, K, L, N)
     const float *D, *delta_bias; // (K, D), or null
@@ -26,24 +26,25 @@ struct ScanForward {
 
 struct ScanBackward {
     Scan scan;
-    const float *grad_y;      // (B, L, D)
+    const void *grad_y;       // (B, L, D), of u's type
     const float *saved;       // (S + 1, B, K, N, D)
-    float *grad_u, *grad_delta;           // (B, K, L, D)
+    void *grad_u, *grad_delta;            // (B, K, L, D), of u's type
     float *grad_B, *grad_C;               // (G, B, K, L, N), a part for each of the G groups of channels
     float *grad_A;                        // (B, K, N, D)
     float *grad_D, *grad_delta_bias;      // (B, K, D)
+    int64_t half;                         // whether u, delta, grad_y, grad_u and grad_delta are bfloat16
 };
 
 struct Conv {
     int64_t batch, directions, length, channels, taps;
     int64_t row;            // numbers from one token of x to the next
-    int64_t half;           // whether x and out are bfloat16 (forward)
+    int64_t half;           // whether x and out, or x and grad, are bfloat16
     const void *x;          // (B, L, D), rows `row` apart
     const float *weight;    // (K, W, D)
     const float *bias;      // (K, D)
     const int64_t *orders;  // (K, L)
     void *out;              // forward: (B, K, L, D), of x's type
-    const float *grad;      // backward: (B, K, L, D)
+    const void *grad;       // backward: (B, K, L, D), of x's type
     float *grad_x;          // (B, L, D)
     float *grad_weight;     // (B, K, W, D)
     float *grad_bias;       // (B, K, D)
