@@ -7,19 +7,29 @@ from pathlib import Path
 import torch
 
 
-def cpu_name() -> str:
-    """The processor's name, and the numbers of its generation."""
+def _cpu_info() -> dict[str, str]:
+    """What the system says of its last processor; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_name() -> str:
+    """The processor's name, and the numbers of its generation."""
+    said = _cpu_info()
     if "model name" not in said:
         return platform.processor() or platform.machine()
     if "cpu family" not in said:
         return said["model name"]
     # many virtual machines say no more than "AMD EPYC": family and model tell the generation
     return f"{said['model name']} (family {said['cpu family']}, model {said['model']})"
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; without them bfloat16 costs time instead of saving it."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split())
 
 
 def machine() -> str:
