@@ -24,6 +24,7 @@ from .config import (
     pretrained_backbone,
 )
 from .errors import USER_ERRORS, ConfigError
+from .machine import keep_freed_memory
 from .runner import ARMRunner
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
@@ -88,6 +89,7 @@ def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str
 
 def _adapt_to_cpu(cfg: Config, workers: int) -> None:
     changes = []
+    keep_freed_memory()
     if cfg.launcher == "none" and "OMP_NUM_THREADS" not in os.environ:
         # threads wait for each other at every operator: one that shares its core with a worker holds up all
         torch.set_num_threads(max(1, torch.get_num_threads() - workers))

@@ -39,6 +39,7 @@ from arm_toolkit.bench_scan import SCANS, Grid, block_cases, scan_cases
 from arm_toolkit.benchmark import Case, Setting, busy, exponents, machine, plot, run_cases
 from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.launch import Options
+from arm_toolkit.machine import keep_freed_memory
 
 
 def positive(text: str) -> int:
@@ -134,6 +135,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     about = machine(device)
+    about["keeps_freed_memory"] = device.type == "cpu" and keep_freed_memory()  # as in training
     print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items() if value is not None))
     warning = busy(about)
     if warning:
