@@ -1,4 +1,4 @@
-"""What runs here, in words, for reports."""
+"""The processor or GPU that runs here, in words and abilities, and how this process keeps memory."""
 
 import ctypes
 import os

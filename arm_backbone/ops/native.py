@@ -37,7 +37,7 @@ class _ScanBackward(Structure):
             *("grad_B", "grad_C", "grad_A", "grad_D", "grad_delta_bias"),
         )
     ]
-    _fields_.append(("half", c_int64))
+    _fields_ += [("half", c_int64)]
 
 
 class _Conv(Structure):

@@ -82,7 +82,7 @@ INLINE vec exp2_fraction(vec f) {
     return p * f + splat(1.0f);
 }
 
-// While it lives, this thread takes numbers below 1e-38 for 0: states that die away would else cost a hundred times as much.
+// While it lives, this thread takes numbers below 1e-38 for 0: processors slow down for states that die away.
 struct FlushTiny {
 #if defined(__SSE__)
     const unsigned before = _mm_getcsr();
