@@ -32,7 +32,8 @@ DET, SEG, PRETRAIN = (
 def plan() -> list[Step]:
     """The steps; what takes longest comes first among those that can run side by side."""
     backbone = FOLDER / "backbone.pth"
-    amp = ("--amp",) if not torch.cuda.is_available() and cpu_multiplies_bfloat16() else ()  # a fifth to a third less time
+    # a fifth to a third less time
+    amp = ("--amp",) if not torch.cuda.is_available() and cpu_multiplies_bfloat16() else ()
     layers = resolve_arch(load_config(str(ROOT / SEG)).model.backbone.arch)[1]
     steps = [
         Step("shapes", ("tools/prepare_data.py", "shapes", str(FOLDER / "shapes"))),
