@@ -37,7 +37,7 @@ class _ScanBackward(Structure):
             *("grad_B", "grad_C", "grad_A", "grad_D", "grad_delta_bias"),
         )
     ]
-    _fields_ += [("half", c_int64)]
+    _fields_ += [("parts", c_int64), ("half", c_int64)]
 
 
 class _Conv(Structure):
@@ -69,8 +69,8 @@ def _library() -> ctypes.CDLL:
     library.arm_kernels.restype = c_void_p
     library.arm_kernels.argtypes = library.arm_layout.argtypes = [c_int64]
     library.arm_layout.restype = c_int64
-    library.arm_group.restype = library.arm_segment.restype = library.arm_best_isa.restype = c_int64
-    library.arm_group.argtypes = [c_void_p]
+    library.arm_parts.restype = library.arm_segment.restype = library.arm_best_isa.restype = c_int64
+    library.arm_parts.argtypes = [c_void_p, c_int64, c_int64, c_int64]
     library.arm_scan_forward.argtypes = [c_void_p, POINTER(_ScanForward), c_int64, c_void_p]
     library.arm_scan_backward.argtypes = [c_void_p, POINTER(_ScanBackward), c_int64, c_void_p]
     library.arm_conv.argtypes = [c_void_p, POINTER(_Conv), c_int64, c_int64, c_void_p]
@@ -125,11 +125,15 @@ def _openmp() -> int | None:
 
 
 def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().to(torch.float32).contiguous()
+    return None if x is None else x.to(torch.float32).contiguous()
 
 
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def _sum(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def segment_length() -> int:
@@ -202,19 +206,20 @@ def scan_backward(
     inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half)
     batch, directions, length, channels = u.shape
     grad_y = grad_y.contiguous() if half else _float(grad_y)
-    groups = -(-channels // _library().arm_group(kernels()))
+    threads = torch.get_num_threads()
+    parts = _library().arm_parts(kernels(), batch * directions, channels, threads)
     grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
-    grad_B, grad_C = (torch.empty(groups, *inputs.B.shape) for _ in range(2))
+    grad_B, grad_C = (torch.empty(parts, *inputs.B.shape) for _ in range(2))
     grad_A = torch.empty(inputs.states)
     grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
     results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
     pointers = (x.data_ptr() for x in (grad_y, saved, *results))
-    backward = _ScanBackward(inputs.scan, *pointers, int(half))
-    _library().arm_scan_backward(kernels(), ctypes.byref(backward), torch.get_num_threads(), _openmp())
+    backward = _ScanBackward(inputs.scan, *pointers, parts, int(half))
+    _library().arm_scan_backward(kernels(), ctypes.byref(backward), threads, _openmp())
     dtypes = [u.dtype if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
     grads = (
-        *(grad_u, grad_delta, grad_A.sum(0).transpose(1, 2).contiguous()),
-        *(grad_B.sum(0), grad_C.sum(0), grad_D.sum(0), grad_bias.sum(0)),
+        *(grad_u, grad_delta, _sum(grad_A).transpose(1, 2).contiguous()),
+        *(_sum(x) for x in (grad_B, grad_C, grad_D, grad_bias)),
     )
     return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
@@ -240,8 +245,8 @@ def conv_backward(
     _convolve(x if half else x.float(), weight, bias, orders, half, backward=True, grad=grad, **results)
     return (
         grad_x.to(x.dtype),
-        grad_weight.sum(0).transpose(1, 2).contiguous().to(weight.dtype),
-        grad_bias.sum(0).to(bias.dtype),
+        _sum(grad_weight).transpose(1, 2).contiguous().to(weight.dtype),
+        _sum(grad_bias).to(bias.dtype),
     )
 
 

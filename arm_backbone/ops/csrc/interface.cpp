@@ -1,7 +1,8 @@
 // The C interface: choice of the instruction set, and tasks over threads. Nothing here depends on torch.
 
+#include <algorithm>
 #include <atomic>
-#include <cstring>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -43,14 +44,25 @@ void run(int64_t count, void (*task)(const void *, int64_t), const void *argumen
     }
 }
 
+// Rows of channels, each cut into `parts`, are the tasks: `all` of them, row by row.
 template <typename T>
 struct Call {
     const Kernels *kernels;
     const T *arguments;
-    int64_t groups, directions;
+    int64_t channels, parts;
+    void (*part)(const Call &, int64_t row, int64_t part, int64_t first, int64_t end);
 };
 
-int64_t groups(const Kernels *kernels, int64_t channels) { return (channels + kernels->group - 1) / kernels->group; }
+template <typename T>
+void run(const Call<T> &call, int64_t rows, int64_t threads, void *parallel) {
+    auto task = [](const void *data, int64_t i) {
+        const auto &c = *static_cast<const Call<T> *>(data);
+        const int64_t part = i % c.parts, groups = (c.channels + c.kernels->group - 1) / c.kernels->group;
+        const auto start = [&](int64_t p) { return std::min(groups * p / c.parts * c.kernels->group, c.channels); };
+        c.part(c, i / c.parts, part, start(part), start(part + 1));
+    };
+    run(rows * call.parts, task, &call, threads, parallel);
+}
 
 }  // namespace
 
@@ -78,35 +90,46 @@ extern "C" int64_t arm_layout(int64_t which) {
     return sizes[which];
 }
 
-extern "C" int64_t arm_group(const Kernels *kernels) { return kernels->group; }
 extern "C" int64_t arm_segment() { return SEGMENT; }
 
+// Into how many parts the channels of each of `rows` rows are cut: the fewest that share the tasks out evenly, since long
+// stretches of memory are read faster.
+extern "C" int64_t arm_parts(const Kernels *kernels, int64_t rows, int64_t channels, int64_t threads) {
+    const int64_t groups = (channels + kernels->group - 1) / kernels->group;
+    return std::max<int64_t>(1, std::min(groups, threads / std::gcd(rows, threads)));
+}
+
 extern "C" void arm_scan_forward(const Kernels *kernels, const ScanForward *f, int64_t threads, void *parallel) {
-    const Call<ScanForward> call = {kernels, f, groups(kernels, f->scan.channels), f->scan.directions};
-    auto task = [](const void *data, int64_t i) {
-        const auto &c = *static_cast<const Call<ScanForward> *>(data);
-        c.kernels->scan_forward(*c.arguments, i / c.groups, i % c.groups);
-    };
-    run(f->scan.batch * call.groups, task, &call, threads, parallel);
+    const Scan &s = f->scan;
+    const Call<ScanForward> call = {kernels, f, s.channels, arm_parts(kernels, s.batch, s.channels, threads),
+                                    [](const auto &c, int64_t image, int64_t, int64_t first, int64_t end) {
+                                        c.kernels->scan_forward(*c.arguments, image, first, end);
+                                    }};
+    run(call, s.batch, threads, parallel);
 }
 
 extern "C" void arm_scan_backward(const Kernels *kernels, const ScanBackward *g, int64_t threads, void *parallel) {
-    const Call<ScanBackward> call = {kernels, g, groups(kernels, g->scan.channels), g->scan.directions};
-    auto task = [](const void *data, int64_t i) {
-        const auto &c = *static_cast<const Call<ScanBackward> *>(data);
-        const int64_t row = i / c.groups;
-        c.kernels->scan_backward(*c.arguments, row / c.directions, row % c.directions, i % c.groups);
-    };
-    run(g->scan.batch * g->scan.directions * call.groups, task, &call, threads, parallel);
+    const Scan &s = g->scan;
+    const Call<ScanBackward> call = {kernels, g, s.channels, g->parts,
+                                     [](const auto &c, int64_t row, int64_t part, int64_t first, int64_t end) {
+                                         const int64_t directions = c.arguments->scan.directions;
+                                         c.kernels->scan_backward(*c.arguments, row / directions, row % directions, part, first,
+                                                                  end);
+                                     }};
+    run(call, s.batch * s.directions, threads, parallel);
 }
 
 extern "C" void arm_conv(const Kernels *kernels, const Conv *conv, int64_t backward, int64_t threads, void *parallel) {
-    const Call<Conv> call = {kernels, conv, groups(kernels, conv->channels), backward};
-    auto task = [](const void *data, int64_t i) {
-        const auto &c = *static_cast<const Call<Conv> *>(data);
-        (c.directions ? c.kernels->conv_backward : c.kernels->conv_forward)(*c.arguments, i / c.groups, i % c.groups);
-    };
-    run(conv->batch * call.groups, task, &call, threads, parallel);
+    Call<Conv> call = {kernels, conv, conv->channels, arm_parts(kernels, conv->batch, conv->channels, threads), nullptr};
+    if (backward)
+        call.part = [](const auto &c, int64_t image, int64_t, int64_t first, int64_t end) {
+            c.kernels->conv_backward(*c.arguments, image, first, end);
+        };
+    else
+        call.part = [](const auto &c, int64_t image, int64_t, int64_t first, int64_t end) {
+            c.kernels->conv_forward(*c.arguments, image, first, end);
+        };
+    run(call, conv->batch, threads, parallel);
 }
 
 // Exponentials and nothing else, on every thread: how many (for a benchmark; the sum keeps them from being left out).

@@ -19,56 +19,85 @@ struct Scratch {
     char *memory = nullptr;
     int64_t size = 0;
 
-    vec *of(int64_t vectors) {
-        const int64_t wanted = (vectors + 1) * sizeof(vec);
+    template <typename T>
+    T *of(int64_t count) {
+        constexpr int64_t align = 64;  // a line of the cache
+        const int64_t wanted = count * sizeof(T) + align;
         if (wanted > size) {
             delete[] memory;
             memory = new char[wanted];
             size = wanted;
         }
-        return reinterpret_cast<vec *>((reinterpret_cast<uintptr_t>(memory) + sizeof(vec) - 1) / sizeof(vec) * sizeof(vec));
+        return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(memory) + align - 1) / align * align);
     }
 
     ~Scratch() { delete[] memory; }
 };
 
+// One direction of one image.
 template <typename T>
-struct Rows {  // of one direction of one image
+struct Rows {
     const T *u, *delta;
-    const float *B, *C;
+    const float *A, *B, *C;
     const int64_t *order;
-    int64_t channels, states;
 
-    Rows(const Scan &s, int64_t image, int64_t direction) : channels(s.channels), states(s.states) {
-        const int64_t at = image * s.directions + direction;
+    Rows(const Scan &s, int64_t image, int64_t k) {
+        const int64_t at = image * s.directions + k;
         u = static_cast<const T *>(s.u) + at * s.length * s.channels;
         delta = static_cast<const T *>(s.delta) + at * s.length * s.channels;
+        A = s.A + k * s.states * s.channels;
         B = s.B + at * s.length * s.states;
         C = s.C + at * s.length * s.states;
-        order = s.orders + direction * s.length;
+        order = s.orders + k * s.length;
     }
 };
 
-// Rows of the tokens of the next segment, into the second-level cache: they lie a row apart, where no hardware looks ahead.
-template <typename T>
-INLINE void prefetch(const T *row, int vectors) {
-    for (int line = 0; line < vectors * LANES * (int)sizeof(T); line += 64)
-        __builtin_prefetch(reinterpret_cast<const char *>(row) + line, 0, 2);
+// Up to SEGMENT tokens of a direction.
+struct Segment {
+    const int64_t *order;  // their numbers
+    int count;
+    const int64_t *next;  // numbers of those that are read afterwards
+    int next_count;
+    const float *B[SEGMENT], *C[SEGMENT];
+
+    template <typename T>
+    Segment(const Scan &s, const Rows<T> &rows, int64_t start, int64_t next_start) : order(rows.order + start) {
+        const auto count_from = [&](int64_t from) { return s.length - from < SEGMENT ? s.length - from : SEGMENT; };
+        count = count_from(start);
+        const bool more = next_start >= 0 && next_start < s.length;
+        next = more ? rows.order + next_start : nullptr;
+        next_count = more ? count_from(next_start) : 0;
+        for (int t = 0; t < count; t++) {
+            B[t] = rows.B + order[t] * s.states;
+            C[t] = rows.C + order[t] * s.states;
+        }
+    }
+};
+
+// V vectors of a row, into the second-level cache, to be read or (1) written. Rows of the next segment lie apart, where no
+// hardware looks ahead.
+template <int V, int WRITE = 0, typename T>
+INLINE void prefetch(const T *row) {
+    for (int line = 0; line < V * LANES * (int)sizeof(T); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char *>(row) + line, WRITE, 2);
 }
 
-// `count` tokens through NB states from state n on: h is read and written, out is added to.
+// A vector of channels of a parameter (K, D) that may be missing.
+INLINE vec load_optional(const float *p, int64_t at, int lanes) { return p ? load_some(p + at, lanes) : vec{}; }
+
+// A segment through the NB states from n on, for one vector of channels. A, the states before and after it: (N, D), D channels.
 template <int NB>
-INLINE void run_states(const vec *A, const float *const *B, const float *const *C, int64_t n, const vec *delta, const vec *input,
-                       int count, vec *h_memory, vec *out) {
+INLINE void run_states(const Segment &segment, const float *A, const float *before, float *after, int64_t D, int lanes,
+                       int64_t n, const vec *delta, const vec *input, vec *out) {
     vec h[NB], a[NB];
     for (int i = 0; i < NB; i++) {
-        h[i] = h_memory[i];
-        a[i] = A[i];
+        h[i] = load_some(before + (n + i) * D, lanes);
+        a[i] = load_some(A + (n + i) * D, lanes) * splat(LOG2E);
     }
-    for (int t = 0; t < count; t++) {
+    for (int t = 0; t < segment.count; t++) {
         vec sum = out[t];
         const vec d = delta[t], x = input[t];
-        const float *b = B[t] + n, *c = C[t] + n;
+        const float *b = segment.B[t] + n, *c = segment.C[t] + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
             h[i] = exp2v(d * a[i]) * h[i] + x * splat(b[i]);
@@ -76,109 +105,95 @@ INLINE void run_states(const vec *A, const float *const *B, const float *const *
         }
         out[t] = sum;
     }
-    for (int i = 0; i < NB; i++) h_memory[i] = h[i];
+    for (int i = 0; i < NB; i++) store_some(after + (n + i) * D, h[i], lanes);
 }
 
-// V vectors of channels from `first` on, in all directions; `total` adds them up, (L) rows of `stride` floats.
-template <typename T, int V>
-void forward_vectors(const ScanForward &f, int64_t image, int64_t first, int some, float *total, int64_t stride, vec *scratch) {
-    const Scan &s = f.scan;
-    const int lanes = V == WIDE ? LANES : some;
-    const int64_t N = s.states;
+// A segment of direction k for V vectors of channels from `first` on; `total`, rows of `stride` floats from `first` on, adds
+// up the directions.
+template <int V, typename T>
+INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &segment, int64_t k, int64_t first, int lanes,
+                            const float *before, float *after, float *total, int64_t stride) {
+    const int64_t N = s.states, D = s.channels;
     const vec mean = splat(1.0f / s.directions);
-    const int64_t entry = s.batch * s.directions * N * s.channels;  // of `saved`, one segment
-    vec *A = scratch, *h = A + V * N;  // (V, N)
-    vec delta[V][SEGMENT], input[V][SEGMENT], out[V][SEGMENT];
-    const float *B[SEGMENT], *C[SEGMENT];
+    vec delta[V][SEGMENT], input[V][SEGMENT], out[V][SEGMENT], skip[V], bias[V];
+    for (int v = 0; v < V; v++) {
+        skip[v] = load_optional(s.D, k * D + first + v * LANES, lanes);
+        bias[v] = load_optional(s.delta_bias, k * D + first + v * LANES, lanes);
+    }
+    for (int t = 0; t < segment.count; t++) {
+        if (t < segment.next_count) {
+            const int64_t next = segment.next[t];
+            prefetch<V>(rows.u + next * D + first);
+            prefetch<V>(rows.delta + next * D + first);
+            prefetch<V, 1>(total + next * stride);
+        }
+        for (int v = 0; v < V; v++) {
+            const int64_t at = segment.order[t] * D + first + v * LANES;
+            const vec raw = load_some(rows.delta + at, lanes) + bias[v];
+            const vec u = load_some(rows.u + at, lanes);
+            delta[v][t] = s.softplus ? softplus(raw) : raw;
+            input[v][t] = delta[v][t] * u;
+            out[v][t] = skip[v] * u;
+        }
+    }
+    if (segment.next && after != before)
+        for (int64_t n = 0; n < N; n++) prefetch<V, 1>(after + s.batch * s.directions * N * D + n * D + first);
+    for (int v = 0; v < V; v++) {
+        const int64_t c = first + v * LANES;
+        int64_t n = 0;
+        for (; n + BLOCK <= N; n += BLOCK)
+            run_states<BLOCK>(segment, rows.A + c, before + c, after + c, D, lanes, n, delta[v], input[v], out[v]);
+        for (; n < N; n++) run_states<1>(segment, rows.A + c, before + c, after + c, D, lanes, n, delta[v], input[v], out[v]);
+    }
+    for (int t = 0; t < segment.count; t++)
+        for (int v = 0; v < V; v++) {
+            float *to = total + segment.order[t] * stride + v * LANES;
+            const vec sum = k ? load_some(to, lanes) : vec{};
+            store_some(to, sum + out[v][t] * mean, lanes);
+        }
+}
+
+// All tokens of an image, for the channels from `first` up to `end`.
+template <typename T>
+void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, int64_t end) {
+    const Scan &s = f.scan;
+    const int64_t N = s.states, D = s.channels;
+    T *y = static_cast<T *>(f.y) + image * s.length * D;
+    static thread_local Scratch memory;
+    float *total;
+    int64_t stride;
+    if constexpr (sizeof(T) == sizeof(float)) {
+        total = y + first;
+        stride = D;
+    } else {  // directions are added up in float32
+        stride = (end - first + LANES - 1) / LANES * LANES;
+        total = memory.of<float>(s.length * stride);
+    }
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
-        vec skip[V], bias[V];
-        for (int v = 0; v < V; v++) {
-            const int64_t c = k * s.channels + first + v * LANES;
-            skip[v] = s.D ? load_some(s.D + c, lanes) : vec{};
-            bias[v] = s.delta_bias ? load_some(s.delta_bias + c, lanes) : vec{};
-            for (int64_t n = 0; n < N; n++) {
-                A[v * N + n] = load_some(s.A + (k * N + n) * s.channels + first + v * LANES, lanes) * splat(LOG2E);
-                h[v * N + n] = vec{};
-            }
-        }
-        float *state = f.saved + (image * s.directions + k) * N * s.channels + first;
-        const auto save = [&] {
-            for (int64_t n = 0; n < N; n++)
-                for (int v = 0; v < V; v++) store_some(state + n * s.channels + v * LANES, h[v * N + n], lanes);
-        };
+        float *state = f.saved + (image * s.directions + k) * N * D;
+        for (int64_t n = 0; n < N; n++) std::memset(state + n * D + first, 0, (end - first) * sizeof(float));
         for (int64_t start = 0; start < s.length; start += SEGMENT) {
-            const int count = s.length - start < SEGMENT ? s.length - start : SEGMENT;
-            if (f.keep) {
-                save();
-                state += entry;
-            }
-            for (int t = 0; t < count; t++) {
-                const int64_t token = rows.order[start + t];
-                if (start + t + SEGMENT < s.length) {
-                    const int64_t next = rows.order[start + t + SEGMENT];
-                    prefetch(rows.u + next * s.channels + first, V);
-                    prefetch(rows.delta + next * s.channels + first, V);
-                    if (k) prefetch(total + next * stride, V);
-                }
-                for (int v = 0; v < V; v++) {
-                    const int64_t at = token * s.channels + first + v * LANES;
-                    const vec raw = load_some(rows.delta + at, lanes) + bias[v];
-                    const vec u = load_some(rows.u + at, lanes);
-                    delta[v][t] = s.softplus ? softplus(raw) : raw;
-                    input[v][t] = delta[v][t] * u;
-                    out[v][t] = skip[v] * u;
-                }
-                B[t] = rows.B + token * N;
-                C[t] = rows.C + token * N;
-            }
-            for (int v = 0; v < V; v++) {
-                int64_t n = 0;
-                for (; n + BLOCK <= N; n += BLOCK)
-                    run_states<BLOCK>(A + v * N + n, B, C, n, delta[v], input[v], count, h + v * N + n, out[v]);
-                for (; n < N; n++) run_states<1>(A + v * N + n, B, C, n, delta[v], input[v], count, h + v * N + n, out[v]);
-            }
-            for (int t = 0; t < count; t++)
-                for (int v = 0; v < V; v++) {
-                    float *to = total + rows.order[start + t] * stride + v * LANES;
-                    const vec before = k ? load_some(to, lanes) : vec{};
-                    store_some(to, before + out[v][t] * mean, lanes);
-                }
+            const Segment segment(s, rows, start, start + SEGMENT);
+            float *after = f.keep ? state + s.batch * s.directions * N * D : state;
+            int64_t c = first;
+            for (; c + GROUP <= end; c += GROUP)
+                forward_vectors<WIDE>(s, rows, segment, k, c, LANES, state, after, total + c - first, stride);
+            for (; c < end; c += LANES)
+                forward_vectors<1>(s, rows, segment, k, c, end - c < LANES ? end - c : LANES, state, after, total + c - first,
+                                   stride);
+            state = after;
         }
-        save();
     }
-}
-
-// V vectors of channels from `first` on, of the type T of the inputs.
-template <typename T, int V>
-void scan_forward_vectors(const ScanForward &f, int64_t image, int64_t first, int lanes) {
-    const Scan &s = f.scan;
-    static thread_local Scratch memory, sums;
-    vec *scratch = memory.of(2 * V * s.states);
-    T *y = static_cast<T *>(f.y) + image * s.length * s.channels + first;
-    if constexpr (sizeof(T) == sizeof(float)) {
-        forward_vectors<T, V>(f, image, first, lanes, y, s.channels, scratch);
-    } else {  // directions are added up in float32
-        vec *total = sums.of(s.length * V);
-        forward_vectors<T, V>(f, image, first, lanes, reinterpret_cast<float *>(total), V * LANES, scratch);
+    if constexpr (sizeof(T) != sizeof(float))
         for (int64_t t = 0; t < s.length; t++)
-            for (int v = 0; v < V; v++) store_some(y + t * s.channels + v * LANES, total[t * V + v], lanes);
-    }
+            for (int64_t c = first; c < end; c += LANES)
+                store_some(y + t * D + c, load(total + t * stride + c - first), end - c < LANES ? end - c : LANES);
 }
 
-template <typename T>
-void scan_forward_group(const ScanForward &f, int64_t image, int64_t group) {
-    const int64_t first = group * GROUP, rest = f.scan.channels - first;
-    if (rest >= GROUP)
-        scan_forward_vectors<T, WIDE>(f, image, first, LANES);
-    else
-        for (int64_t c = 0; c < rest; c += LANES)
-            scan_forward_vectors<T, 1>(f, image, first + c, rest - c < LANES ? rest - c : LANES);
-}
-
-void scan_forward(const ScanForward &f, int64_t image, int64_t group) {
+void scan_forward(const ScanForward &f, int64_t image, int64_t first, int64_t end) {
     [[maybe_unused]] const FlushTiny flush;
-    f.half ? scan_forward_group<bf16>(f, image, group) : scan_forward_group<float>(f, image, group);
+    f.half ? scan_forward_channels<bf16>(f, image, first, end) : scan_forward_channels<float>(f, image, first, end);
 }
 
 // What the backward keeps of the tokens of a segment, for one vector of channels.
@@ -195,18 +210,26 @@ struct BlockMemory {
     vec sums[SEGMENT * 2 * NARROW + LANES];  // (SEGMENT, 2, NB): gradients of B and of C, lane by lane; and room to read
 };
 
-// A segment's tokens forward and back through NB states from n on, for one vector of channels. `first`: of the channels.
+// What the backward of a direction writes and reads beside the rows; (N, D) all but the first two.
+struct BackwardStates {
+    float *grad_B, *grad_C;  // (L, N)
+    const float *saved;      // before the segment
+    float *grad_state;       // after the segment, then before it
+    float *grad_A;
+};
+
+// A segment forward and back through the NB states from n on, for the vector of channels from c on. `first`: of the group.
 template <int NB>
-INLINE void backward_states(const vec *A, const vec *saved, vec *grad_state, vec *grad_A, const float *const *B,
-                            const float *const *C, int64_t n, int count, bool first, Tokens &tokens, BlockMemory &memory) {
+INLINE void backward_states(const Segment &segment, const float *A, const BackwardStates &states, int64_t D, int64_t c,
+                            int lanes, int64_t n, bool first, Tokens &tokens, BlockMemory &memory) {
     vec a[NB], h[NB];
     for (int i = 0; i < NB; i++) {
-        a[i] = A[i] * splat(LOG2E);
-        h[i] = saved[i];
+        a[i] = load_some(A + (n + i) * D + c, lanes) * splat(LOG2E);
+        h[i] = load_some(states.saved + (n + i) * D + c, lanes);
     }
-    for (int t = 0; t < count; t++) {  // the forward again
+    for (int t = 0; t < segment.count; t++) {  // the forward again
         const vec d = tokens.delta[t], x = tokens.input[t];
-        const float *b = B[t] + n;
+        const float *b = segment.B[t] + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
             const vec decay = exp2v(d * a[i]);
@@ -217,18 +240,18 @@ INLINE void backward_states(const vec *A, const vec *saved, vec *grad_state, vec
     }
     vec g[NB], ga[NB];
     for (int i = 0; i < NB; i++) {
-        a[i] = A[i];
-        g[i] = grad_state[i];
-        ga[i] = grad_A[i];
+        a[i] = load_some(A + (n + i) * D + c, lanes);
+        g[i] = load_some(states.grad_state + (n + i) * D + c, lanes);
+        ga[i] = load_some(states.grad_A + (n + i) * D + c, lanes);
     }
-    for (int t = count - 1; t >= 0; t--) {
+    for (int t = segment.count - 1; t >= 0; t--) {
         const vec d = tokens.delta[t], x = tokens.input[t], dy = tokens.dy[t];
-        const float *b = B[t] + n, *c = C[t] + n;
+        const float *b = segment.B[t] + n, *cs = segment.C[t] + n;
         vec from_decay = tokens.from_decay[t], from_input = tokens.from_input[t];
         vec *sum_B = memory.sums + t * 2 * NB, *sum_C = sum_B + NB;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
-            const vec grad = g[i] + dy * splat(c[i]);
+            const vec grad = g[i] + dy * splat(cs[i]);
             sum_C[i] = (first ? vec{} : sum_C[i]) + dy * h[i];
             sum_B[i] = (first ? vec{} : sum_B[i]) + grad * x;
             from_input = from_input + grad * splat(b[i]);
@@ -242,242 +265,255 @@ INLINE void backward_states(const vec *A, const vec *saved, vec *grad_state, vec
         tokens.from_input[t] = from_input;
     }
     for (int i = 0; i < NB; i++) {
-        grad_state[i] = g[i];
-        grad_A[i] = ga[i];
+        store_some(states.grad_state + (n + i) * D + c, g[i], lanes);
+        store_some(states.grad_A + (n + i) * D + c, ga[i], lanes);
     }
 }
 
-// Memory of the backward of a group of channels.
-template <int V>
-struct GroupMemory {
-    Tokens tokens[V];
-    BlockMemory block;
-};
-
+// The same for V vectors of channels from `first` on, and the gradients of B and C: set, or added to.
 template <int V, int NB>
-void backward_block(const vec *A, const vec *saved, vec *grad_state, vec *grad_A, const float *const *B, const float *const *C,
-                    int64_t n, int64_t N, int count, GroupMemory<V> &memory, const int64_t *order, float *grad_B, float *grad_C,
-                    bool add) {
-    for (int v = 0; v < V; v++) {
-        const int64_t at = v * N + n;
-        backward_states<NB>(A + at, saved + at, grad_state + at, grad_A + at, B, C, n, count, v == 0, memory.tokens[v], memory.block);
-    }
+void backward_block(const Segment &segment, const float *A, const BackwardStates &states, int64_t N, int64_t D, int64_t first,
+                    int lanes, int64_t n, bool add, Tokens *tokens, BlockMemory &memory) {
+    for (int v = 0; v < V; v++)
+        backward_states<NB>(segment, A, states, D, first + v * LANES, lanes, n, v == 0, tokens[v], memory);
     alignas(64) float sums[SEGMENT * 2 * NB + LANES];
-    for (int i = 0; i < count * 2 * NB; i += LANES) store(sums + i, lane_sums(memory.block.sums + i));
-    for (int t = 0; t < count; t++) {
-        float *to_B = grad_B + order[t] * N + n, *to_C = grad_C + order[t] * N + n;
+    for (int i = 0; i < segment.count * 2 * NB; i += LANES) store(sums + i, lane_sums(memory.sums + i));
+    for (int t = 0; t < segment.count; t++) {
+        float *to_B = states.grad_B + segment.order[t] * N + n, *to_C = states.grad_C + segment.order[t] * N + n;
         const float *from = sums + t * 2 * NB;
         for (int i = 0; i < NB; i++) to_B[i] = (add ? to_B[i] : 0) + from[i];
         for (int i = 0; i < NB; i++) to_C[i] = (add ? to_C[i] : 0) + from[NB + i];
     }
 }
 
-// V vectors of channels from `first` on, in one direction.
-template <typename T, int V>
-void backward_vectors(const ScanBackward &g, int64_t image, int64_t k, int64_t first, int some, float *grad_B, float *grad_C,
-                      bool add) {
+// Memory of the backward of a group of channels.
+struct GroupMemory {
+    Tokens tokens[WIDE];
+    BlockMemory block;
+};
+
+// A segment of direction k for V vectors of channels from `first` on.
+template <int V, typename T>
+INLINE void backward_vectors(const ScanBackward &g, const Rows<T> &rows, const Segment &segment, const BackwardStates &states,
+                             int64_t image, int64_t k, int64_t first, int lanes, bool add, GroupMemory &memory) {
     const Scan &s = g.scan;
-    const Rows<T> rows(s, image, k);
-    const int lanes = V == WIDE ? LANES : some;
-    const int64_t N = s.states, at = image * s.directions + k;
-    const int64_t entry = s.batch * s.directions * N * s.channels;
+    const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
     const vec mean = splat(1.0f / s.directions);
-    const T *grad_y = static_cast<const T *>(g.grad_y) + image * s.length * s.channels + first;
-    T *grad_u = static_cast<T *>(g.grad_u) + at * s.length * s.channels + first;
-    T *grad_delta = static_cast<T *>(g.grad_delta) + at * s.length * s.channels + first;
-    const float *saved = g.saved + at * N * s.channels + first;
-
-    static thread_local Scratch scratch;  // kept: new pages every time would cost more
-    vec *A = scratch.of(4 * V * N + sizeof(GroupMemory<V>) / sizeof(vec));  // (V, N), like the next three
-    vec *grad_A = A + V * N, *grad_state = grad_A + V * N, *state = grad_state + V * N;
-    GroupMemory<V> &memory = *reinterpret_cast<GroupMemory<V> *>(state + V * N);
-    const float *B[SEGMENT], *C[SEGMENT];
-    vec skip[V], bias[V], grad_skip[V] = {}, grad_bias[V] = {};
+    const T *grad_y = static_cast<const T *>(g.grad_y) + image * s.length * D + first;
+    T *grad_u = static_cast<T *>(g.grad_u) + at * s.length * D + first;
+    T *grad_delta = static_cast<T *>(g.grad_delta) + at * s.length * D + first;
+    vec skip[V], bias[V], grad_skip[V], grad_bias[V];
     for (int v = 0; v < V; v++) {
-        const int64_t c = k * s.channels + first + v * LANES;
-        skip[v] = s.D ? load_some(s.D + c, lanes) : vec{};
-        bias[v] = s.delta_bias ? load_some(s.delta_bias + c, lanes) : vec{};
-        for (int64_t n = 0; n < N; n++) {
-            A[v * N + n] = load_some(s.A + (k * N + n) * s.channels + first + v * LANES, lanes);
-            grad_A[v * N + n] = grad_state[v * N + n] = vec{};
+        const int64_t c = first + v * LANES;
+        skip[v] = load_optional(s.D, k * D + c, lanes);
+        bias[v] = load_optional(s.delta_bias, k * D + c, lanes);
+        grad_skip[v] = load_some(g.grad_D + at * D + c, lanes);
+        grad_bias[v] = load_some(g.grad_delta_bias + at * D + c, lanes);
+    }
+    for (int t = 0; t < segment.count; t++) {
+        if (segment.next) {
+            const int64_t next = segment.next[t] * D;
+            prefetch<V>(rows.u + next + first);
+            prefetch<V>(rows.delta + next + first);
+            prefetch<V>(grad_y + next);
+            prefetch<V, 1>(grad_u + next);
+            prefetch<V, 1>(grad_delta + next);
+        }
+        for (int v = 0; v < V; v++) {
+            Tokens &to = memory.tokens[v];
+            const int64_t c = segment.order[t] * D + v * LANES;
+            to.raw[t] = load_some(rows.delta + first + c, lanes) + bias[v];
+            to.u[t] = load_some(rows.u + first + c, lanes);
+            to.delta[t] = s.softplus ? softplus(to.raw[t]) : to.raw[t];
+            to.input[t] = to.delta[t] * to.u[t];
+            to.dy[t] = load_some(grad_y + c, lanes) * mean;
+            to.from_decay[t] = to.from_input[t] = vec{};
         }
     }
-
-    const int64_t segments = (s.length + SEGMENT - 1) / SEGMENT;
-    for (int64_t segment = segments - 1; segment >= 0; segment--) {
-        const int64_t start = segment * SEGMENT;
-        const int count = s.length - start < SEGMENT ? s.length - start : SEGMENT;
-        const int64_t *order = rows.order + start;
-        for (int64_t n = 0; n < N; n++)
-            for (int v = 0; v < V; v++)
-                state[v * N + n] = load_some(saved + segment * entry + n * s.channels + v * LANES, lanes);
-        for (int t = 0; t < count; t++) {
-            if (segment) {
-                const int64_t next = order[t - SEGMENT] * s.channels;
-                prefetch(rows.u + next + first, V);
-                prefetch(rows.delta + next + first, V);
-                prefetch(grad_y + next, V);
-            }
-            B[t] = rows.B + order[t] * N;
-            C[t] = rows.C + order[t] * N;
-            for (int v = 0; v < V; v++) {
-                Tokens &to = memory.tokens[v];
-                const int64_t c = order[t] * s.channels + v * LANES;
-                to.raw[t] = load_some(rows.delta + first + c, lanes) + bias[v];
-                to.u[t] = load_some(rows.u + first + c, lanes);
-                to.delta[t] = s.softplus ? softplus(to.raw[t]) : to.raw[t];
-                to.input[t] = to.delta[t] * to.u[t];
-                to.dy[t] = load_some(grad_y + c, lanes) * mean;
-                to.from_decay[t] = to.from_input[t] = vec{};
-            }
+    if (segment.next)
+        for (int64_t n = 0; n < N; n++) prefetch<V>(states.saved - s.batch * s.directions * N * D + n * D + first);
+    int64_t n = 0;
+    for (; n + NARROW <= N; n += NARROW)
+        backward_block<V, NARROW>(segment, rows.A, states, N, D, first, lanes, n, add, memory.tokens, memory.block);
+    for (; n < N; n++) backward_block<V, 1>(segment, rows.A, states, N, D, first, lanes, n, add, memory.tokens, memory.block);
+    for (int t = 0; t < segment.count; t++)
+        for (int v = 0; v < V; v++) {
+            const Tokens &from = memory.tokens[v];
+            const int64_t c = segment.order[t] * D + v * LANES;
+            vec gd = from.from_decay[t] + from.from_input[t] * from.u[t];
+            if (s.softplus) gd = gd * sigmoid(from.raw[t]);
+            grad_bias[v] = grad_bias[v] + gd;
+            grad_skip[v] = grad_skip[v] + from.dy[t] * from.u[t];
+            store_some(grad_delta + c, gd, lanes);
+            store_some(grad_u + c, from.from_input[t] * from.delta[t] + skip[v] * from.dy[t], lanes);
         }
-        int64_t n = 0;
-        for (; n + NARROW <= N; n += NARROW)
-            backward_block<V, NARROW>(A, state, grad_state, grad_A, B, C, n, N, count, memory, order, grad_B, grad_C, add);
-        for (; n < N; n++) backward_block<V, 1>(A, state, grad_state, grad_A, B, C, n, N, count, memory, order, grad_B, grad_C, add);
-        for (int t = 0; t < count; t++)
-            for (int v = 0; v < V; v++) {
-                const Tokens &from = memory.tokens[v];
-                const int64_t c = order[t] * s.channels + v * LANES;
-                vec gd = from.from_decay[t] + from.from_input[t] * from.u[t];
-                if (s.softplus) gd = gd * sigmoid(from.raw[t]);
-                grad_bias[v] = grad_bias[v] + gd;
-                grad_skip[v] = grad_skip[v] + from.dy[t] * from.u[t];
-                store_some(grad_delta + c, gd, lanes);
-                store_some(grad_u + c, from.from_input[t] * from.delta[t] + skip[v] * from.dy[t], lanes);
-            }
-    }
     for (int v = 0; v < V; v++) {
-        const int64_t c = at * s.channels + first + v * LANES;
+        const int64_t c = at * D + first + v * LANES;
         store_some(g.grad_D + c, grad_skip[v], lanes);
         store_some(g.grad_delta_bias + c, grad_bias[v], lanes);
-        for (int64_t n = 0; n < N; n++)
-            store_some(g.grad_A + (at * N + n) * s.channels + first + v * LANES, grad_A[v * N + n], lanes);
     }
 }
 
+// All tokens of a direction of an image, for the channels from `first` up to `end`, which have a part of grad_B and grad_C.
 template <typename T>
-void scan_backward_group(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
+void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int64_t part, int64_t first, int64_t end) {
     const Scan &s = g.scan;
-    const int64_t first = group * GROUP, rest = s.channels - first;
-    const int64_t part = ((group * s.batch + image) * s.directions + k) * s.length * s.states;
-    float *grad_B = g.grad_B + part, *grad_C = g.grad_C + part;
-    if (rest >= GROUP)
-        backward_vectors<T, WIDE>(g, image, k, first, LANES, grad_B, grad_C, false);
-    else
-        for (int64_t c = 0; c < rest; c += LANES)
-            backward_vectors<T, 1>(g, image, k, first + c, rest - c < LANES ? rest - c : LANES, grad_B, grad_C, c > 0);
+    const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
+    const int64_t B = ((part * s.batch + image) * s.directions + k) * s.length * N;
+    const Rows<T> rows(s, image, k);
+    static thread_local Scratch memory;  // kept: new pages every time would cost more
+    static thread_local Scratch gradients;
+    GroupMemory &group = *memory.of<GroupMemory>(1);
+    BackwardStates states{g.grad_B + B, g.grad_C + B, nullptr, gradients.of<float>(N * D), g.grad_A + at * N * D};
+    const size_t bytes = (end - first) * sizeof(float);
+    for (int64_t n = 0; n < N; n++) {
+        std::memset(states.grad_state + n * D + first, 0, bytes);
+        std::memset(states.grad_A + n * D + first, 0, bytes);
+    }
+    std::memset(g.grad_D + at * D + first, 0, bytes);
+    std::memset(g.grad_delta_bias + at * D + first, 0, bytes);
+    const int64_t last = (s.length - 1) / SEGMENT * SEGMENT;
+    for (int64_t start = last; start >= 0; start -= SEGMENT) {
+        const Segment segment(s, rows, start, start - SEGMENT);
+        states.saved = g.saved + (start / SEGMENT * s.batch * s.directions + at) * N * D;
+        int64_t c = first;
+        for (; c + GROUP <= end; c += GROUP)
+            backward_vectors<WIDE>(g, rows, segment, states, image, k, c, LANES, c > first, group);
+        for (; c < end; c += LANES)
+            backward_vectors<1>(g, rows, segment, states, image, k, c, end - c < LANES ? end - c : LANES, c > first, group);
+    }
 }
 
-void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t group) {
+void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t part, int64_t first, int64_t end) {
     [[maybe_unused]] const FlushTiny flush;
-    g.half ? scan_backward_group<bf16>(g, image, k, group) : scan_backward_group<float>(g, image, k, group);
+    g.half ? scan_backward_channels<bf16>(g, image, k, part, first, end)
+           : scan_backward_channels<float>(g, image, k, part, first, end);
 }
 
 template <int W>
 struct Taps {  // of one vector of channels in one direction
     vec weight[W], bias;
 
-    void load_from(const Conv &c, int64_t k, int64_t first, int lanes) {
-        for (int j = 0; j < W; j++) weight[j] = load_some(c.weight + (k * W + j) * c.channels + first, lanes);
-        bias = load_some(c.bias + k * c.channels + first, lanes);
+    Taps(const Conv &c, int64_t k, int64_t channel, int lanes) {
+        for (int j = 0; j < W; j++) weight[j] = load_some(c.weight + (k * W + j) * c.channels + channel, lanes);
+        bias = load_some(c.bias + k * c.channels + channel, lanes);
     }
 };
 
-// Channels from `first` up to `end`, at most a group: a segment of tokens for one vector after the other.
+// Tokens from `start` up to `stop` of a direction, for one vector of channels; x and out: of the image and the direction.
+template <int W, typename T>
+INLINE void conv_forward_vector(const Conv &c, int64_t k, int64_t start, int64_t stop, int64_t channel, int lanes, const T *x,
+                                T *out) {
+    const int64_t *order = c.orders + k * c.length;
+    const Taps<W> taps(c, k, channel, lanes);
+    vec window[W];  // the last W tokens, the oldest first
+    for (int j = 1; j < W; j++) {
+        const int64_t t = start - W + j;
+        window[j] = t >= 0 ? load_some(x + order[t] * c.row + channel, lanes) : vec{};
+    }
+    for (int64_t t = start; t < stop; t++) {
+        for (int j = 0; j + 1 < W; j++) window[j] = window[j + 1];
+        window[W - 1] = load_some(x + order[t] * c.row + channel, lanes);
+        vec sum = taps.bias;
+        for (int j = 0; j < W; j++) sum = sum + window[j] * taps.weight[j];
+        store_some(out + order[t] * c.channels + channel, silu(sum), lanes);
+    }
+}
+
+// All directions of an image, for the channels from `first` up to `end`.
 template <int W, typename T>
 void conv_forward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
     const T *x = static_cast<const T *>(c.x) + image * c.length * c.row;
-    Taps<W> taps[WIDE] = {};
     for (int64_t k = 0; k < c.directions; k++) {
         const int64_t *order = c.orders + k * c.length;
         T *out = static_cast<T *>(c.out) + (image * c.directions + k) * c.length * c.channels;
-        vec windows[WIDE][W] = {};  // the last W tokens, the oldest first
-        for (int64_t start = 0; start < c.length; start += SEGMENT) {
-            const int64_t stop = start + SEGMENT < c.length ? start + SEGMENT : c.length;
-            for (int64_t t = stop; t < stop + SEGMENT && t < c.length; t++) prefetch(x + order[t] * c.row + first, WIDE);
-            for (int v = 0; first + v * LANES < end; v++) {
-                const int64_t channel = first + v * LANES;
-                const int lanes = end - channel < LANES ? end - channel : LANES;
-                if (start == 0) taps[v].load_from(c, k, channel, lanes);
-                const Taps<W> tap = taps[v];
-                vec window[W];
-                for (int j = 0; j < W; j++) window[j] = windows[v][j];
-                for (int64_t t = start; t < stop; t++) {
-                    for (int j = 0; j + 1 < W; j++) window[j] = window[j + 1];
-                    window[W - 1] = load_some(x + order[t] * c.row + channel, lanes);
-                    vec sum = tap.bias;
-                    for (int j = 0; j < W; j++) sum = sum + window[j] * tap.weight[j];
-                    store_some(out + order[t] * c.channels + channel, silu(sum), lanes);
-                }
-                for (int j = 0; j < W; j++) windows[v][j] = window[j];
+        for (int64_t start = 0, stop; start < c.length; start = stop) {
+            stop = start + SEGMENT < c.length ? start + SEGMENT : c.length;
+            for (int64_t channel = first; channel < end; channel += LANES) {
+                if ((channel - first) % GROUP == 0)
+                    for (int64_t t = stop; t < stop + SEGMENT && t < c.length; t++) {
+                        prefetch<WIDE>(x + order[t] * c.row + channel);
+                        prefetch<WIDE, 1>(out + order[t] * c.channels + channel);
+                    }
+                conv_forward_vector<W>(c, k, start, stop, channel, end - channel < LANES ? end - channel : LANES, x, out);
             }
         }
     }
 }
 
-// From the last token to the first; the same channels.
+// What the backward of a direction reads and writes beside the taps.
+template <typename T>
+struct ConvGradients {
+    const T *x, *grad;
+    float *grad_x, *grad_weight, *grad_bias;
+};
+
+// Tokens from `stop` down to `start`. `kept` from segment to segment: gradients before SiLU of the W tokens from `stop` on.
+template <int W, typename T>
+INLINE void conv_backward_vector(const Conv &c, int64_t k, int64_t start, int64_t stop, int64_t channel, int lanes,
+                                 const ConvGradients<T> &to, vec *kept) {
+    const int64_t *order = c.orders + k * c.length, D = c.channels;
+    const auto input = [&](int64_t t) { return t >= 0 ? load_some(to.x + order[t] * c.row + channel, lanes) : vec{}; };
+    const Taps<W> taps(c, k, channel, lanes);
+    vec inputs[W], later[W];  // tokens t - W + 1 to t; gradients before SiLU of tokens t to t + W - 1
+    vec grad_weight[W], grad_bias = load_some(to.grad_bias + channel, lanes);
+    for (int j = 0; j < W; j++) {
+        inputs[j] = input(stop - W + j);
+        later[j] = kept[j];
+        grad_weight[j] = load_some(to.grad_weight + j * D + channel, lanes);
+    }
+    for (int64_t t = stop - 1; t >= start; t--) {
+        vec sum = taps.bias;
+        for (int j = 0; j < W; j++) sum = sum + inputs[j] * taps.weight[j];
+        const vec gate = sigmoid(sum);
+        const vec g = load_some(to.grad + order[t] * D + channel, lanes) * gate * (splat(1.0f) + sum * (splat(1.0f) - gate));
+        grad_bias = grad_bias + g;
+        for (int j = W - 1; j > 0; j--) later[j] = later[j - 1];
+        later[0] = g;
+        vec to_x = {};
+        for (int j = 0; j < W; j++) {
+            grad_weight[j] = grad_weight[j] + g * inputs[j];
+            to_x = to_x + later[j] * taps.weight[W - 1 - j];
+        }
+        float *grad_x = to.grad_x + order[t] * D + channel;
+        store_some(grad_x, k ? load_some(grad_x, lanes) + to_x : to_x, lanes);
+        for (int j = W - 1; j > 0; j--) inputs[j] = inputs[j - 1];
+        inputs[0] = input(t - W);
+    }
+    store_some(to.grad_bias + channel, grad_bias, lanes);
+    for (int j = 0; j < W; j++) {
+        kept[j] = later[j];
+        store_some(to.grad_weight + j * D + channel, grad_weight[j], lanes);
+    }
+}
+
+// All directions of an image from the last token to the first; the same channels.
 template <int W, typename T>
 void conv_backward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
-    const T *x = static_cast<const T *>(c.x) + image * c.length * c.row;
-    float *grad_x = c.grad_x + image * c.length * c.channels;
-    struct Moving {
-        Taps<W> taps;
-        vec inputs[W], later[W];  // tokens t - W + 1 to t; gradients before SiLU of tokens t to t + W - 1
-        vec grad_weight[W], grad_bias;
-    } moving[WIDE];
+    static thread_local Scratch memory;
+    const int64_t D = c.channels, vectors = (end - first + LANES - 1) / LANES;
+    const size_t bytes = (end - first) * sizeof(float);
+    vec *later = memory.of<vec>(vectors * W);
     for (int64_t k = 0; k < c.directions; k++) {
-        const int64_t *order = c.orders + k * c.length;
-        const int64_t at = image * c.directions + k;
-        const T *grad = static_cast<const T *>(c.grad) + at * c.length * c.channels;
-        for (int64_t stop = c.length; stop > 0;) {
-            const int64_t start = stop > SEGMENT ? stop - SEGMENT : 0;
-            for (int64_t t = start - 1; t >= 0 && t >= start - SEGMENT; t--) {
-                prefetch(grad + order[t] * c.channels + first, WIDE);
-                if (t >= W) prefetch(x + order[t - W] * c.row + first, WIDE);
-                if (k) prefetch(grad_x + order[t] * c.channels + first, WIDE);
-            }
-            for (int v = 0; first + v * LANES < end; v++) {
-                const int64_t channel = first + v * LANES;
-                const int lanes = end - channel < LANES ? end - channel : LANES;
-                if (stop == c.length) {
-                    moving[v] = Moving{};
-                    moving[v].taps.load_from(c, k, channel, lanes);
-                    for (int j = 0; j < W; j++) {
-                        const int64_t t = c.length - W + j;
-                        if (t >= 0) moving[v].inputs[j] = load_some(x + order[t] * c.row + channel, lanes);
+        const int64_t *order = c.orders + k * c.length, at = image * c.directions + k;
+        const ConvGradients<T> to = {static_cast<const T *>(c.x) + image * c.length * c.row,
+                                     static_cast<const T *>(c.grad) + at * c.length * D, c.grad_x + image * c.length * D,
+                                     c.grad_weight + at * W * D, c.grad_bias + at * D};
+        for (int j = 0; j < W; j++) std::memset(to.grad_weight + j * D + first, 0, bytes);
+        std::memset(to.grad_bias + first, 0, bytes);
+        std::memset(static_cast<void *>(later), 0, vectors * W * sizeof(vec));
+        for (int64_t stop = c.length, start; stop > 0; stop = start) {
+            start = stop > SEGMENT ? stop - SEGMENT : 0;
+            for (int64_t channel = first; channel < end; channel += LANES) {
+                if ((channel - first) % GROUP == 0)
+                    for (int64_t t = start - 1; t >= 0 && t >= start - SEGMENT; t--) {
+                        prefetch<WIDE>(to.grad + order[t] * D + channel);
+                        if (t >= W) prefetch<WIDE>(to.x + order[t - W] * c.row + channel);
+                        prefetch<WIDE, 1>(to.grad_x + order[t] * D + channel);
                     }
-                }
-                Moving m = moving[v];
-                for (int64_t t = stop - 1; t >= start; t--) {
-                    vec sum = m.taps.bias;
-                    for (int j = 0; j < W; j++) sum = sum + m.inputs[j] * m.taps.weight[j];
-                    const vec gate = sigmoid(sum);
-                    const vec g =
-                        load_some(grad + order[t] * c.channels + channel, lanes) * gate * (splat(1.0f) + sum * (splat(1.0f) - gate));
-                    m.grad_bias = m.grad_bias + g;
-                    for (int j = W - 1; j > 0; j--) m.later[j] = m.later[j - 1];
-                    m.later[0] = g;
-                    vec to_x = {};
-                    for (int j = 0; j < W; j++) {
-                        m.grad_weight[j] = m.grad_weight[j] + g * m.inputs[j];
-                        to_x = to_x + m.later[j] * m.taps.weight[W - 1 - j];
-                    }
-                    float *to = grad_x + order[t] * c.channels + channel;
-                    store_some(to, k ? load_some(to, lanes) + to_x : to_x, lanes);
-                    for (int j = W - 1; j > 0; j--) m.inputs[j] = m.inputs[j - 1];
-                    m.inputs[0] = t - W >= 0 ? load_some(x + order[t - W] * c.row + channel, lanes) : vec{};
-                }
-                moving[v] = m;
+                conv_backward_vector<W>(c, k, start, stop, channel, end - channel < LANES ? end - channel : LANES, to,
+                                        later + (channel - first) / LANES * W);
             }
-            stop = start;
-        }
-        for (int v = 0; first + v * LANES < end; v++) {
-            const int64_t channel = first + v * LANES;
-            const int lanes = end - channel < LANES ? end - channel : LANES;
-            for (int j = 0; j < W; j++)
-                store_some(c.grad_weight + (at * W + j) * c.channels + channel, moving[v].grad_weight[j], lanes);
-            store_some(c.grad_bias + at * c.channels + channel, moving[v].grad_bias, lanes);
         }
     }
 }
@@ -493,17 +529,12 @@ constexpr ConvChannels CONV_BACKWARD[] = {conv_backward_channels<1, T>, conv_bac
                                           conv_backward_channels<4, T>, conv_backward_channels<5, T>, conv_backward_channels<6, T>,
                                           conv_backward_channels<7, T>, conv_backward_channels<8, T>};
 
-void conv_group(const Conv &c, int64_t image, int64_t group, ConvChannels channels) {
-    const int64_t first = group * GROUP;
-    channels(c, image, first, first + GROUP < c.channels ? first + GROUP : c.channels);
+void conv_forward(const Conv &c, int64_t image, int64_t first, int64_t end) {
+    (c.half ? CONV_FORWARD<bf16> : CONV_FORWARD<float>)[c.taps - 1](c, image, first, end);
 }
 
-void conv_forward(const Conv &c, int64_t image, int64_t group) {
-    conv_group(c, image, group, c.half ? CONV_FORWARD<bf16>[c.taps - 1] : CONV_FORWARD<float>[c.taps - 1]);
-}
-
-void conv_backward(const Conv &c, int64_t image, int64_t group) {
-    conv_group(c, image, group, c.half ? CONV_BACKWARD<bf16>[c.taps - 1] : CONV_BACKWARD<float>[c.taps - 1]);
+void conv_backward(const Conv &c, int64_t image, int64_t first, int64_t end) {
+    (c.half ? CONV_BACKWARD<bf16> : CONV_BACKWARD<float>)[c.taps - 1](c, image, first, end);
 }
 
 // Eight chains of exponentials in registers, as many as a block of states has on AVX-512; nothing is read or written.

@@ -1,7 +1,7 @@
 // What Python calls through the C interface (interface.cpp) and each instruction set provides (kernels.cpp).
 //
-// Legend: B images, K directions, L tokens, D channels, N states, W taps; tensors contiguous float32 but for what is said,
-// orders int64.
+// Legend: B images, K directions, L tokens, D channels, N states, W taps, S segments, P parts; tensors contiguous float32 but
+// for what is said, orders int64.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,10 @@ struct ScanBackward {
     const void *grad_y;       // (B, L, D), of u's type
     const float *saved;       // (S + 1, B, K, N, D)
     void *grad_u, *grad_delta;            // (B, K, L, D), of u's type
-    float *grad_B, *grad_C;               // (G, B, K, L, N), a part for each of the G groups of channels
+    float *grad_B, *grad_C;               // (P, B, K, L, N), for P parts of the channels
     float *grad_A;                        // (B, K, N, D)
     float *grad_D, *grad_delta_bias;      // (B, K, D)
+    int64_t parts;                        // P
     int64_t half;                         // whether u, delta, grad_y, grad_u and grad_delta are bfloat16
 };
 
@@ -53,13 +54,13 @@ struct Conv {
 constexpr int SEGMENT = 32;  // tokens between two saved states
 constexpr int MAX_TAPS = 8;
 
-// One instruction set. A task is a group of channels of an image (forward) or of a direction of an image (backward).
+// One instruction set. Each call does the channels from `first`, a multiple of `group`, up to `end`.
 struct Kernels {
     int64_t group;  // channels
-    void (*scan_forward)(const ScanForward &, int64_t image, int64_t group);
-    void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t group);
-    void (*conv_forward)(const Conv &, int64_t image, int64_t group);
-    void (*conv_backward)(const Conv &, int64_t image, int64_t group);
+    void (*scan_forward)(const ScanForward &, int64_t image, int64_t first, int64_t end);
+    void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t part, int64_t first, int64_t end);
+    void (*conv_forward)(const Conv &, int64_t image, int64_t first, int64_t end);
+    void (*conv_backward)(const Conv &, int64_t image, int64_t first, int64_t end);
     float (*exponentials)(int64_t repeats);  // 8 vectors of them, `repeats` times, in registers; their sum
 };
 
