@@ -54,7 +54,10 @@ typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
 INLINE vec load_some(const bf16 *p, int count) {
     half_vec x = {};
-    std::memcpy(&x, p, count >= LANES ? sizeof(x) : count * sizeof(bf16));
+    if (count >= LANES)
+        std::memcpy(&x, p, sizeof(x));  // of a fixed size: one instruction
+    else
+        std::memcpy(&x, p, count * sizeof(bf16));
     return reinterpret_cast<vec>(__builtin_convertvector(x, uvec) << 16);
 }
 
@@ -63,7 +66,10 @@ INLINE void store_some(bf16 *p, vec x, int count) {
     const uvec nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // ties to even
     const uvec number = reinterpret_cast<uvec>(x == x);
     const half_vec half = __builtin_convertvector((nearest & number) | (0x7fc0 & ~number), half_vec);
-    std::memcpy(p, &half, count >= LANES ? sizeof(half) : count * sizeof(bf16));
+    if (count >= LANES)
+        std::memcpy(p, &half, sizeof(half));
+    else
+        std::memcpy(p, &half, count * sizeof(bf16));
 }
 
 INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
