@@ -20,13 +20,17 @@ MAX_TAPS = 8  # of the convolution, as in csrc/kernels.h
 
 
 class _Scan(Structure):
-    _fields_ = [(name, c_int64) for name in ("batch", "directions", "length", "channels", "states", "softplus")] + [
-        (name, c_void_p) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")
-    ]
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            *("batch", "directions", "length", "channels", "states"),
+            *("softplus", "half", "half_BC", "row_B", "row_C"),
+        )
+    ] + [(name, c_void_p) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")]
 
 
 class _ScanForward(Structure):
-    _fields_ = [("scan", _Scan), ("y", c_void_p), ("saved", c_void_p), ("keep", c_int64), ("half", c_int64)]
+    _fields_ = [("scan", _Scan), ("y", c_void_p), ("saved", c_void_p), ("keep", c_int64)]
 
 
 class _ScanBackward(Structure):
@@ -37,7 +41,7 @@ class _ScanBackward(Structure):
             *("grad_B", "grad_C", "grad_A", "grad_D", "grad_delta_bias"),
         )
     ]
-    _fields_ += [("parts", c_int64), ("half", c_int64)]
+    _fields_ += [("parts", c_int64)]
 
 
 class _Conv(Structure):
@@ -136,27 +140,37 @@ def _sum(parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (..., L, C) as the kernels take it, C together, and the step from any token to the next."""
+    strides, step = [1], x.stride(-2)
+    for size in (1, *reversed(x.shape[1:-1])):
+        strides.append(step * size)
+        step = strides[-1]
+    if x.stride() == tuple(reversed(strides)):  # such as a part of a projection's output
+        return x, x.stride(-2)
+    return x.contiguous(), x.shape[-1]
+
+
 def segment_length() -> int:
     """Tokens between two saved states."""
     return _library().arm_segment()
 
 
 class _Inputs:
-    """The inputs of a scan as contiguous float32, or with `half` u and delta as bfloat16; keeps them alive while a
-    kernel reads them."""
+    """The inputs of a scan as the kernels take them, kept alive while these read: float32, or with `half` u and delta
+    as bfloat16; B and C of either type."""
 
-    def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half: bool = False) -> None:
+    def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half: bool) -> None:
         self.u, self.delta = (x.contiguous() if half else _float(x) for x in (u, delta))
-        self.B, self.C = _float(B), _float(C)
-        self.A = _float(A.transpose(1, 2))  # (K, N, D)
-        self.D, self.delta_bias = _float(D), _float(delta_bias)
+        half_BC = B.dtype == C.dtype == torch.bfloat16
+        (self.B, row_B), (self.C, row_C) = (_rows(x if half_BC else x.to(torch.float32)) for x in (B, C))
+        self.A, self.D, self.delta_bias = _float(A), _float(D), _float(delta_bias)
         self.orders = orders.contiguous()
         batch, directions, length, channels = u.shape
         self.states = (batch, directions, A.shape[2], channels)
         tensors = (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.orders)
-        self.scan = _Scan(
-            batch, directions, length, channels, A.shape[2], int(delta_softplus), *(_pointer(x) for x in tensors)
-        )
+        flags = (int(delta_softplus), int(half), int(half_BC))
+        self.scan = _Scan(*u.shape, A.shape[2], *flags, row_B, row_C, *(_pointer(x) for x in tensors))
 
 
 def scan_forward(
@@ -183,7 +197,7 @@ def scan_forward(
     segments = -(-length // segment_length())
     y = torch.empty(batch, length, channels, dtype=inputs.u.dtype)
     saved = torch.empty(segments + 1 if keep else 1, *inputs.states)
-    forward = _ScanForward(inputs.scan, y.data_ptr(), saved.data_ptr(), int(keep), int(half))
+    forward = _ScanForward(inputs.scan, y.data_ptr(), saved.data_ptr(), int(keep))
     _library().arm_scan_forward(kernels(), ctypes.byref(forward), torch.get_num_threads(), _openmp())
     return y.to(u.dtype), saved
 
@@ -209,18 +223,15 @@ def scan_backward(
     threads = torch.get_num_threads()
     parts = _library().arm_parts(kernels(), batch * directions, channels, threads)
     grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
-    grad_B, grad_C = (torch.empty(parts, *inputs.B.shape) for _ in range(2))
-    grad_A = torch.empty(inputs.states)
+    grad_B, grad_C = (torch.empty(parts, *B.shape) for _ in range(2))
+    grad_A = torch.empty(batch, *A.shape)
     grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
     results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
     pointers = (x.data_ptr() for x in (grad_y, saved, *results))
-    backward = _ScanBackward(inputs.scan, *pointers, parts, int(half))
+    backward = _ScanBackward(inputs.scan, *pointers, parts)
     _library().arm_scan_backward(kernels(), ctypes.byref(backward), threads, _openmp())
     dtypes = [u.dtype if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
-    grads = (
-        *(grad_u, grad_delta, _sum(grad_A).transpose(1, 2).contiguous()),
-        *(_sum(x) for x in (grad_B, grad_C, grad_D, grad_bias)),
-    )
+    grads = (grad_u, grad_delta, *(_sum(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias)))
     return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
 
@@ -237,33 +248,18 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     half = x.dtype == grad.dtype == torch.bfloat16
-    directions, channels, taps = weight.shape
     grad, grad_x = grad.contiguous() if half else _float(grad), torch.empty(x.shape)
-    grad_weight = torch.empty(x.shape[0], directions, taps, channels)
-    grad_bias = torch.empty(x.shape[0], directions, channels)
+    grad_weight, grad_bias = torch.empty(x.shape[0], *weight.shape), torch.empty(x.shape[0], *bias.shape)
     results = dict(grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias)
     _convolve(x if half else x.float(), weight, bias, orders, half, backward=True, grad=grad, **results)
-    return (
-        grad_x.to(x.dtype),
-        _sum(grad_weight).transpose(1, 2).contiguous().to(weight.dtype),
-        _sum(grad_bias).to(bias.dtype),
-    )
-
-
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """x (B, L, D) as the kernels take it, channels together, and the step from any token to the next."""
-    x, (_, length, channels) = x.detach(), x.shape
-    step = x.stride(1)
-    if length > 1 and x.stride() == (length * step, step, 1):  # such as half of in_proj's output
-        return x, step
-    return x.contiguous(), channels
+    return grad_x.to(x.dtype), _sum(grad_weight).to(weight.dtype), _sum(grad_bias).to(bias.dtype)
 
 
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, half: bool = False, backward: bool = False, **more: Tensor
 ) -> None:
     x, row = _rows(x)
-    inputs = dict(x=x, weight=_float(weight.transpose(1, 2)), bias=_float(bias), orders=orders.contiguous())
+    inputs = dict(x=x, weight=_float(weight), bias=_float(bias), orders=orders.contiguous())
     pointers = {name: tensor.data_ptr() for name, tensor in (inputs | more).items()}
     sizes = (x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], row, int(half))
     conv = _Conv(*sizes, **pointers)

@@ -151,11 +151,11 @@ def selective_scan(
     shared = [None if x is None else x.unsqueeze(0) for x in (A, D, delta_bias)]
     (u_t, delta_t, B_t, C_t), (A_k, D_k, bias_k) = tokens, shared
     _check(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders)
-    y, last_state = _scan(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders, delta_softplus, backend)
+    y, states = _scan(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders, delta_softplus, backend)
     y = y.transpose(1, 2)
     if z is not None:
         y = y * torch.nn.functional.silu(z)
-    return (y, last_state.squeeze(1)) if return_last_state else y
+    return (y, states[-1, :, 0].transpose(1, 2)) if return_last_state else y
 
 
 def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
@@ -185,16 +185,16 @@ def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
 
 
 def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) and the last state (B, K, D, N)."""
+    """y (B, L, D), and states (., B, K, N, D) of which the last is that after the last token."""
     backend = resolve_backend(u.device, u.dtype, backend)
     if backend in ("reference", "mamba_ssm"):
         scan = cross_scan_reference if backend == "reference" else cross_scan_mamba_ssm
         with torch.autocast(u.device.type, enabled=False):
-            return scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+            y, state = scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+        return y, state.transpose(2, 3).unsqueeze(0)
     tensors = (u, delta, A, B, C, D, delta_bias)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, states = _cross_scan(*tensors, orders, delta_softplus, backend, keep)
-    return y, states[-1].transpose(2, 3)
+    return _cross_scan(*tensors, orders, delta_softplus, backend, keep)
 
 
 def _kernels(backend: str) -> ModuleType:
@@ -231,8 +231,7 @@ def _cross_scan(
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D), and the states (S + 1, B, K, N, D) before each segment of a back end and after the last; or, without
     `keep`, the latter alone."""
-    with torch.autocast(u.device.type, enabled=False):  # the state stays in float32
-        return _kernels(backend).scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
+    return _kernels(backend).scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
 
 
 @_cross_scan.register_fake
@@ -260,8 +259,7 @@ def _cross_scan_backward(
     states: Tensor,
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
-    with torch.autocast(u.device.type, enabled=False):
-        return _kernels(backend).scan_backward(grad_y, *inputs, states)
+    return _kernels(backend).scan_backward(grad_y, *inputs, states)
 
 
 @_cross_scan_backward.register_fake

@@ -8,6 +8,8 @@ is kept per token: the backward starts each segment from the state saved at its 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, S segments, T tokens of a segment.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -74,10 +76,22 @@ def _slabs(batch: int, states_per_image: int) -> list[slice]:
     return [slice(b, b + size) for b in range(0, batch, size)]
 
 
+def _without_autocast(function: Callable) -> Callable:
+    """Autocast would take the matrix products of states out of float32."""
+
+    @functools.wraps(function)
+    def run(first: Tensor, *arguments):
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *arguments)
+
+    return run
+
+
 def _float(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype)
 
 
+@_without_autocast
 def scan_forward(
     u: Tensor,
     delta: Tensor,
@@ -117,6 +131,7 @@ def scan_forward(
     return (y / directions).to(u.dtype), saved
 
 
+@_without_autocast
 def scan_backward(
     grad_y: Tensor,
     u: Tensor,

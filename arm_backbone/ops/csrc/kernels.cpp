@@ -34,43 +34,69 @@ struct Scratch {
     ~Scratch() { delete[] memory; }
 };
 
+// Channels from `first` up to `end` of a parameter (D, N), as (N, D).
+void transpose(const float *from, int64_t D, int64_t N, int64_t first, int64_t end, float *to) {
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t c = first; c < end; c++) to[n * D + c] = from[c * N + n];
+}
+
+// And back.
+void transpose_back(const float *from, int64_t D, int64_t N, int64_t first, int64_t end, float *to) {
+    for (int64_t c = first; c < end; c++)
+        for (int64_t n = 0; n < N; n++) to[c * N + n] = from[n * D + c];
+}
+
 // One direction of one image.
 template <typename T>
 struct Rows {
     const T *u, *delta;
-    const float *A, *B, *C;
+    const void *B, *C;
     const int64_t *order;
 
     Rows(const Scan &s, int64_t image, int64_t k) {
-        const int64_t at = image * s.directions + k;
-        u = static_cast<const T *>(s.u) + at * s.length * s.channels;
-        delta = static_cast<const T *>(s.delta) + at * s.length * s.channels;
-        A = s.A + k * s.states * s.channels;
-        B = s.B + at * s.length * s.states;
-        C = s.C + at * s.length * s.states;
+        const int64_t at = (image * s.directions + k) * s.length, size = s.half_BC ? sizeof(bf16) : sizeof(float);
+        u = static_cast<const T *>(s.u) + at * s.channels;
+        delta = static_cast<const T *>(s.delta) + at * s.channels;
+        B = static_cast<const char *>(s.B) + at * s.row_B * size;
+        C = static_cast<const char *>(s.C) + at * s.row_C * size;
         order = s.orders + k * s.length;
     }
 };
 
-// Up to SEGMENT tokens of a direction.
+// Up to SEGMENT tokens of a direction, with their B and C in float32, (count, N) each.
 struct Segment {
     const int64_t *order;  // their numbers
     int count;
     const int64_t *next;  // numbers of those that are read afterwards
     int next_count;
-    const float *B[SEGMENT], *C[SEGMENT];
+    float *B, *C;
+
+    static int64_t memory(int64_t N) { return 2 * SEGMENT * N + LANES; }  // floats
 
     template <typename T>
-    Segment(const Scan &s, const Rows<T> &rows, int64_t start, int64_t next_start) : order(rows.order + start) {
+    Segment(const Scan &s, const Rows<T> &rows, int64_t start, int64_t next_start, float *memory)
+        : order(rows.order + start), B(memory), C(memory + SEGMENT * s.states) {
         const auto count_from = [&](int64_t from) { return s.length - from < SEGMENT ? s.length - from : SEGMENT; };
         count = count_from(start);
         const bool more = next_start >= 0 && next_start < s.length;
         next = more ? rows.order + next_start : nullptr;
         next_count = more ? count_from(next_start) : 0;
-        for (int t = 0; t < count; t++) {
-            B[t] = rows.B + order[t] * s.states;
-            C[t] = rows.C + order[t] * s.states;
+        if (s.half_BC) {
+            gather(static_cast<const bf16 *>(rows.B), s.row_B, s.states, B);
+            gather(static_cast<const bf16 *>(rows.C), s.row_C, s.states, C);
+        } else {
+            gather(static_cast<const float *>(rows.B), s.row_B, s.states, B);
+            gather(static_cast<const float *>(rows.C), s.row_C, s.states, C);
         }
+    }
+
+    template <typename T>
+    void gather(const T *from, int64_t row, int64_t N, float *to) const {
+        for (int t = 0; t < count; t++)
+            for (int64_t n = 0; n < N; n += LANES) {
+                const int lanes = N - n < LANES ? N - n : LANES;
+                store_some(to + t * N + n, load_some(from + order[t] * row + n, lanes), lanes);
+            }
     }
 };
 
@@ -85,10 +111,10 @@ INLINE void prefetch(const T *row) {
 // A vector of channels of a parameter (K, D) that may be missing.
 INLINE vec load_optional(const float *p, int64_t at, int lanes) { return p ? load_some(p + at, lanes) : vec{}; }
 
-// A segment through the NB states from n on, for one vector of channels. A, the states before and after it: (N, D), D channels.
+// A segment through the NB states from n on, for one vector of channels. A, the states before and after it: (N, D).
 template <int NB>
-INLINE void run_states(const Segment &segment, const float *A, const float *before, float *after, int64_t D, int lanes,
-                       int64_t n, const vec *delta, const vec *input, vec *out) {
+INLINE void run_states(const Segment &segment, const float *A, const float *before, float *after, int64_t N, int64_t D,
+                       int lanes, int64_t n, const vec *delta, const vec *input, vec *out) {
     vec h[NB], a[NB];
     for (int i = 0; i < NB; i++) {
         h[i] = load_some(before + (n + i) * D, lanes);
@@ -97,7 +123,7 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
     for (int t = 0; t < segment.count; t++) {
         vec sum = out[t];
         const vec d = delta[t], x = input[t];
-        const float *b = segment.B[t] + n, *c = segment.C[t] + n;
+        const float *b = segment.B + t * N + n, *c = segment.C + t * N + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
             h[i] = exp2v(d * a[i]) * h[i] + x * splat(b[i]);
@@ -112,7 +138,7 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
 // up the directions.
 template <int V, typename T>
 INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &segment, int64_t k, int64_t first, int lanes,
-                            const float *before, float *after, float *total, int64_t stride) {
+                            const float *A, const float *before, float *after, float *total, int64_t stride) {
     const int64_t N = s.states, D = s.channels;
     const vec mean = splat(1.0f / s.directions);
     vec delta[V][SEGMENT], input[V][SEGMENT], out[V][SEGMENT], skip[V], bias[V];
@@ -142,8 +168,8 @@ INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &s
         const int64_t c = first + v * LANES;
         int64_t n = 0;
         for (; n + BLOCK <= N; n += BLOCK)
-            run_states<BLOCK>(segment, rows.A + c, before + c, after + c, D, lanes, n, delta[v], input[v], out[v]);
-        for (; n < N; n++) run_states<1>(segment, rows.A + c, before + c, after + c, D, lanes, n, delta[v], input[v], out[v]);
+            run_states<BLOCK>(segment, A + c, before + c, after + c, N, D, lanes, n, delta[v], input[v], out[v]);
+        for (; n < N; n++) run_states<1>(segment, A + c, before + c, after + c, N, D, lanes, n, delta[v], input[v], out[v]);
     }
     for (int t = 0; t < segment.count; t++)
         for (int v = 0; v < V; v++) {
@@ -159,33 +185,35 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     const Scan &s = f.scan;
     const int64_t N = s.states, D = s.channels;
     T *y = static_cast<T *>(f.y) + image * s.length * D;
-    static thread_local Scratch memory;
+    constexpr bool sums = sizeof(T) != sizeof(float);  // directions are added up in float32
+    const int64_t width = (end - first + LANES - 1) / LANES * LANES;
+    static thread_local Scratch scratch;
+    float *A = scratch.of<float>(N * D + Segment::memory(N) + LANES + (sums ? s.length * width : 0)), *BC = A + N * D;
     float *total;
-    int64_t stride;
-    if constexpr (sizeof(T) == sizeof(float)) {
+    if constexpr (sums)
+        total = BC + Segment::memory(N);
+    else
         total = y + first;
-        stride = D;
-    } else {  // directions are added up in float32
-        stride = (end - first + LANES - 1) / LANES * LANES;
-        total = memory.of<float>(s.length * stride);
-    }
+    const int64_t stride = sums ? width : D;
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
+        transpose(s.A + k * D * N, D, N, first, end, A);
         float *state = f.saved + (image * s.directions + k) * N * D;
         for (int64_t n = 0; n < N; n++) std::memset(state + n * D + first, 0, (end - first) * sizeof(float));
         for (int64_t start = 0; start < s.length; start += SEGMENT) {
-            const Segment segment(s, rows, start, start + SEGMENT);
+            const Segment segment(s, rows, start, start + SEGMENT, BC);
             float *after = f.keep ? state + s.batch * s.directions * N * D : state;
             int64_t c = first;
             for (; c + GROUP <= end; c += GROUP)
-                forward_vectors<WIDE>(s, rows, segment, k, c, LANES, state, after, total + c - first, stride);
-            for (; c < end; c += LANES)
-                forward_vectors<1>(s, rows, segment, k, c, end - c < LANES ? end - c : LANES, state, after, total + c - first,
-                                   stride);
+                forward_vectors<WIDE>(s, rows, segment, k, c, LANES, A, state, after, total + c - first, stride);
+            for (; c < end; c += LANES) {
+                const int lanes = end - c < LANES ? end - c : LANES;
+                forward_vectors<1>(s, rows, segment, k, c, lanes, A, state, after, total + c - first, stride);
+            }
             state = after;
         }
     }
-    if constexpr (sizeof(T) != sizeof(float))
+    if constexpr (sums)
         for (int64_t t = 0; t < s.length; t++)
             for (int64_t c = first; c < end; c += LANES)
                 store_some(y + t * D + c, load(total + t * stride + c - first), end - c < LANES ? end - c : LANES);
@@ -193,7 +221,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
 
 void scan_forward(const ScanForward &f, int64_t image, int64_t first, int64_t end) {
     [[maybe_unused]] const FlushTiny flush;
-    f.half ? scan_forward_channels<bf16>(f, image, first, end) : scan_forward_channels<float>(f, image, first, end);
+    f.scan.half ? scan_forward_channels<bf16>(f, image, first, end) : scan_forward_channels<float>(f, image, first, end);
 }
 
 // What the backward keeps of the tokens of a segment, for one vector of channels.
@@ -210,26 +238,26 @@ struct BlockMemory {
     vec sums[SEGMENT * 2 * NARROW + LANES];  // (SEGMENT, 2, NB): gradients of B and of C, lane by lane; and room to read
 };
 
-// What the backward of a direction writes and reads beside the rows; (N, D) all but the first two.
+// What the backward of a direction reads and writes beside the rows; (N, D) all but the last two.
 struct BackwardStates {
-    float *grad_B, *grad_C;  // (L, N)
+    float *A, *grad_A;
     const float *saved;      // before the segment
     float *grad_state;       // after the segment, then before it
-    float *grad_A;
+    float *grad_B, *grad_C;  // (L, N)
 };
 
 // A segment forward and back through the NB states from n on, for the vector of channels from c on. `first`: of the group.
 template <int NB>
-INLINE void backward_states(const Segment &segment, const float *A, const BackwardStates &states, int64_t D, int64_t c,
-                            int lanes, int64_t n, bool first, Tokens &tokens, BlockMemory &memory) {
+INLINE void backward_states(const Segment &segment, const BackwardStates &states, int64_t N, int64_t D, int64_t c, int lanes,
+                            int64_t n, bool first, Tokens &tokens, BlockMemory &memory) {
     vec a[NB], h[NB];
     for (int i = 0; i < NB; i++) {
-        a[i] = load_some(A + (n + i) * D + c, lanes) * splat(LOG2E);
+        a[i] = load_some(states.A + (n + i) * D + c, lanes) * splat(LOG2E);
         h[i] = load_some(states.saved + (n + i) * D + c, lanes);
     }
     for (int t = 0; t < segment.count; t++) {  // the forward again
         const vec d = tokens.delta[t], x = tokens.input[t];
-        const float *b = segment.B[t] + n;
+        const float *b = segment.B + t * N + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
             const vec decay = exp2v(d * a[i]);
@@ -240,13 +268,13 @@ INLINE void backward_states(const Segment &segment, const float *A, const Backwa
     }
     vec g[NB], ga[NB];
     for (int i = 0; i < NB; i++) {
-        a[i] = load_some(A + (n + i) * D + c, lanes);
+        a[i] = load_some(states.A + (n + i) * D + c, lanes);
         g[i] = load_some(states.grad_state + (n + i) * D + c, lanes);
         ga[i] = load_some(states.grad_A + (n + i) * D + c, lanes);
     }
     for (int t = segment.count - 1; t >= 0; t--) {
         const vec d = tokens.delta[t], x = tokens.input[t], dy = tokens.dy[t];
-        const float *b = segment.B[t] + n, *cs = segment.C[t] + n;
+        const float *b = segment.B + t * N + n, *cs = segment.C + t * N + n;
         vec from_decay = tokens.from_decay[t], from_input = tokens.from_input[t];
         vec *sum_B = memory.sums + t * 2 * NB, *sum_C = sum_B + NB;
 #pragma GCC unroll 8
@@ -272,10 +300,10 @@ INLINE void backward_states(const Segment &segment, const float *A, const Backwa
 
 // The same for V vectors of channels from `first` on, and the gradients of B and C: set, or added to.
 template <int V, int NB>
-void backward_block(const Segment &segment, const float *A, const BackwardStates &states, int64_t N, int64_t D, int64_t first,
-                    int lanes, int64_t n, bool add, Tokens *tokens, BlockMemory &memory) {
+void backward_block(const Segment &segment, const BackwardStates &states, int64_t N, int64_t D, int64_t first, int lanes,
+                    int64_t n, bool add, Tokens *tokens, BlockMemory &memory) {
     for (int v = 0; v < V; v++)
-        backward_states<NB>(segment, A, states, D, first + v * LANES, lanes, n, v == 0, tokens[v], memory);
+        backward_states<NB>(segment, states, N, D, first + v * LANES, lanes, n, v == 0, tokens[v], memory);
     alignas(64) float sums[SEGMENT * 2 * NB + LANES];
     for (int i = 0; i < segment.count * 2 * NB; i += LANES) store(sums + i, lane_sums(memory.sums + i));
     for (int t = 0; t < segment.count; t++) {
@@ -334,8 +362,8 @@ INLINE void backward_vectors(const ScanBackward &g, const Rows<T> &rows, const S
         for (int64_t n = 0; n < N; n++) prefetch<V>(states.saved - s.batch * s.directions * N * D + n * D + first);
     int64_t n = 0;
     for (; n + NARROW <= N; n += NARROW)
-        backward_block<V, NARROW>(segment, rows.A, states, N, D, first, lanes, n, add, memory.tokens, memory.block);
-    for (; n < N; n++) backward_block<V, 1>(segment, rows.A, states, N, D, first, lanes, n, add, memory.tokens, memory.block);
+        backward_block<V, NARROW>(segment, states, N, D, first, lanes, n, add, memory.tokens, memory.block);
+    for (; n < N; n++) backward_block<V, 1>(segment, states, N, D, first, lanes, n, add, memory.tokens, memory.block);
     for (int t = 0; t < segment.count; t++)
         for (int v = 0; v < V; v++) {
             const Tokens &from = memory.tokens[v];
@@ -361,20 +389,22 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
     const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
     const int64_t B = ((part * s.batch + image) * s.directions + k) * s.length * N;
     const Rows<T> rows(s, image, k);
-    static thread_local Scratch memory;  // kept: new pages every time would cost more
-    static thread_local Scratch gradients;
-    GroupMemory &group = *memory.of<GroupMemory>(1);
-    BackwardStates states{g.grad_B + B, g.grad_C + B, nullptr, gradients.of<float>(N * D), g.grad_A + at * N * D};
+    static thread_local Scratch scratch, groups;  // kept: new pages every time would cost more
+    GroupMemory &group = *groups.of<GroupMemory>(1);
+    float *A = scratch.of<float>(3 * N * D + Segment::memory(N)), *grad_A = A + N * D, *grad_state = grad_A + N * D;
+    float *BC = grad_state + N * D;
+    transpose(s.A + k * D * N, D, N, first, end, A);
     const size_t bytes = (end - first) * sizeof(float);
     for (int64_t n = 0; n < N; n++) {
-        std::memset(states.grad_state + n * D + first, 0, bytes);
-        std::memset(states.grad_A + n * D + first, 0, bytes);
+        std::memset(grad_A + n * D + first, 0, bytes);
+        std::memset(grad_state + n * D + first, 0, bytes);
     }
     std::memset(g.grad_D + at * D + first, 0, bytes);
     std::memset(g.grad_delta_bias + at * D + first, 0, bytes);
+    BackwardStates states = {A, grad_A, nullptr, grad_state, g.grad_B + B, g.grad_C + B};
     const int64_t last = (s.length - 1) / SEGMENT * SEGMENT;
     for (int64_t start = last; start >= 0; start -= SEGMENT) {
-        const Segment segment(s, rows, start, start - SEGMENT);
+        const Segment segment(s, rows, start, start - SEGMENT, BC);
         states.saved = g.saved + (start / SEGMENT * s.batch * s.directions + at) * N * D;
         int64_t c = first;
         for (; c + GROUP <= end; c += GROUP)
@@ -382,11 +412,12 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
         for (; c < end; c += LANES)
             backward_vectors<1>(g, rows, segment, states, image, k, c, end - c < LANES ? end - c : LANES, c > first, group);
     }
+    transpose_back(grad_A, D, N, first, end, g.grad_A + at * D * N);
 }
 
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t part, int64_t first, int64_t end) {
     [[maybe_unused]] const FlushTiny flush;
-    g.half ? scan_backward_channels<bf16>(g, image, k, part, first, end)
+    g.scan.half ? scan_backward_channels<bf16>(g, image, k, part, first, end)
            : scan_backward_channels<float>(g, image, k, part, first, end);
 }
 
@@ -394,18 +425,18 @@ template <int W>
 struct Taps {  // of one vector of channels in one direction
     vec weight[W], bias;
 
-    Taps(const Conv &c, int64_t k, int64_t channel, int lanes) {
-        for (int j = 0; j < W; j++) weight[j] = load_some(c.weight + (k * W + j) * c.channels + channel, lanes);
-        bias = load_some(c.bias + k * c.channels + channel, lanes);
+    Taps(const float *weights, const float *biases, int64_t channels, int lanes) {  // (W, D), D
+        for (int j = 0; j < W; j++) weight[j] = load_some(weights + j * channels, lanes);
+        bias = load_some(biases, lanes);
     }
 };
 
-// Tokens from `start` up to `stop` of a direction, for one vector of channels; x and out: of the image and the direction.
+// Tokens from `start` up to `stop` of direction k for one vector of channels; x and out: of the image and the direction.
 template <int W, typename T>
-INLINE void conv_forward_vector(const Conv &c, int64_t k, int64_t start, int64_t stop, int64_t channel, int lanes, const T *x,
-                                T *out) {
+INLINE void conv_forward_vector(const Conv &c, int64_t k, int64_t start, int64_t stop, int64_t channel, int lanes,
+                                const float *weight, const T *x, T *out) {
     const int64_t *order = c.orders + k * c.length;
-    const Taps<W> taps(c, k, channel, lanes);
+    const Taps<W> taps(weight + channel, c.bias + k * c.channels + channel, c.channels, lanes);
     vec window[W];  // the last W tokens, the oldest first
     for (int j = 1; j < W; j++) {
         const int64_t t = start - W + j;
@@ -423,8 +454,11 @@ INLINE void conv_forward_vector(const Conv &c, int64_t k, int64_t start, int64_t
 // All directions of an image, for the channels from `first` up to `end`.
 template <int W, typename T>
 void conv_forward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
+    static thread_local Scratch scratch;
+    float *weight = scratch.of<float>(W * c.channels);
     const T *x = static_cast<const T *>(c.x) + image * c.length * c.row;
     for (int64_t k = 0; k < c.directions; k++) {
+        transpose(c.weight + k * c.channels * W, c.channels, W, first, end, weight);
         const int64_t *order = c.orders + k * c.length;
         T *out = static_cast<T *>(c.out) + (image * c.directions + k) * c.length * c.channels;
         for (int64_t start = 0, stop; start < c.length; start = stop) {
@@ -435,17 +469,20 @@ void conv_forward_channels(const Conv &c, int64_t image, int64_t first, int64_t 
                         prefetch<WIDE>(x + order[t] * c.row + channel);
                         prefetch<WIDE, 1>(out + order[t] * c.channels + channel);
                     }
-                conv_forward_vector<W>(c, k, start, stop, channel, end - channel < LANES ? end - channel : LANES, x, out);
+                const int lanes = end - channel < LANES ? end - channel : LANES;
+                conv_forward_vector<W>(c, k, start, stop, channel, lanes, weight, x, out);
             }
         }
     }
 }
 
-// What the backward of a direction reads and writes beside the taps.
+// What the backward of a direction reads and writes.
 template <typename T>
 struct ConvGradients {
     const T *x, *grad;
-    float *grad_x, *grad_weight, *grad_bias;
+    float *grad_x;
+    const float *weight, *bias;  // (W, D), D
+    float *grad_weight, *grad_bias;
 };
 
 // Tokens from `stop` down to `start`. `kept` from segment to segment: gradients before SiLU of the W tokens from `stop` on.
@@ -454,7 +491,7 @@ INLINE void conv_backward_vector(const Conv &c, int64_t k, int64_t start, int64_
                                  const ConvGradients<T> &to, vec *kept) {
     const int64_t *order = c.orders + k * c.length, D = c.channels;
     const auto input = [&](int64_t t) { return t >= 0 ? load_some(to.x + order[t] * c.row + channel, lanes) : vec{}; };
-    const Taps<W> taps(c, k, channel, lanes);
+    const Taps<W> taps(to.weight + channel, to.bias + channel, D, lanes);
     vec inputs[W], later[W];  // tokens t - W + 1 to t; gradients before SiLU of tokens t to t + W - 1
     vec grad_weight[W], grad_bias = load_some(to.grad_bias + channel, lanes);
     for (int j = 0; j < W; j++) {
@@ -490,16 +527,22 @@ INLINE void conv_backward_vector(const Conv &c, int64_t k, int64_t start, int64_
 // All directions of an image from the last token to the first; the same channels.
 template <int W, typename T>
 void conv_backward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
-    static thread_local Scratch memory;
     const int64_t D = c.channels, vectors = (end - first + LANES - 1) / LANES;
     const size_t bytes = (end - first) * sizeof(float);
-    vec *later = memory.of<vec>(vectors * W);
+    static thread_local Scratch scratch;
+    vec *later = scratch.of<vec>(vectors * W + 2 * W * (D / LANES + 1));
+    float *weight = reinterpret_cast<float *>(later + vectors * W), *grad_weight = weight + W * D;
     for (int64_t k = 0; k < c.directions; k++) {
+        transpose(c.weight + k * D * W, D, W, first, end, weight);
         const int64_t *order = c.orders + k * c.length, at = image * c.directions + k;
         const ConvGradients<T> to = {static_cast<const T *>(c.x) + image * c.length * c.row,
-                                     static_cast<const T *>(c.grad) + at * c.length * D, c.grad_x + image * c.length * D,
-                                     c.grad_weight + at * W * D, c.grad_bias + at * D};
-        for (int j = 0; j < W; j++) std::memset(to.grad_weight + j * D + first, 0, bytes);
+                                     static_cast<const T *>(c.grad) + at * c.length * D,
+                                     c.grad_x + image * c.length * D,
+                                     weight,
+                                     c.bias + k * D,
+                                     grad_weight,
+                                     c.grad_bias + at * D};
+        for (int j = 0; j < W; j++) std::memset(grad_weight + j * D + first, 0, bytes);
         std::memset(to.grad_bias + first, 0, bytes);
         std::memset(static_cast<void *>(later), 0, vectors * W * sizeof(vec));
         for (int64_t stop = c.length, start; stop > 0; stop = start) {
@@ -515,19 +558,20 @@ void conv_backward_channels(const Conv &c, int64_t image, int64_t first, int64_t
                                         later + (channel - first) / LANES * W);
             }
         }
+        transpose_back(grad_weight, D, W, first, end, c.grad_weight + at * D * W);
     }
 }
 
 typedef void (*ConvChannels)(const Conv &, int64_t image, int64_t first, int64_t end);
 // By the number of taps.
 template <typename T>
-constexpr ConvChannels CONV_FORWARD[] = {conv_forward_channels<1, T>, conv_forward_channels<2, T>, conv_forward_channels<3, T>,
-                                         conv_forward_channels<4, T>, conv_forward_channels<5, T>, conv_forward_channels<6, T>,
-                                         conv_forward_channels<7, T>, conv_forward_channels<8, T>};
+constexpr ConvChannels CONV_FORWARD[] = {
+    conv_forward_channels<1, T>, conv_forward_channels<2, T>, conv_forward_channels<3, T>, conv_forward_channels<4, T>,
+    conv_forward_channels<5, T>, conv_forward_channels<6, T>, conv_forward_channels<7, T>, conv_forward_channels<8, T>};
 template <typename T>
-constexpr ConvChannels CONV_BACKWARD[] = {conv_backward_channels<1, T>, conv_backward_channels<2, T>, conv_backward_channels<3, T>,
-                                          conv_backward_channels<4, T>, conv_backward_channels<5, T>, conv_backward_channels<6, T>,
-                                          conv_backward_channels<7, T>, conv_backward_channels<8, T>};
+constexpr ConvChannels CONV_BACKWARD[] = {
+    conv_backward_channels<1, T>, conv_backward_channels<2, T>, conv_backward_channels<3, T>, conv_backward_channels<4, T>,
+    conv_backward_channels<5, T>, conv_backward_channels<6, T>, conv_backward_channels<7, T>, conv_backward_channels<8, T>};
 
 void conv_forward(const Conv &c, int64_t image, int64_t first, int64_t end) {
     (c.half ? CONV_FORWARD<bf16> : CONV_FORWARD<float>)[c.taps - 1](c, image, first, end);

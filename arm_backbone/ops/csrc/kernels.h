@@ -8,32 +8,33 @@
 
 struct Scan {
     int64_t batch, directions, length, channels, states;
-    int64_t softplus;  // whether delta goes through it, after the bias
-    const void *u, *delta;       // (B, K, L, D), in token order; float32, or both bfloat16
-    const float *A;              // (K, N, D)
-    const float *B, *C;          // (B, K, L, N)
-    const float *D, *delta_bias; // (K, D), or null
-    const int64_t *orders;       // (K, L)
+    int64_t softplus;     // whether delta goes through it, after the bias
+    int64_t half;         // whether u and delta are bfloat16, and y or its gradient, and the gradients of u and delta
+    int64_t half_BC;      // whether B and C are bfloat16
+    int64_t row_B, row_C; // numbers from one token to the next
+    const void *u, *delta;        // (B, K, L, D), in token order
+    const float *A;               // (K, D, N)
+    const void *B, *C;            // (B, K, L, N), rows row_B and row_C apart
+    const float *D, *delta_bias;  // (K, D), or null
+    const int64_t *orders;        // (K, L)
 };
 
 struct ScanForward {
     Scan scan;
-    void *y;       // (B, L, D), mean over the directions, of u's type
+    void *y;       // (B, L, D), mean over the directions
     float *saved;  // (S + 1, B, K, N, D): states before every segment and after the last; or (1, ...), the last only
     int64_t keep;  // whether it is the former
-    int64_t half;  // whether u, delta and y are bfloat16
 };
 
 struct ScanBackward {
     Scan scan;
-    const void *grad_y;       // (B, L, D), of u's type
-    const float *saved;       // (S + 1, B, K, N, D)
-    void *grad_u, *grad_delta;            // (B, K, L, D), of u's type
-    float *grad_B, *grad_C;               // (P, B, K, L, N), for P parts of the channels
-    float *grad_A;                        // (B, K, N, D)
-    float *grad_D, *grad_delta_bias;      // (B, K, D)
-    int64_t parts;                        // P
-    int64_t half;                         // whether u, delta, grad_y, grad_u and grad_delta are bfloat16
+    const void *grad_y;               // (B, L, D)
+    const float *saved;               // (S + 1, B, K, N, D)
+    void *grad_u, *grad_delta;        // (B, K, L, D)
+    float *grad_B, *grad_C;           // (P, B, K, L, N), for P parts of the channels
+    float *grad_A;                    // (B, K, D, N)
+    float *grad_D, *grad_delta_bias;  // (B, K, D)
+    int64_t parts;                    // P
 };
 
 struct Conv {
@@ -41,13 +42,13 @@ struct Conv {
     int64_t row;            // numbers from one token of x to the next
     int64_t half;           // whether x and out, or x and grad, are bfloat16
     const void *x;          // (B, L, D), rows `row` apart
-    const float *weight;    // (K, W, D)
+    const float *weight;    // (K, D, W)
     const float *bias;      // (K, D)
     const int64_t *orders;  // (K, L)
-    void *out;              // forward: (B, K, L, D), of x's type
-    const void *grad;       // backward: (B, K, L, D), of x's type
+    void *out;              // forward: (B, K, L, D)
+    const void *grad;       // backward: (B, K, L, D)
     float *grad_x;          // (B, L, D)
-    float *grad_weight;     // (B, K, W, D)
+    float *grad_weight;     // (B, K, D, W)
     float *grad_bias;       // (B, K, D)
 };
 
