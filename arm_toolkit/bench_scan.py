@@ -7,7 +7,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -285,9 +285,11 @@ def block_cases(
     """A block of ARM on several back ends, against its matrix products alone.
 
     Under autocast these are timed twice: with weights of its type, and with the casts that autocast cannot do without.
+    The forward of the block, too: under autocast, and of that type throughout ("weights held").
     """
     dim, num_layers = resolve_arch(arch)
     block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
+    held = copy.deepcopy(block).to(setting.dtype)
     for grid in grids:
         x = setting.randn(setting.batch, grid.tokens, dim)
         orders = grid.orders(4, setting.device)
@@ -304,6 +306,9 @@ def block_cases(
             for backend in resolved(setting, backends):
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
                 case.candidates.append(Candidate(f"block, {backend}", run))
+                if setting.dtype != torch.float32 and not with_backward:
+                    run = _module_run(held, x.to(setting.dtype), orders, replace(setting, dtype=torch.float32), False)
+                    case.candidates.append(Candidate(f"block, {backend}, weights held", with_backend(backend, run)))
             if setting.device.type == "cuda":
                 try:
                     usual = _usual_block(block)

@@ -244,6 +244,7 @@ def test_block(tmp_path, dtype):
     for kind in ("forward", "forward and backward"):
         assert names(rows, kind)[0] == "GEMMs" and "block, torch" in names(rows, kind)
         assert ("GEMMs, weights cast" in names(rows, kind)) == (dtype == "bfloat16")
+    assert ("block, torch, weights held" in names(rows, "forward")) == (dtype == "bfloat16")
     assert {row["baseline"] for row in rows} == {"GEMMs"}
 
 

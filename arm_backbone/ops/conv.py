@@ -19,8 +19,9 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tenso
 
     Args:
         x: (B, L, D), in token order.
-        weight: (K, D, W); the last tap is the current token, the first the one W - 1 steps before.
-        bias: (K, D).
+        weight: (K, D, W), of any floating-point type; the last tap is the current token, the first the one W - 1 steps
+            before.
+        bias: (K, D), likewise.
         orders: (K, L) int64; `orders[k, t]` is the token that direction k visits at step t.
 
     Returns:
@@ -38,7 +39,7 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tenso
             f"bias must be (K, D) and orders (K, L); got {tuple(bias.shape)} and {tuple(orders.shape)} "
             f"with x {tuple(x.shape)} and weight {tuple(weight.shape)}"
         )
-    return _cross_conv(x, weight.to(x.dtype), bias.to(x.dtype), orders)
+    return _cross_conv(x, weight, bias, orders)
 
 
 def _shifts(taps: int) -> list[int]:
@@ -60,6 +61,7 @@ def _cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tens
     kernels = _kernels(x, weight)
     if kernels is not None:
         return kernels.conv_forward(x, weight, bias, orders)
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     out = x.new_empty(x.shape[0], len(orders), *x.shape[1:])
     for k, order in enumerate(orders):
         scanned = _convolve(x.index_select(1, order), weight[k], bias[k])
@@ -92,6 +94,8 @@ def _cross_conv_backward(
     kernels = _kernels(x, weight)
     if kernels is not None:
         return kernels.conv_backward(grad, x, weight, bias, orders)
+    types = weight.dtype, bias.dtype
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     length = x.shape[1]
@@ -110,7 +114,7 @@ def _cross_conv_backward(
             grad_weight[k, :, j] = (ahead * scanned[:, : length - shift]).sum((0, 1))
             grad_scanned[:, : length - shift].addcmul_(ahead, weight[k, :, j])
         grad_x.index_add_(1, order, grad_scanned)
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight.to(types[0]), grad_bias.to(types[1])
 
 
 @_cross_conv_backward.register_fake
