@@ -12,7 +12,7 @@
 extern "C" {
 int64_t arm_best_isa();
 const Kernels *arm_kernels(int64_t isa);
-int64_t arm_group(const Kernels *);
+int64_t arm_parts(const Kernels *, int64_t rows, int64_t channels, int64_t threads);
 void arm_scan_forward(const Kernels *, const ScanForward *, int64_t threads, void *parallel);
 void arm_scan_backward(const Kernels *, const ScanBackward *, int64_t threads, void *parallel);
 void arm_conv(const Kernels *, const Conv *, int64_t backward, int64_t threads, void *parallel);
@@ -56,7 +56,7 @@ int main(int, char **argv) {
     if (isa > arm_best_isa()) return std::puts("no such instruction set here"), 3;
     const Kernels *kernels = arm_kernels(isa);
     const int64_t B = 2, K = 2, L = 75, D = 70, N = 17, W = 4, S = (L + SEGMENT - 1) / SEGMENT;
-    const int64_t G = (D + arm_group(kernels) - 1) / arm_group(kernels);
+    const int64_t P = arm_parts(kernels, B * K, D, 8);
     const Floats u = normal(B * K * L * D), delta = normal(B * K * L * D, 2), b = normal(B * K * L * N),
                  c = normal(B * K * L * N), skip = normal(K * D), bias = normal(K * D), grad = normal(B * L * D);
     Floats A = normal(K * N * D);
@@ -76,7 +76,7 @@ int main(int, char **argv) {
                     const double raw = (double)delta[i] + bias[k * D + d], step = std::log1p(std::exp(raw));
                     double sum = (double)skip[k * D + d] * u[i];
                     for (int64_t n = 0; n < N; n++) {
-                        h[(t + 1) * N + n] = std::exp(step * A[(k * N + n) * D + d]) * h[t * N + n] + step * u[i] * b[r + n];
+                        h[(t + 1) * N + n] = std::exp(step * A[(k * D + d) * N + n]) * h[t * N + n] + step * u[i] * b[r + n];
                         sum += h[(t + 1) * N + n] * c[r + n];
                     }
                     y[(image * L + token) * D + d] += sum / K;
@@ -87,14 +87,14 @@ int main(int, char **argv) {
                     const double dy = (double)grad[(image * L + token) * D + d] / K;
                     double to_step = 0, to_input = 0;
                     for (int64_t n = 0; n < N; n++) {
-                        const double a = A[(k * N + n) * D + d], decay = std::exp(step * a);
+                        const double a = A[(k * D + d) * N + n], decay = std::exp(step * a);
                         g[n] += dy * c[r + n];
                         dc[r + n] += dy * h[(t + 1) * N + n];
                         db[r + n] += g[n] * step * u[i];
                         to_input += g[n] * b[r + n];
                         g[n] *= decay;
                         to_step += g[n] * h[t * N + n] * a;
-                        dA[(k * N + n) * D + d] += g[n] * h[t * N + n] * step;
+                        dA[(k * D + d) * N + n] += g[n] * h[t * N + n] * step;
                     }
                     du[i] = to_input * step + dy * skip[k * D + d];
                     dd[i] = (to_step + to_input * u[i]) * sigmoid(raw);
@@ -102,13 +102,15 @@ int main(int, char **argv) {
                     dbias[k * D + d] += dd[i];
                 }
             }
-    const Scan scan = {B, K, L, D, N, 1, u.data(), delta.data(), A.data(), b.data(), c.data(), skip.data(), bias.data(), orders.data()};
+    const Scan scan = {B,        K,        L,           D,           N,           1, 0, 0, N, N, u.data(), delta.data(), A.data(),
+                       b.data(), c.data(), skip.data(), bias.data(), orders.data()};
     Floats out(B * L * D), saved((S + 1) * B * K * N * D);
-    const ScanForward forward = {scan, out.data(), saved.data(), 1, 0};
+    const ScanForward forward = {scan, out.data(), saved.data(), 1};
     arm_scan_forward(kernels, &forward, 2, nullptr);
     compare("y", out, y);
-    Floats gu(u.size()), gd(u.size()), gb(G * b.size()), gc(G * c.size()), gA(B * A.size()), gs(B * K * D), gbias(B * K * D);
-    const ScanBackward backward = {scan, grad.data(), saved.data(), gu.data(), gd.data(), gb.data(), gc.data(), gA.data(), gs.data(), gbias.data(), 0};
+    Floats gu(u.size()), gd(u.size()), gb(P * b.size()), gc(P * c.size()), gA(B * A.size()), gs(B * K * D), gbias(B * K * D);
+    const ScanBackward backward = {scan,      grad.data(), saved.data(), gu.data(),    gd.data(), gb.data(),
+                                   gc.data(), gA.data(),   gs.data(),    gbias.data(), P};
     arm_scan_backward(kernels, &backward, 2, nullptr);
     compare("grad u", gu, du);
     compare("grad delta", gd, dd);
@@ -127,7 +129,7 @@ int main(int, char **argv) {
                     double pre = bias[k * D + d];
                     for (int64_t j = 0; j < W; j++)
                         if (t - W + 1 + j >= 0)
-                            pre += (double)x[(image * L + orders[k * L + t - W + 1 + j]) * D + d] * weight[(k * W + j) * D + d];
+                            pre += (double)x[(image * L + orders[k * L + t - W + 1 + j]) * D + d] * weight[(k * D + d) * W + j];
                     const int64_t i = ((image * K + k) * L + orders[k * L + t]) * D + d;
                     const double s = sigmoid(pre), g = grad_out[i] * s * (1 + pre * (1 - s));
                     o[i] = pre * s;
@@ -135,8 +137,8 @@ int main(int, char **argv) {
                     for (int64_t j = 0; j < W; j++)
                         if (t - W + 1 + j >= 0) {
                             const int64_t source = (image * L + orders[k * L + t - W + 1 + j]) * D + d;
-                            dx[source] += g * weight[(k * W + j) * D + d];
-                            dw[(k * W + j) * D + d] += g * x[source];
+                            dx[source] += g * weight[(k * D + d) * W + j];
+                            dw[(k * D + d) * W + j] += g * x[source];
                         }
                 }
     Floats conv_out(o.size()), gx(x.size()), gw(B * weight.size()), gcb(B * K * D);
