@@ -267,8 +267,8 @@ def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
     both = torch.randn(2, 45, 140).bfloat16()
     x, weight, bias = both[..., :70], torch.randn(4, 70, 4), torch.randn(4, 70)
     assert not x.is_contiguous()
-    result = cross_conv(x, weight, bias, inputs["orders"])  # which rounds the weights as x
-    expected = cross_conv(x.float(), weight.bfloat16().float(), bias.bfloat16().float(), inputs["orders"])
+    result = cross_conv(x, weight, bias, inputs["orders"])
+    expected = cross_conv(x.float(), weight, bias, inputs["orders"])
     torch.testing.assert_close(result, expected.bfloat16(), atol=1e-6, rtol=2**-7)
     grad, weight, bias = torch.randn(2, 4, 45, 70).bfloat16(), weight.bfloat16(), bias.bfloat16()
     low = native.conv_backward(grad, x, weight, bias, inputs["orders"])
@@ -283,6 +283,44 @@ def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
         native.conv_forward(v, weight, torch.zeros(1, 20), order) for v in (x.bfloat16().float(), x.bfloat16())
     )
     torch.testing.assert_close(half, single.bfloat16(), equal_nan=True)
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+@pytest.mark.parametrize("types", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_native_scan_reads_parts_of_a_projection(types, batch):
+    """B and C lie side by side in the projection's output, in either type."""
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=batch), torch.float32).items()}
+    state = inputs["A"].shape[2]
+    for name, dtype, start in zip("BC", types, (3, 3 + state)):
+        rows = torch.full((*inputs[name].shape[:3], 2 * state + start), torch.nan, dtype=getattr(torch, dtype))
+        part = rows[..., start : start + state]
+        part.copy_(inputs[name])
+        assert native._rows(part)[1] == 2 * state + start  # not copied
+        inputs[name] = part
+    together = inputs | {n: inputs[n].clone(memory_format=torch.contiguous_format) for n in "BC"}
+    assert torch.equal(cross_scan(**inputs), cross_scan(**together))
+    low, high = scan_gradients(inputs), scan_gradients(together)
+    assert all(torch.equal(low[name], high[name]) for name in low)
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_any_number_of_threads():
+    """The channels are cut between threads, unevenly where there are more groups than threads divide."""
+    inputs = cast(scan_inputs(batch=1, grid=(5, 9), dim=150), torch.float32)
+    results = {}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 64):
+            torch.set_num_threads(threads)
+            y = cross_scan(**inputs)
+            results[threads] = y, gradients(y, inputs)
+    finally:
+        torch.set_num_threads(before)
+    for y, grads in results.values():
+        assert torch.equal(y, results[1][0])
+        for name, grad in grads.items():
+            assert_close(grad, results[1][1][name], 1e-6)
 
 
 def test_back_ends_that_cannot_run_say_why(monkeypatch):
