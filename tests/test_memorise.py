@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_tool
 
+from arm_toolkit.machine import cpu_multiplies_bfloat16
+
 pytestmark = pytest.mark.slow
 
 OBJECTS = ("000000000034", "000000000036", "000000000394", "000000057345")  # few, large, no crowd
@@ -79,7 +81,8 @@ def learn_and_test(folder: Path, config: str, checkpoint: str) -> str:
     """Train, evaluate the checkpoint, and return the output of tools/test.py."""
     path = folder / "by_heart.py"
     path.write_text(config)
-    trained = run_tool("train.py", path, "--work-dir", folder / "run", timeout=3000)
+    faster = ("--amp",) if cpu_multiplies_bfloat16() else ()
+    trained = run_tool("train.py", path, "--work-dir", folder / "run", *faster, timeout=3000)
     assert trained.returncode == 0, trained.stderr[-2000:]
     tested = run_tool(
         "test.py", path, folder / "run" / checkpoint, "--work-dir", folder / "test", "--show-dir", folder / "shown"
