@@ -418,7 +418,7 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t part, int64_t first, int64_t end) {
     [[maybe_unused]] const FlushTiny flush;
     g.scan.half ? scan_backward_channels<bf16>(g, image, k, part, first, end)
-           : scan_backward_channels<float>(g, image, k, part, first, end);
+                : scan_backward_channels<float>(g, image, k, part, first, end);
 }
 
 template <int W>
