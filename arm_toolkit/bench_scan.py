@@ -306,7 +306,7 @@ def block_cases(
             for backend in resolved(setting, backends):
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
                 case.candidates.append(Candidate(f"block, {backend}", run))
-                if setting.dtype != torch.float32 and not with_backward:
+                if setting.dtype != torch.float32 and not with_backward:  # without autocast
                     run = _module_run(held, x.to(setting.dtype), orders, replace(setting, dtype=torch.float32), False)
                     case.candidates.append(Candidate(f"block, {backend}, weights held", with_backend(backend, run)))
             if setting.device.type == "cuda":

@@ -305,6 +305,18 @@ def test_native_scan_reads_parts_of_a_projection(types, batch):
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_native_bfloat16_scan_of_a_long_sequence():
+    """Its sums in float32 fit into a thread's memory for some of the channels at a time."""
+    inputs = {
+        n: v.detach()
+        for n, v in cast(scan_inputs(batch=1, grid=(1, 40000), dim=70, state=2, scans=1), torch.float32).items()
+    }
+    inputs |= {n: inputs[n].bfloat16() for n in ("u", "delta", "B", "C")}
+    exact = {n: v.float() if v.is_floating_point() else v for n, v in inputs.items()}
+    torch.testing.assert_close(cross_scan(**inputs), cross_scan(**exact).bfloat16(), atol=1e-6, rtol=2**-7)
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_any_number_of_threads():
     """The channels are cut between threads, unevenly where there are more groups than threads divide."""
     inputs = cast(scan_inputs(batch=1, grid=(5, 9), dim=150), torch.float32)

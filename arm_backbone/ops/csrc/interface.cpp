@@ -44,7 +44,7 @@ void run(int64_t count, void (*task)(const void *, int64_t), const void *argumen
     }
 }
 
-// Rows of channels, each cut into `parts`, are the tasks: `all` of them, row by row.
+// Rows of channels, each cut into `parts`: the parts are the tasks, row by row.
 template <typename T>
 struct Call {
     const Kernels *kernels;

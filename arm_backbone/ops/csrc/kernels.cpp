@@ -13,6 +13,8 @@ constexpr int BLOCK = LANES == 16 ? 8 : 4;  // states held in registers together
 constexpr int WIDE = 4;                     // vectors of a group
 constexpr int GROUP = WIDE * LANES;         // channels of a group
 
+constexpr int64_t SUMS = 1 << 21;           // floats of a thread in which directions of bfloat16 are added up, about
+
 // Memory of a thread. Nothing of the standard library: its templates, compiled for several instruction sets, would be merged
 // into one by the linker.
 struct Scratch {
@@ -71,7 +73,7 @@ struct Segment {
     int next_count;
     float *B, *C;
 
-    static int64_t memory(int64_t N) { return 2 * SEGMENT * N + LANES; }  // floats
+    static int64_t memory(int64_t N) { return 2 * SEGMENT * N; }  // floats
 
     template <typename T>
     Segment(const Scan &s, const Rows<T> &rows, int64_t start, int64_t next_start, float *memory)
@@ -188,7 +190,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     constexpr bool sums = sizeof(T) != sizeof(float);  // directions are added up in float32
     const int64_t width = (end - first + LANES - 1) / LANES * LANES;
     static thread_local Scratch scratch;
-    float *A = scratch.of<float>(N * D + Segment::memory(N) + LANES + (sums ? s.length * width : 0)), *BC = A + N * D;
+    float *A = scratch.of<float>(N * D + Segment::memory(N) + (sums ? s.length * width : 0)), *BC = A + N * D;
     float *total;
     if constexpr (sums)
         total = BC + Segment::memory(N);
@@ -221,7 +223,10 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
 
 void scan_forward(const ScanForward &f, int64_t image, int64_t first, int64_t end) {
     [[maybe_unused]] const FlushTiny flush;
-    f.scan.half ? scan_forward_channels<bf16>(f, image, first, end) : scan_forward_channels<float>(f, image, first, end);
+    if (!f.scan.half) return scan_forward_channels<float>(f, image, first, end);
+    const int64_t fit = SUMS / (f.scan.length + 1) / GROUP * GROUP, width = fit > GROUP ? fit : GROUP;
+    for (int64_t c = first; c < end; c += width)
+        scan_forward_channels<bf16>(f, image, c, end - c < width ? end : c + width);
 }
 
 // What the backward keeps of the tokens of a segment, for one vector of channels.
