@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .layout import empty_by_direction
 from .scan import triton_unavailable
 
 
@@ -62,7 +63,7 @@ def _cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tens
     if kernels is not None:
         return kernels.conv_forward(x, weight, bias, orders)
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    out = x.new_empty(x.shape[0], len(orders), *x.shape[1:])
+    out = empty_by_direction(x, x.shape[0], len(orders), *x.shape[1:])
     for k, order in enumerate(orders):
         scanned = _convolve(x.index_select(1, order), weight[k], bias[k])
         out[:, k].index_copy_(1, order, F.silu(scanned, inplace=True))
@@ -84,7 +85,7 @@ def _kernels(x: Tensor, weight: Tensor) -> ModuleType | None:
 
 @_cross_conv.register_fake
 def _(x, weight, bias, orders):
-    return x.new_empty(x.shape[0], orders.shape[0], *x.shape[1:])
+    return empty_by_direction(x, x.shape[0], orders.shape[0], *x.shape[1:])
 
 
 @torch.library.custom_op("arm::cross_conv_backward", mutates_args=())
@@ -127,7 +128,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    return (*_cross_conv_backward(grad.contiguous(), *ctx.saved_tensors), None)
+    return (*_cross_conv_backward(grad, *ctx.saved_tensors), None)
 
 
 _cross_conv.register_autograd(_backward, setup_context=_setup_context)

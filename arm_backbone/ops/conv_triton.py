@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..scan_order import inverse_orders
+from .layout import by_direction
 
 TOKENS, CHANNELS = 16, 64  # of a program
 
@@ -35,13 +36,13 @@ def _before_silu(
 @triton.jit
 def _forward(
     x, weight, bias, orders, out,
-    directions, length, channels,
+    images, length, channels,
     TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * TILE_T + tl.arange(0, TILE_T)
     d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
     row = tl.program_id(2).to(tl.int64)
-    image, k = row // directions, row % directions
+    k, image = row // images, row % images
     value = _before_silu(x, weight, bias, orders, t, d, image, k, length, channels, TAPS, TILE_T, TILE_D)
     value = value / (1 + tl.exp(-value))
     token = tl.load(orders + k * length + t, t < length, 0)
@@ -52,7 +53,7 @@ def _forward(
 @triton.jit
 def _backward(
     grad, x, weight, bias, orders, grad_sum, grad_weight, grad_bias,
-    directions, length, channels,
+    images, length, channels,
     TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient before SiLU, in scan order, and a part of those of weight and bias."""
@@ -60,7 +61,7 @@ def _backward(
     t = tile * TILE_T + tl.arange(0, TILE_T)
     d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
     row = tl.program_id(2).to(tl.int64)
-    image, k = row // directions, row % directions
+    k, image = row // images, row % images
     in_d = d < channels
     there = (t < length)[:, None] & in_d[None, :]
     value = _before_silu(x, weight, bias, orders, t, d, image, k, length, channels, TAPS, TILE_T, TILE_D)
@@ -83,7 +84,7 @@ def _backward(
 @triton.jit
 def _grad_input(
     grad_sum, weight, inverse, grad_x,
-    directions, length, channels,
+    directions, images, length, channels,
     TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a token: from its own step and the TAPS - 1 after it, in every direction."""
@@ -96,7 +97,7 @@ def _grad_input(
         t = tl.load(inverse + k * length + token, token < length, length)
         for s in tl.static_range(TAPS):
             there = (t + s < length)[:, None] & in_d[None, :]
-            at = ((image * directions + k) * length + t + s)[:, None] * channels + d[None, :]
+            at = ((k * images + image) * length + t + s)[:, None] * channels + d[None, :]
             tap = tl.load(weight + (k * channels + d) * TAPS + (TAPS - 1 - s), in_d, 0).to(tl.float32)
             total += tl.load(grad_sum + at, there, 0) * tap[None, :]
     at = (image * length + token)[:, None] * channels + d[None, :]
@@ -112,10 +113,10 @@ def _run(kernel, rows: int, length: int, channels: int, taps: int, *arguments) -
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
-    out = x.new_empty(batch, directions, length, channels)
+    out = x.new_empty(directions, batch, length, channels)
     tensors = (x.contiguous(), weight.contiguous(), bias.contiguous(), orders.contiguous(), out)
-    _run(_forward, batch * directions, length, channels, taps, *tensors, directions)
-    return out
+    _run(_forward, batch * directions, length, channels, taps, *tensors, batch)
+    return out.transpose(0, 1)
 
 
 def conv_backward(
@@ -123,14 +124,15 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
-    grad, x, weight, bias, orders = (v.contiguous() for v in (grad, x, weight, bias, orders))
-    grad_sum = torch.empty(batch, directions, length, channels, device=x.device)
+    grad, x, weight, bias, orders = by_direction(grad), *(v.contiguous() for v in (x, weight, bias, orders))
+    grad_sum = torch.empty(directions, batch, length, channels, device=x.device)
     tiles = triton.cdiv(length, TOKENS)
-    grad_weight = torch.empty(tiles, batch, directions, taps, channels, device=x.device)
-    grad_bias = torch.empty(tiles, batch, directions, channels, device=x.device)
+    grad_weight = torch.empty(tiles, directions, batch, taps, channels, device=x.device)
+    grad_bias = torch.empty(tiles, directions, batch, channels, device=x.device)
     tensors = (grad, x, weight, bias, orders, grad_sum, grad_weight, grad_bias)
-    _run(_backward, batch * directions, length, channels, taps, *tensors, directions)
+    _run(_backward, batch * directions, length, channels, taps, *tensors, batch)
     grad_x = torch.empty_like(x)
-    _run(_grad_input, batch, length, channels, taps, grad_sum, weight, inverse_orders(orders), grad_x, directions)
-    grad_weight = grad_weight.sum((0, 1)).transpose(1, 2).contiguous()
-    return grad_x, grad_weight.to(weight.dtype), grad_bias.sum((0, 1)).to(bias.dtype)
+    tensors = (grad_sum, weight, inverse_orders(orders), grad_x)
+    _run(_grad_input, batch, length, channels, taps, *tensors, directions, batch)
+    grad_weight = grad_weight.sum((0, 2)).transpose(1, 2).contiguous()
+    return grad_x, grad_weight.to(weight.dtype), grad_bias.sum((0, 2)).to(bias.dtype)

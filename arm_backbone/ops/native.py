@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .layout import by_direction
+
 LIBRARY = Path(__file__).parent / "libarm_cpu.so"
 ISAS = ("plain", "avx2", "avx512")
 MAX_TAPS = 8  # of the convolution, as in csrc/kernels.h
@@ -161,9 +163,11 @@ class _Inputs:
     as bfloat16; B and C of either type."""
 
     def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half: bool) -> None:
-        self.u, self.delta = (x.contiguous() if half else _float(x) for x in (u, delta))
+        self.u, self.delta = (by_direction(x if half else x.to(torch.float32)) for x in (u, delta))
         half_BC = B.dtype == C.dtype == torch.bfloat16
-        (self.B, row_B), (self.C, row_C) = (_rows(x if half_BC else x.to(torch.float32)) for x in (B, C))
+        (self.B, row_B), (self.C, row_C) = (
+            _rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
+        )
         self.A, self.D, self.delta_bias = _float(A), _float(D), _float(delta_bias)
         self.orders = orders.contiguous()
         batch, directions, length, channels = u.shape
@@ -223,7 +227,7 @@ def scan_backward(
     threads = torch.get_num_threads()
     parts = _library().arm_parts(kernels(), batch * directions, channels, threads)
     grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
-    grad_B, grad_C = (torch.empty(parts, *B.shape) for _ in range(2))
+    grad_B, grad_C = (torch.empty(parts, directions, batch, *B.shape[2:]) for _ in range(2))
     grad_A = torch.empty(batch, *A.shape)
     grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
     results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
@@ -231,16 +235,18 @@ def scan_backward(
     backward = _ScanBackward(inputs.scan, *pointers, parts)
     _library().arm_scan_backward(kernels(), ctypes.byref(backward), threads, _openmp())
     dtypes = [u.dtype if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
-    grads = (grad_u, grad_delta, *(_sum(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias)))
+    grad_A, grad_B, grad_C, grad_D, grad_bias = (_sum(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias))
+    grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
+    grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)
     return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
     half = x.dtype == torch.bfloat16
-    out = torch.empty(x.shape[0], orders.shape[0], *x.shape[1:], dtype=x.dtype if half else torch.float32)
+    out = torch.empty(orders.shape[0], *x.shape, dtype=x.dtype if half else torch.float32)
     _convolve(x if half else x.float(), weight, bias, orders, half=half, out=out)
-    return out.to(x.dtype)
+    return out.to(x.dtype).transpose(0, 1)
 
 
 def conv_backward(
@@ -248,7 +254,7 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     half = x.dtype == grad.dtype == torch.bfloat16
-    grad, grad_x = grad.contiguous() if half else _float(grad), torch.empty(x.shape)
+    grad, grad_x = by_direction(grad if half else grad.float()), torch.empty(x.shape)
     grad_weight, grad_bias = torch.empty(x.shape[0], *weight.shape), torch.empty(x.shape[0], *bias.shape)
     results = dict(grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias)
     _convolve(x if half else x.float(), weight, bias, orders, half, backward=True, grad=grad, **results)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native, scan_torch
+from .layout import empty_by_direction
 from .scan_mamba_ssm import cross_scan_mamba_ssm
 from .scan_reference import cross_scan_reference
 
@@ -265,11 +266,8 @@ def _cross_scan_backward(
 @_cross_scan_backward.register_fake
 def _(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, states):
     per_channel = [states.new_empty(A.shape[:2]) if x is None else torch.empty_like(x) for x in (D, delta_bias)]
-    return [u.new_empty(u.shape), delta.new_empty(delta.shape), A.new_empty(A.shape)] + [
-        B.new_empty(B.shape),
-        C.new_empty(C.shape),
-        *per_channel,
-    ]
+    grad_u, grad_delta, grad_B, grad_C = (empty_by_direction(x, *x.shape) for x in (u, delta, B, C))
+    return [grad_u, grad_delta, A.new_empty(A.shape), grad_B, grad_C, *per_channel]
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import empty_by_direction
+
 SEGMENT = 16
 # States (B * K * N * D) walked together. Measured on cores with 1 MiB of L2 each: 16k to 64k is best; below, the
 # interpreter costs more than the arithmetic, above, a segment falls out of the cache.
@@ -150,7 +152,7 @@ def scan_backward(
     dtype = saved.dtype
     A_t = A.to(dtype).transpose(1, 2).contiguous()
     D_f, bias_f = _float(D, dtype), _float(delta_bias, dtype)
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C)]
+    grads = [empty_by_direction(x, *x.shape) for x in (u, delta, B, C)]
     grad_A = torch.zeros_like(A_t)
     grad_D = A_t.new_zeros(directions, u.shape[3])
     grad_bias = torch.zeros_like(grad_D)

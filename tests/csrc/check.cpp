@@ -69,7 +69,7 @@ int main(int, char **argv) {
     for (int64_t image = 0; image < B; image++)
         for (int64_t k = 0; k < K; k++)
             for (int64_t d = 0; d < D; d++) {
-                const int64_t at = image * K + k;
+                const int64_t at = k * B + image;
                 Doubles h((L + 1) * N), g(N);
                 for (int64_t t = 0; t < L; t++) {
                     const int64_t token = orders[k * L + t], i = (at * L + token) * D + d, r = (at * L + token) * N;
@@ -130,7 +130,7 @@ int main(int, char **argv) {
                     for (int64_t j = 0; j < W; j++)
                         if (t - W + 1 + j >= 0)
                             pre += (double)x[(image * L + orders[k * L + t - W + 1 + j]) * D + d] * weight[(k * D + d) * W + j];
-                    const int64_t i = ((image * K + k) * L + orders[k * L + t]) * D + d;
+                    const int64_t i = ((k * B + image) * L + orders[k * L + t]) * D + d;
                     const double s = sigmoid(pre), g = grad_out[i] * s * (1 + pre * (1 - s));
                     o[i] = pre * s;
                     dcb[k * D + d] += g;

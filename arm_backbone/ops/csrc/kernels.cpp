@@ -56,7 +56,7 @@ struct Rows {
     const int64_t *order;
 
     Rows(const Scan &s, int64_t image, int64_t k) {
-        const int64_t at = (image * s.directions + k) * s.length, size = s.half_BC ? sizeof(bf16) : sizeof(float);
+        const int64_t at = (k * s.batch + image) * s.length, size = s.half_BC ? sizeof(bf16) : sizeof(float);
         u = static_cast<const T *>(s.u) + at * s.channels;
         delta = static_cast<const T *>(s.delta) + at * s.channels;
         B = static_cast<const char *>(s.B) + at * s.row_B * size;
@@ -333,8 +333,8 @@ INLINE void backward_vectors(const ScanBackward &g, const Rows<T> &rows, const S
     const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
     const vec mean = splat(1.0f / s.directions);
     const T *grad_y = static_cast<const T *>(g.grad_y) + image * s.length * D + first;
-    T *grad_u = static_cast<T *>(g.grad_u) + at * s.length * D + first;
-    T *grad_delta = static_cast<T *>(g.grad_delta) + at * s.length * D + first;
+    const int64_t tokens = (k * s.batch + image) * s.length * D + first;
+    T *grad_u = static_cast<T *>(g.grad_u) + tokens, *grad_delta = static_cast<T *>(g.grad_delta) + tokens;
     vec skip[V], bias[V], grad_skip[V], grad_bias[V];
     for (int v = 0; v < V; v++) {
         const int64_t c = first + v * LANES;
@@ -392,7 +392,7 @@ template <typename T>
 void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int64_t part, int64_t first, int64_t end) {
     const Scan &s = g.scan;
     const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
-    const int64_t B = ((part * s.batch + image) * s.directions + k) * s.length * N;
+    const int64_t B = ((part * s.directions + k) * s.batch + image) * s.length * N;
     const Rows<T> rows(s, image, k);
     static thread_local Scratch scratch, groups;  // kept: new pages every time would cost more
     GroupMemory &group = *groups.of<GroupMemory>(1);
@@ -465,7 +465,7 @@ void conv_forward_channels(const Conv &c, int64_t image, int64_t first, int64_t 
     for (int64_t k = 0; k < c.directions; k++) {
         transpose(c.weight + k * c.channels * W, c.channels, W, first, end, weight);
         const int64_t *order = c.orders + k * c.length;
-        T *out = static_cast<T *>(c.out) + (image * c.directions + k) * c.length * c.channels;
+        T *out = static_cast<T *>(c.out) + (k * c.batch + image) * c.length * c.channels;
         for (int64_t start = 0, stop; start < c.length; start = stop) {
             stop = start + SEGMENT < c.length ? start + SEGMENT : c.length;
             for (int64_t channel = first; channel < end; channel += LANES) {
@@ -541,7 +541,7 @@ void conv_backward_channels(const Conv &c, int64_t image, int64_t first, int64_t
         transpose(c.weight + k * D * W, D, W, first, end, weight);
         const int64_t *order = c.orders + k * c.length, at = image * c.directions + k;
         const ConvGradients<T> to = {static_cast<const T *>(c.x) + image * c.length * c.row,
-                                     static_cast<const T *>(c.grad) + at * c.length * D,
+                                     static_cast<const T *>(c.grad) + (k * c.batch + image) * c.length * D,
                                      c.grad_x + image * c.length * D,
                                      weight,
                                      c.bias + k * D,

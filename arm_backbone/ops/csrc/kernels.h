@@ -12,9 +12,9 @@ struct Scan {
     int64_t half;         // whether u and delta are bfloat16, and y or its gradient, and the gradients of u and delta
     int64_t half_BC;      // whether B and C are bfloat16
     int64_t row_B, row_C; // numbers from one token to the next
-    const void *u, *delta;        // (B, K, L, D), in token order
+    const void *u, *delta;        // (K, B, L, D), in token order
     const float *A;               // (K, D, N)
-    const void *B, *C;            // (B, K, L, N), rows row_B and row_C apart
+    const void *B, *C;            // (K, B, L, N), rows row_B and row_C apart
     const float *D, *delta_bias;  // (K, D), or null
     const int64_t *orders;        // (K, L)
 };
@@ -30,8 +30,8 @@ struct ScanBackward {
     Scan scan;
     const void *grad_y;               // (B, L, D)
     const float *saved;               // (S + 1, B, K, N, D)
-    void *grad_u, *grad_delta;        // (B, K, L, D)
-    float *grad_B, *grad_C;           // (P, B, K, L, N), for P parts of the channels
+    void *grad_u, *grad_delta;        // (K, B, L, D)
+    float *grad_B, *grad_C;           // (P, K, B, L, N), for P parts of the channels
     float *grad_A;                    // (B, K, D, N)
     float *grad_D, *grad_delta_bias;  // (B, K, D)
     int64_t parts;                    // P
@@ -45,8 +45,8 @@ struct Conv {
     const float *weight;    // (K, D, W)
     const float *bias;      // (K, D)
     const int64_t *orders;  // (K, L)
-    void *out;              // forward: (B, K, L, D)
-    const void *grad;       // backward: (B, K, L, D)
+    void *out;              // forward: (K, B, L, D)
+    const void *grad;       // backward: (K, B, L, D)
     float *grad_x;          // (B, L, D)
     float *grad_weight;     // (B, K, D, W)
     float *grad_bias;       // (B, K, D)
