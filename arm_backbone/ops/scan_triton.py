@@ -1,15 +1,18 @@
 """Selective scan in Triton: all directions in one launch, tokens read in each order by index, nothing permuted.
 
-A program, one warp, runs a block of channels of one direction of one image, every thread with the whole state of its
-channels in registers, so that a step needs neither shared memory nor other threads; B and C, the same for all channels,
-come as 64-bit words of several numbers. Where images and channels are too few to fill the GPU, a sequence is cut into
-segments that run in parallel: a first pass finds each segment's effect on the state, and the starts are put together
-before the second. The backward runs each chunk again from its saved state and notes the state before each group of
-tokens; a group's decays and states then stay in registers, one state after the other. Sums over channels go from thread
-to thread, halving what each holds with every exchange. Nothing is added up by atomics: results are deterministic.
+A program, one warp, runs 64 channels of one direction of one image, every thread with the whole state of two channels
+in registers, so that a step needs neither shared memory nor other threads. Inputs are read as words of several numbers
+and unpacked when they are needed, a token ahead: what a loop carries is what was loaded, or it would wait for it. Where
+images and channels are too few to fill the GPU, a sequence is cut into segments that run in parallel: a first pass
+finds each segment's effect on the state, and the starts are put together before the second. The backward runs each
+chunk again from its saved state and notes the state before each group of tokens; a group's decays and states then stay
+in registers, one state after the other. Sums over channels go from thread to thread, halving what each holds with
+every exchange. Nothing is added up by atomics: results are deterministic.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, S segments.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +22,13 @@ from torch import Tensor
 
 from .layout import by_direction
 
-CHUNK = 64  # tokens between two saved states
+CHUNK = 64  # tokens between two saved states; even
 GROUP = 4  # tokens whose states the backward holds in registers
-CHANNELS = 64  # of a program: two a thread
 PROGRAMS = 4096  # wanted; below, sequences are cut into segments
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 LOG2E = tl.constexpr(1.4426950408889634)
-LANES = tl.constexpr(32)  # that the sums over channels are spread over
+LANES = tl.constexpr(32)  # threads of a program
+CHANNELS = tl.constexpr(64)  # of a program: two a thread
 
 
 @triton.jit
@@ -39,35 +42,33 @@ def _softplus(x):
 
 
 @triton.jit
-def _step_size(raw, SOFTPLUS: tl.constexpr):
-    if SOFTPLUS:
-        step = _softplus(raw)
+def _number(word, i: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
+    """Number i of a word in float32; 64 bits hold `PACK` numbers."""
+    if PACK == 2:
+        value = (word >> (i * 32)).to(tl.uint32).to(tl.float32, bitcast=True)
     else:
-        step = raw
-    return step
+        half = (word >> (i // 2 * 32)).to(tl.uint32)
+        if TYPE == tl.bfloat16:  # the upper half of a float32
+            bits = half << 16 if i % 2 == 0 else half & 0xFFFF0000
+            value = bits.to(tl.float32, bitcast=True)
+        else:
+            value = (half >> (i % 2 * 16)).to(tl.uint16).to(TYPE, bitcast=True).to(tl.float32)
+    return value
 
 
 @triton.jit
-def _words(source, at, WORDS: tl.constexpr):
-    """A token's numbers, as they lie in 64-bit words."""
+def _channels(pairs, PACK: tl.constexpr, TYPE: tl.constexpr):
+    """(LANES,) words of two channels -> (CHANNELS,) in float32, every thread with its own."""
+    numbers = tl.join(_number(pairs, 0, PACK, TYPE), _number(pairs, 1, PACK, TYPE))
+    return tl.reshape(numbers, [CHANNELS])
+
+
+@triton.jit
+def _words(source, WORDS: tl.constexpr):
     words = ()
     for w in tl.static_range(WORDS):
-        words = words + (tl.load(source + at * WORDS + w),)
+        words = words + (tl.load(source + w),)
     return words
-
-
-@triton.jit
-def _number(word, i: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """Number i of the `PACK` in a word, in float32."""
-    half = (word >> (i * 2 // PACK * 32)).to(tl.uint32)
-    if PACK == 2:
-        value = half.to(tl.float32, bitcast=True)
-    elif TYPE == tl.bfloat16:  # the upper half of a float32
-        bits = half << 16 if i % 2 == 0 else half & 0xFFFF0000
-        value = bits.to(tl.float32, bitcast=True)
-    else:
-        value = (half >> (i % 2 * 16)).to(tl.uint16).to(TYPE, bitcast=True).to(tl.float32)
-    return value
 
 
 @triton.jit
@@ -80,10 +81,10 @@ def _states(source, stride, mask, N: tl.constexpr):
 
 
 @triton.jit
-def _zeros(COUNT: tl.constexpr, TILE_D: tl.constexpr):
+def _zeros(COUNT: tl.constexpr):
     zeros = ()
     for _ in tl.static_range(COUNT):
-        zeros = zeros + (tl.zeros([TILE_D], tl.float32),)
+        zeros = zeros + (tl.zeros([CHANNELS], tl.float32),)
     return zeros
 
 
@@ -103,6 +104,17 @@ def _decays(A, stride, mask, N: tl.constexpr):
 
 
 @triton.jit
+def _step_size(pairs, offset, PACK: tl.constexpr, TYPE: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """Delta of a token after bias and softplus, and before the latter."""
+    raw = _channels(pairs, PACK, TYPE) + offset
+    if SOFTPLUS:
+        step = _softplus(raw)
+    else:
+        step = raw
+    return step, raw
+
+
+@triton.jit
 def _advance(h, a, step, x, b, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
     """The states after a token."""
     states = ()
@@ -113,64 +125,94 @@ def _advance(h, a, step, x, b, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.con
 
 
 @triton.jit
-def _base(row, directions, rows, length):
+def _read(h, c, x, skip, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
+    """The output of a token."""
+    out = skip * x
+    for n in tl.static_range(N):
+        out += h[n] * _number(c[n // PACK], n % PACK, PACK, TYPE)
+    return out
+
+
+@triton.jit
+def _first_token(row, directions, rows, length):
     """The first token of a direction of an image: tokens lie direction by direction, all else image by image."""
     return (row % directions * (rows // directions) + row // directions) * length
 
 
 @triton.jit
+def _optional(source, at, mask, THERE: tl.constexpr):
+    if THERE:
+        value = tl.load(source + at, mask, 0)
+    else:
+        value = tl.zeros([CHANNELS], tl.float32)
+    return value
+
+
+@triton.jit
 def _forward(
     u, delta, A, B, C, D, bias, orders, starts, y, saved, local, sums,
-    directions, length, channels, rows, segment_length,
-    N: tl.constexpr, TILE_D: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
+    directions, length, channels, pairs, rows, segment_length,
+    N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, ONLY_STATE: tl.constexpr,
 ):  # fmt: skip
     """A segment of a direction of an image. With ONLY_STATE: its state from 0 and the sum of its steps, no output."""
     WORDS: tl.constexpr = N // PACK
-    d = tl.program_id(0) * TILE_D + tl.arange(0, TILE_D)
+    pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    in_pairs, in_d = pair < pairs, d < channels
     row = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2).to(tl.int64)
     k = row % directions
-    base = _base(row, directions, rows, length)
-    in_d = d < channels
+    tokens = _first_token(row, directions, rows, length)
+    u, delta, y = u + tokens * pairs + pair, delta + tokens * pairs + pair, y + tokens * channels + d
+    B, C = B + tokens * WORDS, C + tokens * WORDS
+    order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
-    skip = tl.load(D + k * channels + d, in_d, 0) if HAS_D else tl.zeros([TILE_D], tl.float32)
-    offset = tl.load(bias + k * channels + d, in_d, 0) if HAS_BIAS else tl.zeros([TILE_D], tl.float32)
+    skip = _optional(D, k * channels + d, in_d, HAS_D)
+    offset = _optional(bias, k * channels + d, in_d, HAS_BIAS)
     tile = row * N * channels + d
     entry = tl.cast(rows, tl.int64) * N * channels
-    h = _states(starts + segment * entry + tile, channels, in_d, N) if HAS_STARTS else _zeros(N, TILE_D)
-    total = tl.zeros([TILE_D], tl.float32)
+    h = _states(starts + segment * entry + tile, channels, in_d, N) if HAS_STARTS else _zeros(N)
+    total = tl.zeros([CHANNELS], tl.float32)
     first = tl.program_id(2) * segment_length
     end = tl.minimum(first + segment_length, length)
-    order = orders + k * length
-    # the inputs of a token are asked for while the one before it is computed, its index one token earlier still
-    at = base + tl.load(order + first)
-    following = tl.load(order + tl.minimum(first + 1, end - 1))
-    raw, x = tl.load(delta + at * channels + d, in_d, 0), tl.load(u + at * channels + d, in_d, 0)
-    b = _words(B, at, WORDS)
-    c = b if ONLY_STATE else _words(C, at, WORDS)
-    for t in range(first, end):
-        next_at = base + following
-        following = tl.load(order + tl.minimum(t + 2, end - 1))
-        next_raw = tl.load(delta + next_at * channels + d, in_d, 0)
-        next_x = tl.load(u + next_at * channels + d, in_d, 0)
-        next_b = _words(B, next_at, WORDS)
-        next_c = next_b if ONLY_STATE else _words(C, next_at, WORDS)
+    # two tokens a turn: each one's inputs are asked for while the other is computed, its index one token earlier still
+    at = tl.load(order + first).to(tl.int32)
+    other = tl.load(order + tl.minimum(first + 1, end - 1)).to(tl.int32)
+    raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+    b = _words(B + at * WORDS, WORDS)
+    c = b if ONLY_STATE else _words(C + at * WORDS, WORDS)
+    for t in range(first, end, 2):
+        other_raw, other_x = tl.load(delta + other * pairs, in_pairs, 0), tl.load(u + other * pairs, in_pairs, 0)
+        other_b = _words(B + other * WORDS, WORDS)
+        other_c = other_b if ONLY_STATE else _words(C + other * WORDS, WORDS)
+        following = tl.load(order + tl.minimum(t + 2, end - 1)).to(tl.int32)
         if KEEP:
             if t % CHUNK == 0:
                 _store(saved + (t // CHUNK) * entry + tile, channels, h, in_d, N)
-        step = _step_size(raw.to(tl.float32) + offset, SOFTPLUS)
-        value = x.to(tl.float32)
+        step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+        value = _channels(x, PACK, TYPE)
         h = _advance(h, a, step, value, b, N, PACK, TYPE)
         if ONLY_STATE:
             total += step
         else:
-            out = skip * value
-            for n in tl.static_range(N):
-                out += h[n] * _number(c[n // PACK], n % PACK, PACK, TYPE)
-            tl.store(y + at * channels + d, out.to(y.dtype.element_ty), in_d)
-        at, raw, x, b, c = next_at, next_raw, next_x, next_b, next_c
+            tl.store(y + at * channels, _read(h, c, value, skip, N, PACK, TYPE).to(y.dtype.element_ty), in_d)
+        at = following
+        raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+        b = _words(B + at * WORDS, WORDS)
+        c = b if ONLY_STATE else _words(C + at * WORDS, WORDS)
+        following = tl.load(order + tl.minimum(t + 3, end - 1)).to(tl.int32)
+        step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+        step = tl.where(t + 1 < end, step, 0)  # beyond the end nothing moves
+        value = _channels(other_x, PACK, TYPE)
+        h = _advance(h, a, step, value, other_b, N, PACK, TYPE)
+        if ONLY_STATE:
+            total += step
+        else:
+            out = _read(h, other_c, value, skip, N, PACK, TYPE)
+            tl.store(y + other * channels, out.to(y.dtype.element_ty), in_d & (t + 1 < end))
+        other = following
     if ONLY_STATE:
         _store(local + segment * entry + tile, channels, h, in_d, N)
         tl.store(sums + (segment * rows + row) * channels + d, total, in_d)
@@ -183,17 +225,17 @@ def _forward(
 def _combine(
     A, local, sums, starts,
     directions, channels, rows, segments,
-    N: tl.constexpr, TILE_D: tl.constexpr, REVERSE: tl.constexpr,
+    N: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """What each segment starts from: decayed by the steps of the one before, and its effect added."""
-    d = tl.program_id(0) * TILE_D + tl.arange(0, TILE_D)
+    d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(2)
     in_d = d < channels
     a = tl.load(A + ((row % directions) * N + n) * channels + d, in_d, 0) * LOG2E
     tile = (row * N + n) * channels + d
     entry = tl.cast(rows, tl.int64) * N * channels
-    h = tl.zeros([TILE_D], tl.float32)
+    h = tl.zeros([CHANNELS], tl.float32)
     for i in range(segments):
         s = segments - 1 - i if REVERSE else i
         tl.store(starts + s * entry + tile, h, in_d)
@@ -202,54 +244,70 @@ def _combine(
 
 
 @triton.jit
+def _retreat(g, a, step, dy, c, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
+    """The gradients of the states before a token, from those of the states after it."""
+    states = ()
+    for n in tl.static_range(N):
+        number = _number(c[n // PACK], n % PACK, PACK, TYPE)
+        states = states + (tl.exp2(step * a[n]) * (g[n] + dy * number),)
+    return states
+
+
+@triton.jit
 def _reverse(
     grad_y, delta, A, C, bias, orders, local, sums,
-    directions, length, channels, rows, segment_length,
-    N: tl.constexpr, TILE_D: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
+    directions, length, channels, pairs, rows, segment_length,
+    N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state before a segment, if that of the one after it were 0, and the sum of the steps."""
     WORDS: tl.constexpr = N // PACK
-    d = tl.program_id(0) * TILE_D + tl.arange(0, TILE_D)
+    pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    in_pairs, in_d = pair < pairs, d < channels
     row = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2).to(tl.int64)
     image, k = row // directions, row % directions
-    base = _base(row, directions, rows, length)
-    in_d = d < channels
+    tokens = _first_token(row, directions, rows, length)
+    delta, C = delta + tokens * pairs + pair, C + tokens * WORDS
+    grad_y += image * length * pairs + pair
+    order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
-    offset = tl.load(bias + k * channels + d, in_d, 0) if HAS_BIAS else tl.zeros([TILE_D], tl.float32)
-    g = _zeros(N, TILE_D)
-    total = tl.zeros([TILE_D], tl.float32)
+    offset = _optional(bias, k * channels + d, in_d, HAS_BIAS)
+    g = _zeros(N)
+    total = tl.zeros([CHANNELS], tl.float32)
     first = tl.program_id(2) * segment_length
     end = tl.minimum(first + segment_length, length)
-    order = orders + k * length
-    token = tl.load(order + end - 1)
-    following = tl.load(order + tl.maximum(end - 2, first))
-    raw = tl.load(delta + (base + token) * channels + d, in_d, 0)
-    dy = tl.load(grad_y + (image * length + token) * channels + d, in_d, 0)
-    c = _words(C, base + token, WORDS)
-    for i in range(end - first):
-        next_raw = tl.load(delta + (base + following) * channels + d, in_d, 0)
-        next_dy = tl.load(grad_y + (image * length + following) * channels + d, in_d, 0)
-        next_c = _words(C, base + following, WORDS)
-        following = tl.load(order + tl.maximum(end - 3 - i, first))
-        step = _step_size(raw.to(tl.float32) + offset, SOFTPLUS)
-        gradient = dy.to(tl.float32) / directions
-        states = ()
-        for n in tl.static_range(N):
-            number = _number(c[n // PACK], n % PACK, PACK, TYPE)
-            states = states + (tl.exp2(step * a[n]) * (g[n] + gradient * number),)
-        g = states
+    at = tl.load(order + end - 1).to(tl.int32)
+    other = tl.load(order + tl.maximum(end - 2, first)).to(tl.int32)
+    raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
+    c = _words(C + at * WORDS, WORDS)
+    for i in range(0, end - first, 2):
+        other_raw, other_dy = tl.load(delta + other * pairs, in_pairs, 0), tl.load(grad_y + other * pairs, in_pairs, 0)
+        other_c = _words(C + other * WORDS, WORDS)
+        at = tl.load(order + tl.maximum(end - 3 - i, first)).to(tl.int32)
+        step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
         total += step
-        raw, dy, c = next_raw, next_dy, next_c
+        g = _retreat(g, a, step, _channels(dy, PACK, TYPE) / directions, c, N, PACK, TYPE)
+        raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
+        c = _words(C + at * WORDS, WORDS)
+        other = tl.load(order + tl.maximum(end - 4 - i, first)).to(tl.int32)
+        step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+        there = first + i + 1 < end
+        step = tl.where(there, step, 0)
+        total += step
+        gradient = tl.where(there, _channels(other_dy, PACK, TYPE) / directions, 0)
+        g = _retreat(g, a, step, gradient, other_c, N, PACK, TYPE)
     _store(local + (segment * rows + row) * N * channels + d, channels, g, in_d, N)
     tl.store(sums + (segment * rows + row) * channels + d, total, in_d)
 
 
 @triton.jit
 def _fold(values, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
-    """Half as many vectors over the lanes, each the sums of a pair over lanes that differ in a bit: the lanes without it
-    hold the first one's, the lanes with it the second one's. A single vector is summed in all lanes."""
+    """Half as many vectors over the lanes, each the sums of a pair over lanes that differ in a bit.
+
+    The lanes without it hold the first one's, the lanes with it the second one's. A single vector is summed in all.
+    """
     upper = (lane >> BIT) % 2 == 1
     other = lane ^ (1 << BIT)
     folded = ()
@@ -265,122 +323,147 @@ def _fold(values, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def _lane_sums(x):
-    """(2 LANES,) -> (LANES,): the sums of neighbouring channels, which are a thread's own."""
+    """(CHANNELS,) -> (LANES,): the sums of every thread's two."""
     first, second = tl.split(tl.reshape(x, [LANES, 2]))
     return first + second
+
+
+@triton.jit
+def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, GROUP: tl.constexpr):
+    """Index, delta, u and gradient of a group's tokens, as they were loaded; a token again where there is none."""
+    tokens, raws, xs, dys = (), (), (), ()
+    for v in tl.static_range(GROUP):
+        token = tl.load(order + tl.maximum(tl.minimum(begin + v, end - 1), start)).to(tl.int32)
+        tokens = tokens + (token,)
+        raws = raws + (tl.load(delta + token * pairs, in_pairs, 0),)
+        xs = xs + (tl.load(u + token * pairs, in_pairs, 0),)
+        dys = dys + (tl.load(grad_y + token * pairs, in_pairs, 0),)
+    return tokens, raws, xs, dys
 
 
 @triton.jit
 def _backward(
     grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
     grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
-    directions, length, channels, rows, segment_length,
-    N: tl.constexpr, TILE_D: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
-    CHUNK: tl.constexpr, GROUP: tl.constexpr,
+    directions, length, channels, pairs, rows, segment_length,
+    N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
 ):  # fmt: skip
     """A segment of a direction of an image, its chunks from the last to the first."""
     WORDS: tl.constexpr = N // PACK
     block = tl.program_id(0)
-    inner = tl.arange(0, TILE_D)
-    d = block * TILE_D + inner
+    inner = tl.arange(0, CHANNELS)
+    pair, d = block * LANES + tl.arange(0, LANES), block * CHANNELS + inner
+    in_pairs, in_d = pair < pairs, d < channels
     row = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2).to(tl.int64)
     image, k = row // directions, row % directions
-    base = _base(row, directions, rows, length)
-    in_d = d < channels
-    a = _decays(A + k * N * channels + d, channels, in_d, N)
-    skip = tl.load(D + k * channels + d, in_d, 0) if HAS_D else tl.zeros([TILE_D], tl.float32)
-    offset = tl.load(bias + k * channels + d, in_d, 0) if HAS_BIAS else tl.zeros([TILE_D], tl.float32)
+    tokens = _first_token(row, directions, rows, length)
+    u, delta = u + tokens * pairs + pair, delta + tokens * pairs + pair
+    grad_u, grad_delta = grad_u + tokens * channels + d, grad_delta + tokens * channels + d
+    B, C = B + tokens * WORDS, C + tokens * WORDS
+    grad_y += image * length * pairs + pair
+    A += k * N * channels + d
+    order = orders + k * length
+    skip = _optional(D, k * channels + d, in_d, HAS_D)
+    offset = _optional(bias, k * channels + d, in_d, HAS_BIAS)
     tile = row * N * channels + d
     entry = tl.cast(rows, tl.int64) * N * channels
-    g = _states(carried + segment * entry + tile, channels, in_d, N) if HAS_CARRIED else _zeros(N, TILE_D)
-    sum_a = _zeros(N, TILE_D)
-    sum_skip = tl.zeros([TILE_D], tl.float32)
-    sum_offset = tl.zeros([TILE_D], tl.float32)
+    g = _states(carried + segment * entry + tile, channels, in_d, N) if HAS_CARRIED else _zeros(N)
+    sum_a = _zeros(N)
+    sum_skip = tl.zeros([CHANNELS], tl.float32)
+    sum_offset = tl.zeros([CHANNELS], tl.float32)
     program = (segment * tl.num_programs(1) + row) * tl.num_programs(0) + block
-    note = notes + program * (CHUNK // GROUP * N * TILE_D) + inner
-    part = grad_CB + (tl.cast(rows, tl.int64) * length * block + base) * N
-    order = orders + k * length
+    note = notes + program * (CHUNK // GROUP * N * CHANNELS) + inner
 
     # where a lane's sum belongs: number i of a word, of the token `back` before a group's last, for C or for B
     lane = tl.arange(0, LANES)
     whose, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
-    to_lane = whose * (tl.cast(rows, tl.int64) * length * tl.num_programs(0) * N) + i_lane
+    all_tokens = tl.cast(rows, tl.int64) * length
+    grad_CB += (all_tokens * (block + whose * tl.num_programs(0)) + tokens) * N + i_lane
 
     first = tl.program_id(2) * segment_length
     end = tl.minimum(first + segment_length, length)
     chunks = (end - first + CHUNK - 1) // CHUNK
     for chunk in range(chunks):
         start = first + (chunks - 1 - chunk) * CHUNK
-        count = tl.minimum(CHUNK, end - start)
-        groups = (count + GROUP - 1) // GROUP
-        # the forward again, up to the last group
+        stop = tl.minimum(start + CHUNK, end)
+        groups = (stop - start + GROUP - 1) // GROUP
+        # the forward again, up to the last group; as there, but that groups are whole
+        a = _decays(A, channels, in_d, N)
         h = _states(saved + (start // CHUNK) * entry + tile, channels, in_d, N)
-        at = base + tl.load(order + start)
-        following = tl.load(order + tl.minimum(start + 1, end - 1))
-        raw, x = tl.load(delta + at * channels + d, in_d, 0), tl.load(u + at * channels + d, in_d, 0)
-        b = _words(B, at, WORDS)
-        for j in range(groups):
-            _store(note + j * N * TILE_D, TILE_D, h, in_d, N)
-            for t in range(j * GROUP, tl.minimum((j + 1) * GROUP, (groups - 1) * GROUP)):
-                next_at = base + following
-                following = tl.load(order + tl.minimum(start + t + 2, end - 1))
-                next_raw = tl.load(delta + next_at * channels + d, in_d, 0)
-                next_x = tl.load(u + next_at * channels + d, in_d, 0)
-                next_b = _words(B, next_at, WORDS)
-                step = _step_size(raw.to(tl.float32) + offset, SOFTPLUS)
-                h = _advance(h, a, step, x.to(tl.float32), b, N, PACK, TYPE)
-                raw, x, b = next_raw, next_x, next_b
+        at = tl.load(order + start).to(tl.int32)
+        other = tl.load(order + tl.minimum(start + 1, stop - 1)).to(tl.int32)
+        raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+        b = _words(B + at * WORDS, WORDS)
+        for t in range(0, (groups - 1) * GROUP, 2):
+            other_raw, other_x = tl.load(delta + other * pairs, in_pairs, 0), tl.load(u + other * pairs, in_pairs, 0)
+            other_b = _words(B + other * WORDS, WORDS)
+            at = tl.load(order + tl.minimum(start + t + 2, stop - 1)).to(tl.int32)
+            if t % GROUP == 0:
+                _store(note + (t // GROUP) * N * CHANNELS, CHANNELS, h, in_d, N)
+            step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+            h = _advance(h, a, step, _channels(x, PACK, TYPE), b, N, PACK, TYPE)
+            raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+            b = _words(B + at * WORDS, WORDS)
+            following = tl.load(order + tl.minimum(start + t + 3, stop - 1)).to(tl.int32)
+            step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+            h = _advance(h, a, step, _channels(other_x, PACK, TYPE), other_b, N, PACK, TYPE)
+            other = following
+        _store(note + (groups - 1) * N * CHANNELS, CHANNELS, h, in_d, N)
+
+        begin = start + (groups - 1) * GROUP
+        places, raws, xs, dys = _group_inputs(u, delta, grad_y, order, begin, start, stop, pairs, in_pairs, GROUP)
         for j in range(groups):
             group = groups - 1 - j
             begin = start + group * GROUP
-            tokens, steps, inputs, grads = (), (), (), ()
+            steps, inputs, grads = (), (), ()
             for v in tl.static_range(GROUP):
-                there = begin + v < end  # beyond it nothing moves
-                token = tl.load(order + tl.minimum(begin + v, end - 1))
-                place = (base + token) * channels + d
-                size = _step_size(tl.load(delta + place, in_d, 0).to(tl.float32) + offset, SOFTPLUS)
-                size = tl.where(there & in_d, size, 0)
-                dy = tl.load(grad_y + (image * length + token) * channels + d, in_d & there, 0)
-                tokens, steps = tokens + (token,), steps + (size,)
-                inputs = inputs + (size * tl.load(u + place, in_d, 0).to(tl.float32),)
-                grads = grads + (dy.to(tl.float32) / directions,)
+                there = in_d & (begin + v < stop)  # beyond it nothing moves
+                size, _ = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
+                size = tl.where(there, size, 0)
+                steps = steps + (size,)
+                inputs = inputs + (size * _channels(xs[v], PACK, TYPE),)
+                grads = grads + (tl.where(there, _channels(dys[v], PACK, TYPE) / directions, 0),)
+            # those of the next group, and of each next word, are asked for while this one is computed
+            next_places, next_raws, next_xs, next_dys = _group_inputs(
+                u, delta, grad_y, order, begin - GROUP, start, stop, pairs, in_pairs, GROUP
+            )
             at_lane = begin + GROUP - 1 - back
-            token_lane = tl.load(order + tl.minimum(at_lane, end - 1))
-            into = part + token_lane * N + to_lane
-            into_mask = (at_lane < end) & (i_lane < PACK)
-            to_input, to_exponent = _zeros(GROUP, TILE_D), _zeros(GROUP, TILE_D)
+            token_lane = tl.load(order + tl.minimum(at_lane, stop - 1)).to(tl.int32)
+            into, into_mask = grad_CB + token_lane * N, (at_lane < stop) & (i_lane < PACK)
+            to_input, to_exponent = _zeros(GROUP), _zeros(GROUP)
+            before = _states(note + group * N * CHANNELS, CHANNELS, in_d, PACK)
+            bs, cs = (), ()
+            for v in tl.static_range(GROUP):
+                bs, cs = bs + (tl.load(B + places[v] * WORDS),), cs + (tl.load(C + places[v] * WORDS),)
             for w in range(WORDS):  # g and sum_a turn, so that those of the word come first
-                to_inputs, from_states = (), ()  # words of B and C
-                for v in tl.static_range(GROUP):
-                    word = (base + tokens[v]) * WORDS + w
-                    to_inputs = to_inputs + (tl.load(B + word),)
-                    from_states = from_states + (tl.load(C + word),)
                 sums, new_g, new_a = (), (), ()
+                following = tl.minimum(w + 1, WORDS - 1)
+                next_before = _states(note + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
+                next_bs, next_cs = (), ()
+                for v in tl.static_range(GROUP):
+                    next_bs = next_bs + (tl.load(B + places[v] * WORDS + following),)
+                    next_cs = next_cs + (tl.load(C + places[v] * WORDS + following),)
                 for i in tl.static_range(PACK):
-                    states = (tl.load(note + (group * N + w * PACK + i) * TILE_D, in_d, 0),)
-                    a_i = tl.load(A + (k * N + w * PACK + i) * channels + d, in_d, 0) * LOG2E
-                    decays = ()
+                    a_i = tl.load(A + (w * PACK + i) * channels, in_d, 0) * LOG2E
+                    states, decays = (before[i],), ()
                     for v in tl.static_range(GROUP):
                         decay = tl.exp2(steps[v] * a_i)
-                        number = _number(to_inputs[v], i, PACK, TYPE)
-                        states = states + (decay * states[v] + inputs[v] * number,)
+                        states = states + (decay * states[v] + inputs[v] * _number(bs[v], i, PACK, TYPE),)
                         decays = decays + (decay,)
-                    g_n, a_n = g[i], sum_a[i]
+                    g_i, a_sum = g[i], sum_a[i]
                     values, of_input, of_exponent = (), (), ()
                     for v in tl.static_range(GROUP - 1, -1, -1):
-                        g_n += grads[v] * _number(from_states[v], i, PACK, TYPE)
-                        to_c = _lane_sums(grads[v] * states[v + 1])
-                        to_b = _lane_sums(g_n * inputs[v])
-                        values = values + (to_c, to_b)
-                        of_input = (to_input[v] + g_n * _number(to_inputs[v], i, PACK, TYPE),) + of_input
-                        g_n *= decays[v]
-                        exponent = g_n * states[v]
-                        a_n += exponent * steps[v]
+                        g_i += grads[v] * _number(cs[v], i, PACK, TYPE)
+                        values = values + (_lane_sums(grads[v] * states[v + 1]), _lane_sums(g_i * inputs[v]))
+                        of_input = (to_input[v] + g_i * _number(bs[v], i, PACK, TYPE),) + of_input
+                        g_i *= decays[v]
+                        exponent = g_i * states[v]
+                        a_sum += exponent * steps[v]
                         of_exponent = (to_exponent[v] + exponent * a_i,) + of_exponent
                     to_input, to_exponent = of_input, of_exponent
-                    new_g, new_a = new_g + (g_n,), new_a + (a_n,)
+                    new_g, new_a = new_g + (g_i,), new_a + (a_sum,)
                     values = _fold(values, lane, 0, 8)
                     values = _fold(values, lane, 1, 4)
                     sums = sums + _fold(values, lane, 2, 2)
@@ -392,55 +475,67 @@ def _backward(
                     sums = _fold(sums, lane, 4, 1)
                 tl.store(into + w * PACK, sums[0], into_mask)
                 g, sum_a = g[PACK:] + new_g, sum_a[PACK:] + new_a
+                before, bs, cs = next_before, next_bs, next_cs
             for v in tl.static_range(GROUP):
-                there = in_d & (begin + v < end)
-                place = (base + tokens[v]) * channels + d
-                value = tl.load(u + place, there, 0).to(tl.float32)
+                there = in_d & (begin + v < stop)
+                value = _channels(xs[v], PACK, TYPE)
                 to_step = to_exponent[v] / LOG2E + to_input[v] * value
                 if SOFTPLUS:
-                    before = tl.load(delta + place, there, 0).to(tl.float32) + offset
-                    to_step = to_step / (1 + tl.exp2(-before * LOG2E))
+                    to_step = to_step / (1 + tl.exp2(-(_channels(raws[v], PACK, TYPE) + offset) * LOG2E))
                 sum_offset += tl.where(there, to_step, 0)
                 sum_skip += grads[v] * value
                 to_x = to_input[v] * steps[v] + skip * grads[v]
-                tl.store(grad_u + place, to_x.to(grad_u.dtype.element_ty), there)
-                tl.store(grad_delta + place, to_step.to(grad_delta.dtype.element_ty), there)
+                tl.store(grad_u + places[v] * channels, to_x.to(grad_u.dtype.element_ty), there)
+                tl.store(grad_delta + places[v] * channels, to_step.to(grad_delta.dtype.element_ty), there)
+            places, raws, xs, dys = next_places, next_raws, next_xs, next_dys
     _store(grad_A + segment * entry + tile, channels, sum_a, in_d, N)
     tl.store(grad_D + (segment * rows + row) * channels + d, sum_skip, in_d)
     tl.store(grad_bias + (segment * rows + row) * channels + d, sum_offset, in_d)
 
 
 class _Inputs:
-    """Contiguous inputs, parameters in float32, and what every kernel is launched with.
+    """Inputs of one type, as words, parameters in float32, and what every kernel is launched with.
 
-    States are filled up to whole words of B and C with some that stay 0.
+    Channels are filled up to whole pairs, states to whole 64-bit words of B and C, with some that stay 0.
     """
 
     def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus) -> None:
-        self.u, self.delta = by_direction(u), by_direction(delta)
         self.batch, self.directions, self.length, self.channels = u.shape
-        self.rows = self.batch * self.directions
-        pack = 8 // B.element_size()
+        if self.length * max(self.channels, A.shape[2]) >= 2**31:
+            raise ValueError(f"backend='triton' scans up to 2^31 numbers of an image; u is {tuple(u.shape)}")
+        self.dtype = functools.reduce(torch.promote_types, (delta.dtype, B.dtype, C.dtype), u.dtype)
+        pack = 8 // self.dtype.itemsize
+        self.u, self.delta = (self.pairs(by_direction(x)) for x in (u, delta))
         unused = -A.shape[2] % pack
-        self.states = A.shape[2] + unused
-        self.B, self.C = (by_direction(F.pad(x.to(B.dtype), (0, unused))).view(torch.int64) for x in (B, C))
+        self.B, self.C = (F.pad(by_direction(x), (0, unused)).to(self.dtype).view(torch.int64) for x in (B, C))
         self.A = F.pad(A.float(), (0, unused)).transpose(1, 2).contiguous()
         self.D, self.bias = (None if x is None else x.float().contiguous() for x in (D, delta_bias))
         self.orders = orders.contiguous()
-        self.packed = dict(PACK=pack, TYPE=TYPES[B.dtype])
+        self.rows, self.states = self.batch * self.directions, A.shape[2] + unused
+        self.packed = dict(PACK=pack, TYPE=TYPES[self.dtype])
         self.flags = dict(SOFTPLUS=delta_softplus, HAS_BIAS=delta_bias is not None)
-        blocks = triton.cdiv(self.channels, CHANNELS)
+        blocks = triton.cdiv(self.channels, CHANNELS.value)
         chunks = triton.cdiv(self.length, CHUNK)
         wanted = min(chunks, max(1, PROGRAMS // max(1, self.rows * blocks)))
         self.segment_length = triton.cdiv(chunks, wanted) * CHUNK
         self.segments = max(1, triton.cdiv(self.length, self.segment_length))
         self.grid = blocks, self.rows, self.segments
 
+    def pairs(self, x: Tensor) -> Tensor:
+        """Contiguous (..., D) as words of two channels."""
+        word = torch.int64 if self.dtype == torch.float32 else torch.int32
+        return F.pad(x.to(self.dtype), (0, x.shape[-1] % 2)).view(word)
+
     def sizes(self) -> tuple[int, ...]:
-        return self.directions, self.length, self.channels, self.rows, self.segment_length
+        return self.directions, self.length, self.channels, self.u.shape[-1], self.rows, self.segment_length
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.u.device)
+
+    def tokens(self, dtype: torch.dtype) -> Tensor:
+        """(K, B, L, D)"""
+        shape = self.directions, self.batch, self.length, self.channels
+        return torch.empty(shape, dtype=dtype, device=self.u.device)
 
     def tiles(self, count: int) -> Tensor:
         """(count, B, K, N, D)"""
@@ -448,7 +543,7 @@ class _Inputs:
 
     def run(self, kernel, grid: tuple[int, int, int], *arguments, **constants) -> None:
         if all(grid):
-            kernel[grid](*arguments, N=self.states, TILE_D=CHANNELS, **constants, num_warps=1)
+            kernel[grid](*arguments, N=self.states, **constants, num_warps=1)
 
 
 def scan_forward(
@@ -470,7 +565,7 @@ def scan_forward(
         latter alone, (1, B, K, N, D).
     """
     i = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
-    y = torch.empty_like(i.u)
+    y = i.tokens(u.dtype)
     saved = i.tiles(triton.cdiv(i.length, CHUNK) + 1 if keep else 1)
     cut = i.segments > 1
     local, sums, starts = (
@@ -512,19 +607,19 @@ def scan_backward(
     i = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     used = A.shape[2]
     saved = F.pad(saved, (0, 0, 0, i.states - used))
-    grad_y = grad_y.contiguous()
+    dy = i.pairs(grad_y.contiguous())
     carried = None
     if i.segments > 1:
         local, carried, sums = i.tiles(i.segments), i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels)
-        tensors = (grad_y, i.delta, i.A, i.C, i.bias, i.orders, local, sums)
+        tensors = (dy, i.delta, i.A, i.C, i.bias, i.orders, local, sums)
         i.run(_reverse, i.grid, *tensors, *i.sizes(), **i.packed, **i.flags)
         _put_together(i, local, sums, carried, reverse=True)
-    notes = i.empty(*reversed(i.grid), CHUNK // GROUP, i.states, CHANNELS)
-    grad_u, grad_delta = torch.empty_like(i.u), torch.empty_like(i.delta)
+    notes = i.empty(*reversed(i.grid), CHUNK // GROUP, i.states, CHANNELS.value)
+    grad_u, grad_delta = i.tokens(u.dtype), i.tokens(delta.dtype)
     grad_A = i.tiles(i.segments)
     grad_CB = i.empty(2, i.grid[0], i.directions, i.batch, i.length, i.states)
     grad_D, grad_bias = (i.empty(i.segments, i.batch, i.directions, i.channels) for _ in range(2))
-    tensors = (grad_y, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes)
+    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes)
     results = (grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias)
     constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None)
     i.run(_backward, i.grid, *tensors, *results, *i.sizes(), **constants, **i.packed, **i.flags)
