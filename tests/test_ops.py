@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.ops import cross_conv, cross_scan, native, resolve_backend
+from arm_backbone.ops.layout import rows
 from arm_backbone.scan_order import scan_orders
 
 
@@ -293,10 +294,11 @@ def test_native_scan_reads_parts_of_a_projection(types, batch):
     inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=batch), torch.float32).items()}
     state = inputs["A"].shape[2]
     for name, dtype, start in zip("BC", types, (3, 3 + state)):
-        rows = torch.full((*inputs[name].shape[:3], 2 * state + start), torch.nan, dtype=getattr(torch, dtype))
-        part = rows[..., start : start + state]
+        images, directions, length, _ = inputs[name].shape
+        output = torch.full((directions, images, length, 2 * state + start), torch.nan, dtype=getattr(torch, dtype))
+        part = output[..., start : start + state].transpose(0, 1)
         part.copy_(inputs[name])
-        assert native._rows(part)[1] == 2 * state + start  # not copied
+        assert rows(part.transpose(0, 1))[1] == 2 * state + start  # not copied
         inputs[name] = part
     together = inputs | {n: inputs[n].clone(memory_format=torch.contiguous_format) for n in "BC"}
     assert torch.equal(cross_scan(**inputs), cross_scan(**together))

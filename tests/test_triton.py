@@ -32,12 +32,23 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4, TILE_D=64)
-FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, TILE_T=16)
+SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4)
+FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
 LOW = ("y", "grad_u", "grad_delta", "x", "out", "grad", "grad_x")
-WORDS = ("B", "C", "orders", "inverse")
+WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
-INTEGERS = ("pairs", "directions", "images", "length", "channels", "rows", "segment_length", "segments")
+INTEGERS = (
+    "step_B",
+    "step_C",
+    "pairs",
+    "directions",
+    "images",
+    "length",
+    "channels",
+    "rows",
+    "segment_length",
+    "segments",
+)
 WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True)
 
 
@@ -53,7 +64,6 @@ WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=Fa
         ("scan_triton", "_backward", dict(HAS_CARRIED=True)),
         ("conv_triton", "_forward", {}),
         ("conv_triton", "_backward", {}),
-        ("conv_triton", "_grad_input", {}),
     ],
 )
 def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
@@ -73,7 +83,9 @@ def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
         elif name in INTEGERS:
             signature[name] = "i32"
         else:
-            signature[name] = "*i64" if name in WORDS else "*i32" if name in PAIRS else "*bf16" if name in LOW else "*fp32"
+            signature[name] = (
+                "*i64" if name in WORDS else "*i32" if name in PAIRS else "*bf16" if name in LOW else "*fp32"
+            )
     source = ASTSource(function, signature, values)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=1))
     assert compiled.asm["cubin"][:4] == b"\x7fELF" and f"sm_{capability}" in compiled.asm["ptx"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_ops import cast, compare, gradients, scan_inputs
+from test_ops import cast, compare, gradients, scan_gradients, scan_inputs
 from triton.runtime import interpreter
 
 from arm_backbone.ops import conv_triton, cross_conv, cross_scan, scan_triton
@@ -42,6 +42,19 @@ def test_optional_arguments_and_extreme_steps():
     inputs["delta"] = torch.linspace(-40, 40, inputs["delta"].numel(), dtype=torch.float64).view_as(inputs["delta"])
     inputs["delta"].requires_grad_()
     compare(inputs, TRITON)
+
+
+def test_parts_of_a_projection(monkeypatch):
+    """B and C side by side in the projection's output are read there, or copied where they do not fill words."""
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=2, grid=(2, 3), state=4), torch.float32).items()}
+    for before in (2, 3):
+        output = torch.full((4, 2, 6, before + 8), torch.nan)
+        parts = {n: output[..., start:][..., :4].transpose(0, 1) for n, start in (("B", before), ("C", before + 4))}
+        for name, part in parts.items():
+            part.copy_(inputs[name])
+        low, high = (scan_gradients(inputs | more) for more in (parts, {}))
+        assert all(torch.equal(low[name], high[name]) for name in low)
 
 
 def test_half_precision_in_and_out():

@@ -79,7 +79,7 @@ def _kernels(x: Tensor, weight: Tensor) -> ModuleType | None:
     if triton_unavailable(x.device) is None:
         from . import conv_triton  # imports triton, which not every machine has
 
-        return conv_triton
+        return conv_triton if weight.shape[2] <= conv_triton.MAX_TAPS else None
     return None
 
 

@@ -1,5 +1,8 @@
 """Causal depthwise convolution and SiLU in Triton, all directions in one launch, tokens read and written by index.
 
+A program walks a stretch of a direction of an image and keeps the last tokens of its channels in registers, so that
+each is read once. The backward walks from the last token to the first and starts some tokens behind its stretch.
+
 Legend: B batch, K scan directions, L tokens, D channels, W taps.
 """
 
@@ -8,28 +11,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..scan_order import inverse_orders
 from .layout import by_direction
 
-TOKENS, CHANNELS = 16, 64  # of a program
+STRETCH = 64  # tokens of a program, a multiple of AHEAD
+AHEAD = 4  # tokens asked for together
+MAX_TAPS = AHEAD + 1
+CHANNELS = 128  # of a program: four a thread
 
 
 @triton.jit
-def _before_silu(
-    x, weight, bias, orders, t, d, image, k, length, channels,
-    TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
-):  # fmt: skip
-    """Steps t of direction k before SiLU, (TILE_T, TILE_D)."""
-    in_d = d < channels
-    total = tl.zeros([TILE_T, TILE_D], tl.float32) + tl.load(bias + k * channels + d, in_d, 0).to(tl.float32)[None, :]
+def _taps(weight, d, in_d, TAPS: tl.constexpr):
+    taps = ()
     for j in tl.static_range(TAPS):
-        step = t - (TAPS - 1 - j)
-        there = (step >= 0) & (step < length)
-        token = tl.load(orders + k * length + step, there, 0)
-        at = (image * length + token)[:, None] * channels + d[None, :]
-        values = tl.load(x + at, there[:, None] & in_d[None, :], 0).to(tl.float32)
-        tap = tl.load(weight + (k * channels + d) * TAPS + j, in_d, 0).to(tl.float32)
-        total += values * tap[None, :]
+        taps = taps + (tl.load(weight + d * TAPS + j, in_d, 0).to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def _token(x, order, t, length, channels, in_d):
+    """Step t of a direction in float32, 0 before the first and after the last."""
+    there = (t >= 0) & (t < length)
+    at = tl.load(order + t, there, 0).to(tl.int32)
+    return tl.load(x + at * channels, in_d & there, 0).to(tl.float32)
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, CHANNELS: tl.constexpr):
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros([CHANNELS], tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _before_silu(window, taps, offset, TAPS: tl.constexpr):
+    total = offset
+    for j in tl.static_range(TAPS):
+        total += window[j] * taps[j]
     return total
 
 
@@ -37,85 +55,101 @@ def _before_silu(
 def _forward(
     x, weight, bias, orders, out,
     images, length, channels,
-    TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
+    TAPS: tl.constexpr, STRETCH: tl.constexpr, AHEAD: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0) * TILE_T + tl.arange(0, TILE_T)
-    d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
+    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    in_d = d < channels
     row = tl.program_id(2).to(tl.int64)
     k, image = row // images, row % images
-    value = _before_silu(x, weight, bias, orders, t, d, image, k, length, channels, TAPS, TILE_T, TILE_D)
-    value = value / (1 + tl.exp(-value))
-    token = tl.load(orders + k * length + t, t < length, 0)
-    at = (row * length + token)[:, None] * channels + d[None, :]
-    tl.store(out + at, value.to(out.dtype.element_ty), (t < length)[:, None] & (d < channels)[None, :])
+    x, out = x + image * length * channels + d, out + row * length * channels + d
+    order = orders + k * length
+    taps = _taps(weight + k * channels * TAPS, d, in_d, TAPS)
+    offset = tl.load(bias + k * channels + d, in_d, 0).to(tl.float32)
+    first = tl.program_id(0) * STRETCH
+    window = ()
+    for j in tl.static_range(TAPS - 1):
+        window = window + (_token(x, order, first - (TAPS - 1 - j), length, channels, in_d),)
+    for t in range(first, tl.minimum(first + STRETCH, length), AHEAD):
+        places, tokens = (), ()
+        for v in tl.static_range(AHEAD):
+            places = places + (tl.load(order + t + v, t + v < length, 0).to(tl.int32),)
+            tokens = tokens + (_token(x, order, t + v, length, channels, in_d),)
+        for v in tl.static_range(AHEAD):
+            window = window + (tokens[v],)
+            value = _before_silu(window, taps, offset, TAPS)
+            value = value / (1 + tl.exp(-value))
+            tl.store(out + places[v] * channels, value.to(out.dtype.element_ty), in_d & (t + v < length))
+            window = window[1:]
 
 
 @triton.jit
 def _backward(
-    grad, x, weight, bias, orders, grad_sum, grad_weight, grad_bias,
+    x, weight, bias, orders, grad, grad_x, grad_weight, grad_bias,
     images, length, channels,
-    TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
+    TAPS: tl.constexpr, STRETCH: tl.constexpr, AHEAD: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before SiLU, in scan order, and a part of those of weight and bias."""
-    tile = tl.program_id(0)
-    t = tile * TILE_T + tl.arange(0, TILE_T)
-    d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
+    """What a direction adds to the gradient of x, and a stretch to those of weight and bias."""
+    stretch = tl.program_id(0)
+    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    in_d = d < channels
     row = tl.program_id(2).to(tl.int64)
     k, image = row // images, row % images
-    in_d = d < channels
-    there = (t < length)[:, None] & in_d[None, :]
-    value = _before_silu(x, weight, bias, orders, t, d, image, k, length, channels, TAPS, TILE_T, TILE_D)
-    gate = 1 / (1 + tl.exp(-value))
-    token = tl.load(orders + k * length + t, t < length, 0)
-    g = tl.load(grad + (row * length + token)[:, None] * channels + d[None, :], there, 0).to(tl.float32)
-    g = g * gate * (1 + value * (1 - gate))
-    tl.store(grad_sum + (row * length + t)[:, None] * channels + d[None, :], g, there)
-    part = tile * tl.num_programs(2) + row
-    tl.store(grad_bias + part * channels + d, tl.sum(g, 0), in_d)
+    x = x + image * length * channels + d
+    grad, grad_x = grad + row * length * channels + d, grad_x + row * length * channels + d
+    order = orders + k * length
+    taps = _taps(weight + k * channels * TAPS, d, in_d, TAPS)
+    offset = tl.load(bias + k * channels + d, in_d, 0).to(tl.float32)
+    sum_bias = tl.zeros([CHANNELS], tl.float32)
+    sums, later, window = _zeros(TAPS, CHANNELS), _zeros(TAPS - 1, CHANNELS), ()
+    first = stretch * STRETCH
+    last = first + STRETCH - 1 + AHEAD
+    for j in tl.static_range(TAPS - 1):  # the tokens up to the last but the first of these
+        window = window + (_token(x, order, last - (TAPS - 2 - j), length, channels, in_d),)
+    for i in range(0, STRETCH + AHEAD, AHEAD):  # the first turn only for what comes after the stretch
+        places, tokens, grads = (), (), ()
+        for v in tl.static_range(AHEAD):
+            t = last - i - v
+            places = places + (tl.load(order + t, t < length, 0).to(tl.int32),)
+            tokens = tokens + (_token(x, order, t - (TAPS - 1), length, channels, in_d),)
+            grads = grads + (_token(grad, order, t, length, channels, in_d),)
+        for v in tl.static_range(AHEAD):
+            t = last - i - v
+            window = (tokens[v],) + window
+            value = _before_silu(window, taps, offset, TAPS)
+            sigmoid = 1 / (1 + tl.exp(-value))
+            g = grads[v] * sigmoid * (1 + value * (1 - sigmoid))
+            later = (g,) + later  # before SiLU, of this token and those after it
+            inside = t < first + STRETCH
+            own = tl.where(inside, g, 0)
+            sum_bias += own
+            new, total = (), tl.zeros([CHANNELS], tl.float32)
+            for j in tl.static_range(TAPS):
+                new = new + (sums[j] + own * window[j],)
+                total += later[j] * taps[TAPS - 1 - j]
+            sums = new
+            tl.store(grad_x + places[v] * channels, total.to(grad_x.dtype.element_ty), in_d & inside & (t < length))
+            later, window = later[: TAPS - 1], window[: TAPS - 1]
+    part = stretch * tl.num_programs(2) + row
+    tl.store(grad_bias + part * channels + d, sum_bias, in_d)
     for j in tl.static_range(TAPS):
-        step = t - (TAPS - 1 - j)
-        read = (step >= 0) & (step < length)
-        source = tl.load(orders + k * length + step, read, 0)
-        at = (image * length + source)[:, None] * channels + d[None, :]
-        values = tl.load(x + at, read[:, None] & in_d[None, :], 0).to(tl.float32)
-        tl.store(grad_weight + (part * TAPS + j) * channels + d, tl.sum(g * values, 0), in_d)
+        tl.store(grad_weight + (part * TAPS + j) * channels + d, sums[j], in_d)
 
 
-@triton.jit
-def _grad_input(
-    grad_sum, weight, inverse, grad_x,
-    directions, images, length, channels,
-    TAPS: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
-):  # fmt: skip
-    """The gradient of a token: from its own step and the TAPS - 1 after it, in every direction."""
-    token = tl.program_id(0) * TILE_T + tl.arange(0, TILE_T)
-    d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
-    image = tl.program_id(2).to(tl.int64)
-    in_d = d < channels
-    total = tl.zeros([TILE_T, TILE_D], tl.float32)
-    for k in range(directions):
-        t = tl.load(inverse + k * length + token, token < length, length)
-        for s in tl.static_range(TAPS):
-            there = (t + s < length)[:, None] & in_d[None, :]
-            at = ((k * images + image) * length + t + s)[:, None] * channels + d[None, :]
-            tap = tl.load(weight + (k * channels + d) * TAPS + (TAPS - 1 - s), in_d, 0).to(tl.float32)
-            total += tl.load(grad_sum + at, there, 0) * tap[None, :]
-    at = (image * length + token)[:, None] * channels + d[None, :]
-    tl.store(grad_x + at, total.to(grad_x.dtype.element_ty), (token < length)[:, None] & in_d[None, :])
-
-
-def _run(kernel, rows: int, length: int, channels: int, taps: int, *arguments) -> None:
-    grid = (triton.cdiv(length, TOKENS), triton.cdiv(channels, CHANNELS), rows)
+def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *others: Tensor) -> None:
+    (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
+    if length * channels >= 2**31:
+        raise ValueError(f"the Triton convolution takes up to 2^31 numbers of an image; x is {tuple(x.shape)}")
+    grid = (triton.cdiv(length, STRETCH), triton.cdiv(channels, CHANNELS), directions * batch)
     if all(grid):
-        kernel[grid](*arguments, length, channels, TAPS=taps, TILE_T=TOKENS, TILE_D=CHANNELS)
+        inputs = (v.contiguous() for v in (x, weight, bias, orders))
+        sizes = dict(TAPS=taps, STRETCH=STRETCH, AHEAD=AHEAD, CHANNELS=CHANNELS)
+        kernel[grid](*inputs, *others, batch, length, channels, **sizes, num_warps=1)
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
-    (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
-    out = x.new_empty(directions, batch, length, channels)
-    tensors = (x.contiguous(), weight.contiguous(), bias.contiguous(), orders.contiguous(), out)
-    _run(_forward, batch * directions, length, channels, taps, *tensors, batch)
+    out = x.new_empty(len(orders), *x.shape)
+    _run(_forward, x, weight, bias, orders, out)
     return out.transpose(0, 1)
 
 
@@ -123,16 +157,12 @@ def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
-    grad, x, weight, bias, orders = by_direction(grad), *(v.contiguous() for v in (x, weight, bias, orders))
-    grad_sum = torch.empty(directions, batch, length, channels, device=x.device)
-    tiles = triton.cdiv(length, TOKENS)
-    grad_weight = torch.empty(tiles, directions, batch, taps, channels, device=x.device)
-    grad_bias = torch.empty(tiles, directions, batch, channels, device=x.device)
-    tensors = (grad, x, weight, bias, orders, grad_sum, grad_weight, grad_bias)
-    _run(_backward, batch * directions, length, channels, taps, *tensors, batch)
-    grad_x = torch.empty_like(x)
-    tensors = (grad_sum, weight, inverse_orders(orders), grad_x)
-    _run(_grad_input, batch, length, channels, taps, *tensors, directions, batch)
+    directions, channels, taps = weight.shape
+    grad = by_direction(grad)
+    grad_x = x.new_empty(grad.shape)
+    parts = triton.cdiv(x.shape[1], STRETCH), directions, len(x)
+    grad_weight = torch.empty(*parts, taps, channels, device=x.device)
+    grad_bias = torch.empty(*parts, channels, device=x.device)
+    _run(_backward, x, weight, bias, orders, grad, grad_x, grad_weight, grad_bias)
     grad_weight = grad_weight.sum((0, 2)).transpose(1, 2).contiguous()
-    return grad_x, grad_weight.to(weight.dtype), grad_bias.sum((0, 2)).to(bias.dtype)
+    return grad_x.sum(0), grad_weight.to(weight.dtype), grad_bias.sum((0, 2)).to(bias.dtype)

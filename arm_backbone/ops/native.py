@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .layout import by_direction
+from .layout import by_direction, rows
 
 LIBRARY = Path(__file__).parent / "libarm_cpu.so"
 ISAS = ("plain", "avx2", "avx512")
@@ -142,17 +142,6 @@ def _sum(parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """x (..., L, C) as the kernels take it, C together, and the step from any token to the next."""
-    strides, step = [1], x.stride(-2)
-    for size in (1, *reversed(x.shape[1:-1])):
-        strides.append(step * size)
-        step = strides[-1]
-    if x.stride() == tuple(reversed(strides)):  # such as a part of a projection's output
-        return x, x.stride(-2)
-    return x.contiguous(), x.shape[-1]
-
-
 def segment_length() -> int:
     """Tokens between two saved states."""
     return _library().arm_segment()
@@ -166,7 +155,7 @@ class _Inputs:
         self.u, self.delta = (by_direction(x if half else x.to(torch.float32)) for x in (u, delta))
         half_BC = B.dtype == C.dtype == torch.bfloat16
         (self.B, row_B), (self.C, row_C) = (
-            _rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
+            rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
         )
         self.A, self.D, self.delta_bias = _float(A), _float(D), _float(delta_bias)
         self.orders = orders.contiguous()
@@ -264,7 +253,7 @@ def conv_backward(
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, half: bool = False, backward: bool = False, **more: Tensor
 ) -> None:
-    x, row = _rows(x)
+    x, row = rows(x)
     inputs = dict(x=x, weight=_float(weight), bias=_float(bias), orders=orders.contiguous())
     pointers = {name: tensor.data_ptr() for name, tensor in (inputs | more).items()}
     sizes = (x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], row, int(half))

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import by_direction
+from .layout import by_direction, rows
 
 CHUNK = 64  # tokens between two saved states; even
 GROUP = 4  # tokens whose states the backward holds in registers
@@ -151,7 +151,7 @@ def _optional(source, at, mask, THERE: tl.constexpr):
 @triton.jit
 def _forward(
     u, delta, A, B, C, D, bias, orders, starts, y, saved, local, sums,
-    directions, length, channels, pairs, rows, segment_length,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, ONLY_STATE: tl.constexpr,
@@ -166,7 +166,7 @@ def _forward(
     k = row % directions
     tokens = _first_token(row, directions, rows, length)
     u, delta, y = u + tokens * pairs + pair, delta + tokens * pairs + pair, y + tokens * channels + d
-    B, C = B + tokens * WORDS, C + tokens * WORDS
+    B, C = B + tokens * step_B, C + tokens * step_C
     order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
     skip = _optional(D, k * channels + d, in_d, HAS_D)
@@ -181,12 +181,12 @@ def _forward(
     at = tl.load(order + first).to(tl.int32)
     other = tl.load(order + tl.minimum(first + 1, end - 1)).to(tl.int32)
     raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
-    b = _words(B + at * WORDS, WORDS)
-    c = b if ONLY_STATE else _words(C + at * WORDS, WORDS)
+    b = _words(B + at * step_B, WORDS)
+    c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
     for t in range(first, end, 2):
         other_raw, other_x = tl.load(delta + other * pairs, in_pairs, 0), tl.load(u + other * pairs, in_pairs, 0)
-        other_b = _words(B + other * WORDS, WORDS)
-        other_c = other_b if ONLY_STATE else _words(C + other * WORDS, WORDS)
+        other_b = _words(B + other * step_B, WORDS)
+        other_c = other_b if ONLY_STATE else _words(C + other * step_C, WORDS)
         following = tl.load(order + tl.minimum(t + 2, end - 1)).to(tl.int32)
         if KEEP:
             if t % CHUNK == 0:
@@ -200,8 +200,8 @@ def _forward(
             tl.store(y + at * channels, _read(h, c, value, skip, N, PACK, TYPE).to(y.dtype.element_ty), in_d)
         at = following
         raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
-        b = _words(B + at * WORDS, WORDS)
-        c = b if ONLY_STATE else _words(C + at * WORDS, WORDS)
+        b = _words(B + at * step_B, WORDS)
+        c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
         following = tl.load(order + tl.minimum(t + 3, end - 1)).to(tl.int32)
         step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
         step = tl.where(t + 1 < end, step, 0)  # beyond the end nothing moves
@@ -256,7 +256,7 @@ def _retreat(g, a, step, dy, c, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.co
 @triton.jit
 def _reverse(
     grad_y, delta, A, C, bias, orders, local, sums,
-    directions, length, channels, pairs, rows, segment_length,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -269,7 +269,7 @@ def _reverse(
     segment = tl.program_id(2).to(tl.int64)
     image, k = row // directions, row % directions
     tokens = _first_token(row, directions, rows, length)
-    delta, C = delta + tokens * pairs + pair, C + tokens * WORDS
+    delta, C = delta + tokens * pairs + pair, C + tokens * step_C
     grad_y += image * length * pairs + pair
     order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
@@ -281,16 +281,16 @@ def _reverse(
     at = tl.load(order + end - 1).to(tl.int32)
     other = tl.load(order + tl.maximum(end - 2, first)).to(tl.int32)
     raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
-    c = _words(C + at * WORDS, WORDS)
+    c = _words(C + at * step_C, WORDS)
     for i in range(0, end - first, 2):
         other_raw, other_dy = tl.load(delta + other * pairs, in_pairs, 0), tl.load(grad_y + other * pairs, in_pairs, 0)
-        other_c = _words(C + other * WORDS, WORDS)
+        other_c = _words(C + other * step_C, WORDS)
         at = tl.load(order + tl.maximum(end - 3 - i, first)).to(tl.int32)
         step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
         total += step
         g = _retreat(g, a, step, _channels(dy, PACK, TYPE) / directions, c, N, PACK, TYPE)
         raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
-        c = _words(C + at * WORDS, WORDS)
+        c = _words(C + at * step_C, WORDS)
         other = tl.load(order + tl.maximum(end - 4 - i, first)).to(tl.int32)
         step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
         there = first + i + 1 < end
@@ -345,7 +345,7 @@ def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, G
 def _backward(
     grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
     grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
-    directions, length, channels, pairs, rows, segment_length,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
 ):  # fmt: skip
@@ -361,7 +361,7 @@ def _backward(
     tokens = _first_token(row, directions, rows, length)
     u, delta = u + tokens * pairs + pair, delta + tokens * pairs + pair
     grad_u, grad_delta = grad_u + tokens * channels + d, grad_delta + tokens * channels + d
-    B, C = B + tokens * WORDS, C + tokens * WORDS
+    B, C = B + tokens * step_B, C + tokens * step_C
     grad_y += image * length * pairs + pair
     A += k * N * channels + d
     order = orders + k * length
@@ -395,17 +395,17 @@ def _backward(
         at = tl.load(order + start).to(tl.int32)
         other = tl.load(order + tl.minimum(start + 1, stop - 1)).to(tl.int32)
         raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
-        b = _words(B + at * WORDS, WORDS)
+        b = _words(B + at * step_B, WORDS)
         for t in range(0, (groups - 1) * GROUP, 2):
             other_raw, other_x = tl.load(delta + other * pairs, in_pairs, 0), tl.load(u + other * pairs, in_pairs, 0)
-            other_b = _words(B + other * WORDS, WORDS)
+            other_b = _words(B + other * step_B, WORDS)
             at = tl.load(order + tl.minimum(start + t + 2, stop - 1)).to(tl.int32)
             if t % GROUP == 0:
                 _store(note + (t // GROUP) * N * CHANNELS, CHANNELS, h, in_d, N)
             step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
             h = _advance(h, a, step, _channels(x, PACK, TYPE), b, N, PACK, TYPE)
             raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
-            b = _words(B + at * WORDS, WORDS)
+            b = _words(B + at * step_B, WORDS)
             following = tl.load(order + tl.minimum(start + t + 3, stop - 1)).to(tl.int32)
             step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
             h = _advance(h, a, step, _channels(other_x, PACK, TYPE), other_b, N, PACK, TYPE)
@@ -436,15 +436,15 @@ def _backward(
             before = _states(note + group * N * CHANNELS, CHANNELS, in_d, PACK)
             bs, cs = (), ()
             for v in tl.static_range(GROUP):
-                bs, cs = bs + (tl.load(B + places[v] * WORDS),), cs + (tl.load(C + places[v] * WORDS),)
+                bs, cs = bs + (tl.load(B + places[v] * step_B),), cs + (tl.load(C + places[v] * step_C),)
             for w in range(WORDS):  # g and sum_a turn, so that those of the word come first
                 sums, new_g, new_a = (), (), ()
                 following = tl.minimum(w + 1, WORDS - 1)
                 next_before = _states(note + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
                 next_bs, next_cs = (), ()
                 for v in tl.static_range(GROUP):
-                    next_bs = next_bs + (tl.load(B + places[v] * WORDS + following),)
-                    next_cs = next_cs + (tl.load(C + places[v] * WORDS + following),)
+                    next_bs = next_bs + (tl.load(B + places[v] * step_B + following),)
+                    next_cs = next_cs + (tl.load(C + places[v] * step_C + following),)
                 for i in tl.static_range(PACK):
                     a_i = tl.load(A + (w * PACK + i) * channels, in_d, 0) * LOG2E
                     states, decays = (before[i],), ()
@@ -493,6 +493,11 @@ def _backward(
     tl.store(grad_bias + (segment * rows + row) * channels + d, sum_offset, in_d)
 
 
+def _filled(x: Tensor, more: int) -> Tensor:
+    """The last axis longer by some zeros."""
+    return F.pad(x, (0, more)) if more else x
+
+
 class _Inputs:
     """Inputs of one type, as words, parameters in float32, and what every kernel is launched with.
 
@@ -507,8 +512,9 @@ class _Inputs:
         pack = 8 // self.dtype.itemsize
         self.u, self.delta = (self.pairs(by_direction(x)) for x in (u, delta))
         unused = -A.shape[2] % pack
-        self.B, self.C = (F.pad(by_direction(x), (0, unused)).to(self.dtype).view(torch.int64) for x in (B, C))
-        self.A = F.pad(A.float(), (0, unused)).transpose(1, 2).contiguous()
+        (self.B, step_B), (self.C, step_C) = (self.words(x.transpose(0, 1), unused) for x in (B, C))
+        self.steps = step_B, step_C
+        self.A = _filled(A.float(), unused).transpose(1, 2).contiguous()
         self.D, self.bias = (None if x is None else x.float().contiguous() for x in (D, delta_bias))
         self.orders = orders.contiguous()
         self.rows, self.states = self.batch * self.directions, A.shape[2] + unused
@@ -524,10 +530,19 @@ class _Inputs:
     def pairs(self, x: Tensor) -> Tensor:
         """Contiguous (..., D) as words of two channels."""
         word = torch.int64 if self.dtype == torch.float32 else torch.int32
-        return F.pad(x.to(self.dtype), (0, x.shape[-1] % 2)).view(word)
+        return _filled(x.to(self.dtype), x.shape[-1] % 2).view(word)
+
+    def words(self, x: Tensor, unused: int) -> tuple[Tensor, int]:
+        """(K, B, L, N) as words of 64 bits, and the step from any token to the next."""
+        x, step = rows(_filled(x.to(self.dtype), unused))
+        size = 8 // self.dtype.itemsize
+        if step % size or x.data_ptr() % 8:
+            x, step = x.contiguous(), x.shape[-1]
+        return x.view(torch.int64), step // size
 
     def sizes(self) -> tuple[int, ...]:
-        return self.directions, self.length, self.channels, self.u.shape[-1], self.rows, self.segment_length
+        pairs = self.u.shape[-1]
+        return self.directions, self.length, self.channels, pairs, self.rows, self.segment_length, *self.steps
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.u.device)
