@@ -37,6 +37,16 @@ EXPENSIVE = [
 ]
 
 
+def run_checkpointed(block: nn.Module, x: Tensor, orders: Tensor, with_cp: bool | str) -> Tensor:
+    """A block whose backward computes again, with True all but products and scans, with "all" everything."""
+    if not with_cp or not torch.is_grad_enabled():
+        return block(x, orders)
+    if with_cp == "all":
+        return checkpoint(block, x, orders, use_reentrant=False)
+    context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
+    return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
+
+
 def resolve_arch(arch: str | dict) -> tuple[int, int]:
     """(embed_dims, num_layers) of an architecture's name, or of a dict with just these two keys."""
     if isinstance(arch, str):
@@ -158,13 +168,7 @@ class ARMTrunk(nn.Module):
 
     def run_block(self, index: int, x: Tensor, orders: Tensor) -> Tensor:
         """Block `index` on x (B, L, C), with `with_cp` recomputed in the backward."""
-        block = self.blocks[index]
-        if not self.with_cp or not torch.is_grad_enabled():
-            return block(x, orders)
-        if self.with_cp == "all":
-            return checkpoint(block, x, orders, use_reentrant=False)
-        context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
-        return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
+        return run_checkpointed(self.blocks[index], x, orders, self.with_cp)
 
     def no_weight_decay(self) -> set[str]:
         """Names that the reference code exempts from weight decay: norms, biases, D, tables and tokens."""

@@ -2,9 +2,9 @@
 
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .mixer import MambaMixer
+from .ops import silu_gate
 
 NORM_EPS = 1e-5
 
@@ -24,7 +24,7 @@ class SwiGLU(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+        return self.w3(silu_gate(self.w2(x), self.w1(x)))
 
 
 class Block(nn.Module):

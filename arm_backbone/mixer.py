@@ -7,9 +7,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .ops import cross_conv, cross_scan
+from .ops import cross_conv, cross_scan, silu_gate
 
 
 class MambaMixer(nn.Module):
@@ -70,4 +69,4 @@ class MambaMixer(nn.Module):
         delta, B, C = (t.unflatten(1, (len(x), -1)).transpose(0, 1) for t in (delta, B, C))  # (B, K, L, .)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype.itemsize < 4 else self.A_log)
         y = cross_scan(x, delta, A, B, C, self.D, self.dt_proj_bias, orders)  # (B, L, D)
-        return self.out_proj(y * F.silu(z))
+        return self.out_proj(silu_gate(y, z))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arm_backbone.arm import resolve_arch
+from arm_backbone.arm import resolve_arch, run_checkpointed
 from arm_backbone.block import Block
 from arm_backbone.mixer import MambaMixer
 from arm_backbone.ops import native
@@ -285,7 +285,8 @@ def block_cases(
     """A block of ARM on several back ends, against its matrix products alone.
 
     Under autocast these are timed twice: with weights of its type, and with the casts that autocast cannot do without.
-    The forward of the block, too: under autocast, and of that type throughout ("weights held").
+    The forward of the block, too: under autocast, and of that type throughout ("weights held"). The backward, too: with
+    what a forward leaves, and with its cheap parts computed again ("with_cp").
     """
     dim, num_layers = resolve_arch(arch)
     block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
@@ -306,6 +307,9 @@ def block_cases(
             for backend in resolved(setting, backends):
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
                 case.candidates.append(Candidate(f"block, {backend}", run))
+                if with_backward:
+                    run = _module_run(block, x, orders, setting, with_backward, with_cp=True)
+                    case.candidates.append(Candidate(f"block, {backend}, with_cp", with_backend(backend, run)))
                 if setting.dtype != torch.float32 and not with_backward:  # without autocast
                     run = _module_run(held, x.to(setting.dtype), orders, replace(setting, dtype=torch.float32), False)
                     case.candidates.append(Candidate(f"block, {backend}, weights held", with_backend(backend, run)))
@@ -348,12 +352,14 @@ def _products_run(products: list[tuple[Tensor, Tensor]], setting: Setting, backw
     return run
 
 
-def _module_run(block: Block, x: Tensor, orders: Tensor, setting: Setting, backward: bool) -> Callable[[], object]:
+def _module_run(
+    block: Block, x: Tensor, orders: Tensor, setting: Setting, backward: bool, with_cp: bool = False
+) -> Callable[[], object]:
     leaves, grad = [x.detach().requires_grad_(), *block.parameters()], torch.randn_like(x)
 
     def run() -> object:
         with setting.autocast(), torch.set_grad_enabled(backward):
-            y = block(leaves[0], orders)
+            y = run_checkpointed(block, leaves[0], orders, with_cp)
         return torch.autograd.grad(y, leaves, grad) if backward else y
 
     return run

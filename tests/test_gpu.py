@@ -9,7 +9,7 @@ from test_ops import assert_close, cast, compare, gradients, scan_inputs
 
 from arm_backbone.arm import ARM
 from arm_backbone.block import Block
-from arm_backbone.ops import cross_conv, cross_scan
+from arm_backbone.ops import cross_conv, cross_scan, silu_gate
 from arm_backbone.ops.scan import unavailable
 from arm_backbone.scan_order import scan_orders
 
@@ -55,8 +55,19 @@ def test_scan_equals_the_reference(sizes, programs, monkeypatch):
     compare(on_gpu(scan_inputs(**sizes)), ("triton", torch.float32, 5e-6))
 
 
-@pytest.mark.parametrize(("batch", "grid"), [(8, (14, 14)), (2, (64, 64)), (1, (17, 241)), (1, (128, 128))])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("batch", "grid", "dtype"),
+    [
+        (8, (14, 14), torch.float32),
+        (8, (14, 14), torch.bfloat16),
+        (8, (14, 14), torch.float16),
+        (1, (17, 241), torch.float32),
+        (1, (17, 241), torch.bfloat16),
+        (2, (64, 64), torch.bfloat16),
+        (1, (128, 128), torch.float32),
+        (1, (128, 128), torch.bfloat16),
+    ],
+)
 def test_scan_of_arm_b(batch, grid, dtype):
     """Result and gradients against plain PyTorch in float64, on the same rounded numbers."""
     inputs = arm_inputs(batch, grid, dtype=dtype)
@@ -96,6 +107,18 @@ def test_convolution(batch, grid):
     wanted = torch.autograd.grad(expected, exact, grad)
     for got, want in zip(torch.autograd.grad(result, inputs, grad.float()), wanted, strict=True):
         assert_close(got.double(), want, 1e-5)
+
+
+def test_gate():
+    exact = [torch.randn(3, 197, 768, dtype=torch.float64, device=CUDA).requires_grad_() for _ in range(2)]
+    inputs = [x.detach().float().requires_grad_() for x in exact]
+    expected, result = exact[0] * torch.nn.functional.silu(exact[1]), silu_gate(*inputs)
+    assert "Gate" in type(result.grad_fn).__name__
+    assert_close(result.double(), expected, 1e-6)
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, grad)
+    for got, want in zip(torch.autograd.grad(result, inputs, grad.float()), wanted, strict=True):
+        assert_close(got.double(), want, 1e-6)
 
 
 def test_mamba_ssm_does_the_same():

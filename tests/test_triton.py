@@ -32,23 +32,16 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4)
+SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64)
 FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
-LOW = ("y", "grad_u", "grad_delta", "x", "out", "grad", "grad_x")
+LOW = ("z", "grad_z", "y", "grad_u", "grad_delta", "x", "out", "grad", "grad_x")
 WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
 INTEGERS = (
-    "step_B",
-    "step_C",
-    "pairs",
-    "directions",
-    "images",
-    "length",
-    "channels",
-    "rows",
-    "segment_length",
-    "segments",
+    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "zero"),
+    *("step_B", "step_C", "row_x", "row_z", "row_grad", "count", "width"),
 )
+GATE = dict(ROWS=8, COLUMNS=256)
 WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True)
 
 
@@ -64,6 +57,8 @@ WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=Fa
         ("scan_triton", "_backward", dict(HAS_CARRIED=True)),
         ("conv_triton", "_forward", {}),
         ("conv_triton", "_backward", {}),
+        ("gate_triton", "_forward", GATE),
+        ("gate_triton", "_backward", GATE),
     ],
 )
 def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):

@@ -5,7 +5,7 @@ import torch
 from test_ops import cast, compare, gradients, scan_gradients, scan_inputs
 from triton.runtime import interpreter
 
-from arm_backbone.ops import conv_triton, cross_conv, cross_scan, scan_triton
+from arm_backbone.ops import conv_triton, cross_conv, cross_scan, gate_triton, scan_triton
 from arm_backbone.scan_order import scan_orders
 
 TRITON = ("triton", torch.float32, 3e-6)
@@ -84,3 +84,15 @@ def test_convolution(dim, taps, grid):
     wanted = torch.autograd.grad((expected * grad).sum(), exact)
     for result, value in zip(conv_triton.conv_backward(grad.float(), x, weight, bias, orders), wanted, strict=True):
         torch.testing.assert_close(result.double(), value, atol=1e-5 * value.abs().max().item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 5), (1, 3, 300)])
+def test_gate(shape):
+    """With parts of a projection, as the mixer gives them."""
+    x, (_, z), grad = torch.randn(shape), torch.randn(*shape[:2], 2 * shape[2]).chunk(2, dim=2), torch.randn(shape)
+    exact = [v.double().requires_grad_() for v in (x, z)]
+    expected = exact[0] * torch.nn.functional.silu(exact[1])
+    torch.testing.assert_close(gate_triton.gate_forward(x, z).double(), expected, atol=1e-6, rtol=1e-6)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    for result, value in zip(gate_triton.gate_backward(grad, x, z), wanted, strict=True):
+        torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import by_direction
+from .layout import by_direction, rows
 
 STRETCH = 64  # tokens of a program, a multiple of AHEAD
 AHEAD = 4  # tokens asked for together
@@ -28,11 +28,11 @@ def _taps(weight, d, in_d, TAPS: tl.constexpr):
 
 
 @triton.jit
-def _token(x, order, t, length, channels, in_d):
+def _token(x, order, t, length, row, in_d):
     """Step t of a direction in float32, 0 before the first and after the last."""
     there = (t >= 0) & (t < length)
     at = tl.load(order + t, there, 0).to(tl.int32)
-    return tl.load(x + at * channels, in_d & there, 0).to(tl.float32)
+    return tl.load(x + at * row, in_d & there, 0).to(tl.float32)
 
 
 @triton.jit
@@ -54,26 +54,26 @@ def _before_silu(window, taps, offset, TAPS: tl.constexpr):
 @triton.jit
 def _forward(
     x, weight, bias, orders, out,
-    images, length, channels,
+    images, length, channels, row_x,
     TAPS: tl.constexpr, STRETCH: tl.constexpr, AHEAD: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     in_d = d < channels
     row = tl.program_id(2).to(tl.int64)
     k, image = row // images, row % images
-    x, out = x + image * length * channels + d, out + row * length * channels + d
+    x, out = x + image * length * row_x + d, out + row * length * channels + d
     order = orders + k * length
     taps = _taps(weight + k * channels * TAPS, d, in_d, TAPS)
     offset = tl.load(bias + k * channels + d, in_d, 0).to(tl.float32)
     first = tl.program_id(0) * STRETCH
     window = ()
     for j in tl.static_range(TAPS - 1):
-        window = window + (_token(x, order, first - (TAPS - 1 - j), length, channels, in_d),)
+        window = window + (_token(x, order, first - (TAPS - 1 - j), length, row_x, in_d),)
     for t in range(first, tl.minimum(first + STRETCH, length), AHEAD):
         places, tokens = (), ()
         for v in tl.static_range(AHEAD):
             places = places + (tl.load(order + t + v, t + v < length, 0).to(tl.int32),)
-            tokens = tokens + (_token(x, order, t + v, length, channels, in_d),)
+            tokens = tokens + (_token(x, order, t + v, length, row_x, in_d),)
         for v in tl.static_range(AHEAD):
             window = window + (tokens[v],)
             value = _before_silu(window, taps, offset, TAPS)
@@ -85,7 +85,7 @@ def _forward(
 @triton.jit
 def _backward(
     x, weight, bias, orders, grad, grad_x, grad_weight, grad_bias,
-    images, length, channels,
+    images, length, channels, row_x,
     TAPS: tl.constexpr, STRETCH: tl.constexpr, AHEAD: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """What a direction adds to the gradient of x, and a stretch to those of weight and bias."""
@@ -94,7 +94,7 @@ def _backward(
     in_d = d < channels
     row = tl.program_id(2).to(tl.int64)
     k, image = row // images, row % images
-    x = x + image * length * channels + d
+    x = x + image * length * row_x + d
     grad, grad_x = grad + row * length * channels + d, grad_x + row * length * channels + d
     order = orders + k * length
     taps = _taps(weight + k * channels * TAPS, d, in_d, TAPS)
@@ -104,13 +104,13 @@ def _backward(
     first = stretch * STRETCH
     last = first + STRETCH - 1 + AHEAD
     for j in tl.static_range(TAPS - 1):  # the tokens up to the last but the first of these
-        window = window + (_token(x, order, last - (TAPS - 2 - j), length, channels, in_d),)
+        window = window + (_token(x, order, last - (TAPS - 2 - j), length, row_x, in_d),)
     for i in range(0, STRETCH + AHEAD, AHEAD):  # the first turn only for what comes after the stretch
         places, tokens, grads = (), (), ()
         for v in tl.static_range(AHEAD):
             t = last - i - v
             places = places + (tl.load(order + t, t < length, 0).to(tl.int32),)
-            tokens = tokens + (_token(x, order, t - (TAPS - 1), length, channels, in_d),)
+            tokens = tokens + (_token(x, order, t - (TAPS - 1), length, row_x, in_d),)
             grads = grads + (_token(grad, order, t, length, channels, in_d),)
         for v in tl.static_range(AHEAD):
             t = last - i - v
@@ -137,13 +137,14 @@ def _backward(
 
 def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *others: Tensor) -> None:
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
-    if length * channels >= 2**31:
+    if length * x.stride(1) >= 2**31:
         raise ValueError(f"the Triton convolution takes up to 2^31 numbers of an image; x is {tuple(x.shape)}")
     grid = (triton.cdiv(length, STRETCH), triton.cdiv(channels, CHANNELS), directions * batch)
     if all(grid):
-        inputs = (v.contiguous() for v in (x, weight, bias, orders))
+        x, row_x = rows(x)
+        inputs = (x, *(v.contiguous() for v in (weight, bias, orders)))
         sizes = dict(TAPS=taps, STRETCH=STRETCH, AHEAD=AHEAD, CHANNELS=CHANNELS)
-        kernel[grid](*inputs, *others, batch, length, channels, **sizes, num_warps=1)
+        kernel[grid](*inputs, *others, batch, length, channels, row_x, **sizes, num_warps=1)
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
