@@ -1,5 +1,6 @@
 """The MambaMLP block (ARM section 3.3): a Mamba mixer and a SwiGLU, both behind LayerNorm and with a residual."""
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ class SwiGLU(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # once, not by each of the two
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return self.w3(silu_gate(self.w2(x), self.w1(x)))
 
 
