@@ -151,10 +151,10 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def scan_inputs(setting: Setting, grid: Grid, scans: int, channels: int) -> dict[str, Tensor]:
-    """Arguments of `cross_scan`, channels last, distributed as in a fresh model."""
+    """Arguments of `cross_scan`, distributed as in a fresh model, and lying direction by direction as in the mixer."""
     B, K, L, D, N = setting.batch, scans, grid.tokens, channels, STATE
-    tokens = dict(u=(B, K, L, D), delta=(B, K, L, D), B=(B, K, L, N), C=(B, K, L, N))
-    inputs = {name: setting.randn(*shape).to(setting.dtype) for name, shape in tokens.items()}
+    tokens = dict(u=D, delta=D, B=N, C=N)
+    inputs = {name: setting.randn(K, B, L, C).to(setting.dtype).transpose(0, 1) for name, C in tokens.items()}
     inputs["A"] = -torch.arange(1.0, N + 1, device=setting.device).expand(K, D, N).contiguous()
     inputs["D"] = torch.ones(K, D, device=setting.device)
     inputs["delta_bias"] = torch.full((K, D), -4.6, device=setting.device)  # steps around 0.01

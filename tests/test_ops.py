@@ -31,7 +31,8 @@ def scan_inputs(batch=2, grid=(5, 7), scans=4, dim=6, state=3, dtype=torch.float
 
 def gradients(output, inputs):
     tensors = {k: v for k, v in inputs.items() if torch.is_tensor(v) and v.requires_grad}
-    weight = torch.linspace(-1, 2, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+    weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64, device=output.device)  # exact in any type
+    weight = weight.to(output.dtype).view_as(output)
     return dict(zip(tensors, torch.autograd.grad((output * weight).sum(), tensors.values()), strict=True))
 
 

@@ -32,13 +32,13 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64)
+SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4)
 FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
 LOW = ("z", "grad_z", "y", "grad_u", "grad_delta", "x", "out", "grad", "grad_x")
 WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
 INTEGERS = (
-    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "zero"),
+    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done"),
     *("step_B", "step_C", "row_x", "row_z", "row_grad", "count", "width"),
 )
 GATE = dict(ROWS=8, COLUMNS=256)

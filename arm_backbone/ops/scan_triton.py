@@ -13,7 +13,6 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size, S segmen
 """
 
 import functools
-import math
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,8 @@ from torch import Tensor
 
 from .layout import by_direction, rows
 
-CHUNK = 64  # tokens between two saved states, a multiple of TURN
-TURN = tl.constexpr(4)  # tokens of a turn of a loop, of which the backward holds the states in registers
+CHUNK = 64  # tokens between two saved states; even
+GROUP = 4  # tokens whose states the backward holds in registers
 PROGRAMS = 4096  # wanted; below, sequences are cut into segments
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -65,37 +64,11 @@ def _channels(pairs, PACK: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def _everywhere(word, i: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """Number i of a word that all lanes hold, for every channel."""
-    number = _number(word, i, PACK, TYPE)
-    return tl.reshape(tl.join(number, number), [CHANNELS])
-
-
-@triton.jit
 def _words(source, WORDS: tl.constexpr):
     words = ()
     for w in tl.static_range(WORDS):
         words = words + (tl.load(source + w),)
     return words
-
-
-@triton.jit
-def _places(order, t, limit, BY: tl.constexpr):
-    """The tokens of the next `TURN` steps from t on, forward up to before `limit` or back to it; beyond, the last."""
-    places = ()
-    for v in tl.static_range(TURN):
-        step = tl.minimum(t + v, limit - 1) if BY > 0 else tl.maximum(t - v, limit)
-        places = places + (tl.load(order + step).to(tl.int32),)
-    return places
-
-
-@triton.jit
-def _ahead(source, places, pairs, in_pairs):
-    """Words of all tokens of a turn but the last."""
-    loaded = ()
-    for v in tl.static_range(TURN - 1):
-        loaded = loaded + (tl.load(source + places[v] * pairs, in_pairs, 0),)
-    return loaded
 
 
 @triton.jit
@@ -146,7 +119,7 @@ def _advance(h, a, step, x, b, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.con
     """The states after a token."""
     states = ()
     for n in tl.static_range(N):
-        number = _everywhere(b[n // PACK], n % PACK, PACK, TYPE)
+        number = _number(b[n // PACK], n % PACK, PACK, TYPE)
         states = states + (tl.exp2(step * a[n]) * h[n] + step * x * number,)
     return states
 
@@ -156,7 +129,7 @@ def _read(h, c, x, skip, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr
     """The output of a token."""
     out = skip * x
     for n in tl.static_range(N):
-        out += h[n] * _everywhere(c[n // PACK], n % PACK, PACK, TYPE)
+        out += h[n] * _number(c[n // PACK], n % PACK, PACK, TYPE)
     return out
 
 
@@ -178,7 +151,7 @@ def _optional(source, at, mask, THERE: tl.constexpr):
 @triton.jit
 def _forward(
     u, delta, A, B, C, D, bias, orders, starts, y, saved, local, sums,
-    directions, length, channels, pairs, rows, segment_length, step_B, step_C, zero,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, ONLY_STATE: tl.constexpr,
@@ -193,8 +166,7 @@ def _forward(
     k = row % directions
     tokens = _first_token(row, directions, rows, length)
     u, delta, y = u + tokens * pairs + pair, delta + tokens * pairs + pair, y + tokens * channels + d
-    everywhere = tl.arange(0, LANES) * zero
-    B, C = B + tokens * step_B + everywhere, C + tokens * step_C + everywhere
+    B, C = B + tokens * step_B, C + tokens * step_C
     order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
     skip = _optional(D, k * channels + d, in_d, HAS_D)
@@ -205,32 +177,42 @@ def _forward(
     total = tl.zeros([CHANNELS], tl.float32)
     first = tl.program_id(2) * segment_length
     end = tl.minimum(first + segment_length, length)
-    places = _places(order, first, end, 1)
-    raws, xs = _ahead(delta, places, pairs, in_pairs), _ahead(u, places, pairs, in_pairs)
-    b = _words(B + places[0] * step_B, WORDS)
-    c = b if ONLY_STATE else _words(C + places[0] * step_C, WORDS)
-    for t in range(first, end, TURN):
+    # two tokens a turn: each one's inputs are asked for while the other is computed, its index one token earlier still
+    at = tl.load(order + first).to(tl.int32)
+    other = tl.load(order + tl.minimum(first + 1, end - 1)).to(tl.int32)
+    raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+    b = _words(B + at * step_B, WORDS)
+    c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
+    for t in range(first, end, 2):
+        other_raw, other_x = tl.load(delta + other * pairs, in_pairs, 0), tl.load(u + other * pairs, in_pairs, 0)
+        other_b = _words(B + other * step_B, WORDS)
+        other_c = other_b if ONLY_STATE else _words(C + other * step_C, WORDS)
+        following = tl.load(order + tl.minimum(t + 2, end - 1)).to(tl.int32)
         if KEEP:
             if t % CHUNK == 0:
                 _store(saved + (t // CHUNK) * entry + tile, channels, h, in_d, N)
-        following = _places(order, t + TURN, end, 1)
-        places = places + following
-        for v in tl.static_range(TURN):
-            raws = raws + (tl.load(delta + places[v + TURN - 1] * pairs, in_pairs, 0),)
-            xs = xs + (tl.load(u + places[v + TURN - 1] * pairs, in_pairs, 0),)
-            next_b = _words(B + places[v + 1] * step_B, WORDS)
-            next_c = next_b if ONLY_STATE else _words(C + places[v + 1] * step_C, WORDS)
-            step, _ = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
-            step = tl.where(t + v < end, step, 0)  # beyond the end nothing moves
-            x = _channels(xs[v], PACK, TYPE)
-            h = _advance(h, a, step, x, b, N, PACK, TYPE)
-            if ONLY_STATE:
-                total += step
-            else:
-                out = _read(h, c, x, skip, N, PACK, TYPE)
-                tl.store(y + places[v] * channels, out.to(y.dtype.element_ty), in_d & (t + v < end))
-            b, c = next_b, next_c
-        places, raws, xs = following, raws[TURN:], xs[TURN:]
+        step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+        value = _channels(x, PACK, TYPE)
+        h = _advance(h, a, step, value, b, N, PACK, TYPE)
+        if ONLY_STATE:
+            total += step
+        else:
+            tl.store(y + at * channels, _read(h, c, value, skip, N, PACK, TYPE).to(y.dtype.element_ty), in_d)
+        at = following
+        raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+        b = _words(B + at * step_B, WORDS)
+        c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
+        following = tl.load(order + tl.minimum(t + 3, end - 1)).to(tl.int32)
+        step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+        step = tl.where(t + 1 < end, step, 0)  # beyond the end nothing moves
+        value = _channels(other_x, PACK, TYPE)
+        h = _advance(h, a, step, value, other_b, N, PACK, TYPE)
+        if ONLY_STATE:
+            total += step
+        else:
+            out = _read(h, other_c, value, skip, N, PACK, TYPE)
+            tl.store(y + other * channels, out.to(y.dtype.element_ty), in_d & (t + 1 < end))
+        other = following
     if ONLY_STATE:
         _store(local + segment * entry + tile, channels, h, in_d, N)
         tl.store(sums + (segment * rows + row) * channels + d, total, in_d)
@@ -266,7 +248,7 @@ def _retreat(g, a, step, dy, c, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.co
     """The gradients of the states before a token, from those of the states after it."""
     states = ()
     for n in tl.static_range(N):
-        number = _everywhere(c[n // PACK], n % PACK, PACK, TYPE)
+        number = _number(c[n // PACK], n % PACK, PACK, TYPE)
         states = states + (tl.exp2(step * a[n]) * (g[n] + dy * number),)
     return states
 
@@ -274,7 +256,7 @@ def _retreat(g, a, step, dy, c, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.co
 @triton.jit
 def _reverse(
     grad_y, delta, A, C, bias, orders, local, sums,
-    directions, length, channels, pairs, rows, segment_length, step_B, step_C, zero,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -287,7 +269,7 @@ def _reverse(
     segment = tl.program_id(2).to(tl.int64)
     image, k = row // directions, row % directions
     tokens = _first_token(row, directions, rows, length)
-    delta, C = delta + tokens * pairs + pair, C + tokens * step_C + tl.arange(0, LANES) * zero
+    delta, C = delta + tokens * pairs + pair, C + tokens * step_C
     grad_y += image * length * pairs + pair
     order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
@@ -296,24 +278,26 @@ def _reverse(
     total = tl.zeros([CHANNELS], tl.float32)
     first = tl.program_id(2) * segment_length
     end = tl.minimum(first + segment_length, length)
-    places = _places(order, end - 1, first, -1)
-    raws, dys = _ahead(delta, places, pairs, in_pairs), _ahead(grad_y, places, pairs, in_pairs)
-    c = _words(C + places[0] * step_C, WORDS)
-    for t in range(end - 1, first - 1, -TURN):
-        following = _places(order, t - TURN, first, -1)
-        places = places + following
-        for v in tl.static_range(TURN):
-            raws = raws + (tl.load(delta + places[v + TURN - 1] * pairs, in_pairs, 0),)
-            dys = dys + (tl.load(grad_y + places[v + TURN - 1] * pairs, in_pairs, 0),)
-            next_c = _words(C + places[v + 1] * step_C, WORDS)
-            step, _ = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
-            there = t - v >= first
-            step = tl.where(there, step, 0)
-            total += step
-            dy = tl.where(there, _channels(dys[v], PACK, TYPE) / directions, 0)
-            g = _retreat(g, a, step, dy, c, N, PACK, TYPE)
-            c = next_c
-        places, raws, dys = following, raws[TURN:], dys[TURN:]
+    at = tl.load(order + end - 1).to(tl.int32)
+    other = tl.load(order + tl.maximum(end - 2, first)).to(tl.int32)
+    raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
+    c = _words(C + at * step_C, WORDS)
+    for i in range(0, end - first, 2):
+        other_raw, other_dy = tl.load(delta + other * pairs, in_pairs, 0), tl.load(grad_y + other * pairs, in_pairs, 0)
+        other_c = _words(C + other * step_C, WORDS)
+        at = tl.load(order + tl.maximum(end - 3 - i, first)).to(tl.int32)
+        step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+        total += step
+        g = _retreat(g, a, step, _channels(dy, PACK, TYPE) / directions, c, N, PACK, TYPE)
+        raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
+        c = _words(C + at * step_C, WORDS)
+        other = tl.load(order + tl.maximum(end - 4 - i, first)).to(tl.int32)
+        step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+        there = first + i + 1 < end
+        step = tl.where(there, step, 0)
+        total += step
+        gradient = tl.where(there, _channels(other_dy, PACK, TYPE) / directions, 0)
+        g = _retreat(g, a, step, gradient, other_c, N, PACK, TYPE)
     _store(local + (segment * rows + row) * N * channels + d, channels, g, in_d, N)
     tl.store(sums + (segment * rows + row) * channels + d, total, in_d)
 
@@ -345,10 +329,10 @@ def _lane_sums(x):
 
 
 @triton.jit
-def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs):
+def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, GROUP: tl.constexpr):
     """Index, delta, u and gradient of a group's tokens, as they were loaded; a token again where there is none."""
     tokens, raws, xs, dys = (), (), (), ()
-    for v in tl.static_range(TURN):
+    for v in tl.static_range(GROUP):
         token = tl.load(order + tl.maximum(tl.minimum(begin + v, end - 1), start)).to(tl.int32)
         tokens = tokens + (token,)
         raws = raws + (tl.load(delta + token * pairs, in_pairs, 0),)
@@ -358,25 +342,27 @@ def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs):
 
 
 @triton.jit
-def _backward_segment(
+def _backward(
     grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
     grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
-    directions, length, channels, pairs, rows, segment_length, step_B, step_C, zero,
-    block, row, segment, blocks,
-    N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C, done,
+    N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
 ):  # fmt: skip
-    """A segment of a direction of an image, its chunks from the last to the first."""
+    """A segment of a direction of an image, its chunks from the last to the first; `done` of them lie behind."""
     WORDS: tl.constexpr = N // PACK
+    block = tl.program_id(0)
     inner = tl.arange(0, CHANNELS)
     pair, d = block * LANES + tl.arange(0, LANES), block * CHANNELS + inner
     in_pairs, in_d = pair < pairs, d < channels
+    part = done + tl.program_id(1)
+    row = (part % rows).to(tl.int64)
+    segment = (part // rows).to(tl.int64)
     image, k = row // directions, row % directions
     tokens = _first_token(row, directions, rows, length)
     u, delta = u + tokens * pairs + pair, delta + tokens * pairs + pair
     grad_u, grad_delta = grad_u + tokens * channels + d, grad_delta + tokens * channels + d
-    everywhere = tl.arange(0, LANES) * zero
-    B, C = B + tokens * step_B + everywhere, C + tokens * step_C + everywhere
+    B, C = B + tokens * step_B, C + tokens * step_C
     grad_y += image * length * pairs + pair
     A += k * N * channels + d
     order = orders + k * length
@@ -388,87 +374,91 @@ def _backward_segment(
     sum_a = _zeros(N)
     sum_skip = tl.zeros([CHANNELS], tl.float32)
     sum_offset = tl.zeros([CHANNELS], tl.float32)
-    note = notes + tl.program_id(0).to(tl.int64) * (CHUNK // TURN * N * CHANNELS) + inner
+    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + block
+    note = notes + program * (CHUNK // GROUP * N * CHANNELS) + inner
 
     # where a lane's sum belongs: number i of a word, of the token `back` before a group's last, for C or for B
     lane = tl.arange(0, LANES)
-    whose, back, i_lane = lane % 2, lane // 2 % TURN, lane // (2 * TURN)
+    whose, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
     all_tokens = tl.cast(rows, tl.int64) * length
-    grad_CB += (all_tokens * (block + whose * blocks) + tokens) * N + i_lane
+    grad_CB += (all_tokens * (block + whose * tl.num_programs(0)) + tokens) * N + i_lane
 
-    first = segment.to(tl.int32) * segment_length
+    first = part // rows * segment_length
     end = tl.minimum(first + segment_length, length)
     chunks = (end - first + CHUNK - 1) // CHUNK
     for chunk in range(chunks):
         start = first + (chunks - 1 - chunk) * CHUNK
         stop = tl.minimum(start + CHUNK, end)
-        groups = (stop - start + TURN - 1) // TURN
+        groups = (stop - start + GROUP - 1) // GROUP
         # the forward again, up to the last group; as there, but that groups are whole
         a = _decays(A, channels, in_d, N)
         h = _states(saved + (start // CHUNK) * entry + tile, channels, in_d, N)
-        places = _places(order, start, stop, 1)
-        raws, xs = _ahead(delta, places, pairs, in_pairs), _ahead(u, places, pairs, in_pairs)
-        b = _words(B + places[0] * step_B, WORDS)
-        for group in range(groups - 1):
-            _store(note + group * N * CHANNELS, CHANNELS, h, in_d, N)
-            following = _places(order, start + (group + 1) * TURN, stop, 1)
-            places = places + following
-            for v in tl.static_range(TURN):
-                raws = raws + (tl.load(delta + places[v + TURN - 1] * pairs, in_pairs, 0),)
-                xs = xs + (tl.load(u + places[v + TURN - 1] * pairs, in_pairs, 0),)
-                next_b = _words(B + places[v + 1] * step_B, WORDS)
-                step, _ = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
-                h = _advance(h, a, step, _channels(xs[v], PACK, TYPE), b, N, PACK, TYPE)
-                b = next_b
-            places, raws, xs = following, raws[TURN:], xs[TURN:]
+        at = tl.load(order + start).to(tl.int32)
+        other = tl.load(order + tl.minimum(start + 1, stop - 1)).to(tl.int32)
+        raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+        b = _words(B + at * step_B, WORDS)
+        for t in range(0, (groups - 1) * GROUP, 2):
+            other_raw, other_x = tl.load(delta + other * pairs, in_pairs, 0), tl.load(u + other * pairs, in_pairs, 0)
+            other_b = _words(B + other * step_B, WORDS)
+            at = tl.load(order + tl.minimum(start + t + 2, stop - 1)).to(tl.int32)
+            if t % GROUP == 0:
+                _store(note + (t // GROUP) * N * CHANNELS, CHANNELS, h, in_d, N)
+            step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+            h = _advance(h, a, step, _channels(x, PACK, TYPE), b, N, PACK, TYPE)
+            raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
+            b = _words(B + at * step_B, WORDS)
+            following = tl.load(order + tl.minimum(start + t + 3, stop - 1)).to(tl.int32)
+            step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+            h = _advance(h, a, step, _channels(other_x, PACK, TYPE), other_b, N, PACK, TYPE)
+            other = following
         _store(note + (groups - 1) * N * CHANNELS, CHANNELS, h, in_d, N)
 
-        begin = start + (groups - 1) * TURN
-        at, raw, x, dys = _group_inputs(u, delta, grad_y, order, begin, start, stop, pairs, in_pairs)
+        begin = start + (groups - 1) * GROUP
+        places, raws, xs, dys = _group_inputs(u, delta, grad_y, order, begin, start, stop, pairs, in_pairs, GROUP)
         for j in range(groups):
             group = groups - 1 - j
-            begin = start + group * TURN
+            begin = start + group * GROUP
             steps, inputs, grads = (), (), ()
-            for v in tl.static_range(TURN):
+            for v in tl.static_range(GROUP):
                 there = in_d & (begin + v < stop)  # beyond it nothing moves
-                size, _ = _step_size(raw[v], offset, PACK, TYPE, SOFTPLUS)
+                size, _ = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
                 size = tl.where(there, size, 0)
                 steps = steps + (size,)
-                inputs = inputs + (size * _channels(x[v], PACK, TYPE),)
+                inputs = inputs + (size * _channels(xs[v], PACK, TYPE),)
                 grads = grads + (tl.where(there, _channels(dys[v], PACK, TYPE) / directions, 0),)
             # those of the next group, and of each next word, are asked for while this one is computed
-            next_at, next_raw, next_x, next_dys = _group_inputs(
-                u, delta, grad_y, order, begin - TURN, start, stop, pairs, in_pairs
+            next_places, next_raws, next_xs, next_dys = _group_inputs(
+                u, delta, grad_y, order, begin - GROUP, start, stop, pairs, in_pairs, GROUP
             )
-            at_lane = begin + TURN - 1 - back
+            at_lane = begin + GROUP - 1 - back
             token_lane = tl.load(order + tl.minimum(at_lane, stop - 1)).to(tl.int32)
             into, into_mask = grad_CB + token_lane * N, (at_lane < stop) & (i_lane < PACK)
-            to_input, to_exponent = _zeros(TURN), _zeros(TURN)
+            to_input, to_exponent = _zeros(GROUP), _zeros(GROUP)
             before = _states(note + group * N * CHANNELS, CHANNELS, in_d, PACK)
             bs, cs = (), ()
-            for v in tl.static_range(TURN):
-                bs, cs = bs + (tl.load(B + at[v] * step_B),), cs + (tl.load(C + at[v] * step_C),)
+            for v in tl.static_range(GROUP):
+                bs, cs = bs + (tl.load(B + places[v] * step_B),), cs + (tl.load(C + places[v] * step_C),)
             for w in range(WORDS):  # g and sum_a turn, so that those of the word come first
                 sums, new_g, new_a = (), (), ()
                 following = tl.minimum(w + 1, WORDS - 1)
                 next_before = _states(note + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
                 next_bs, next_cs = (), ()
-                for v in tl.static_range(TURN):
-                    next_bs = next_bs + (tl.load(B + at[v] * step_B + following),)
-                    next_cs = next_cs + (tl.load(C + at[v] * step_C + following),)
+                for v in tl.static_range(GROUP):
+                    next_bs = next_bs + (tl.load(B + places[v] * step_B + following),)
+                    next_cs = next_cs + (tl.load(C + places[v] * step_C + following),)
                 for i in tl.static_range(PACK):
                     a_i = tl.load(A + (w * PACK + i) * channels, in_d, 0) * LOG2E
                     states, decays = (before[i],), ()
-                    for v in tl.static_range(TURN):
+                    for v in tl.static_range(GROUP):
                         decay = tl.exp2(steps[v] * a_i)
-                        states = states + (decay * states[v] + inputs[v] * _everywhere(bs[v], i, PACK, TYPE),)
+                        states = states + (decay * states[v] + inputs[v] * _number(bs[v], i, PACK, TYPE),)
                         decays = decays + (decay,)
                     g_i, a_sum = g[i], sum_a[i]
                     values, of_input, of_exponent = (), (), ()
-                    for v in tl.static_range(TURN - 1, -1, -1):
-                        g_i += grads[v] * _everywhere(cs[v], i, PACK, TYPE)
+                    for v in tl.static_range(GROUP - 1, -1, -1):
+                        g_i += grads[v] * _number(cs[v], i, PACK, TYPE)
                         values = values + (_lane_sums(grads[v] * states[v + 1]), _lane_sums(g_i * inputs[v]))
-                        of_input = (to_input[v] + g_i * _everywhere(bs[v], i, PACK, TYPE),) + of_input
+                        of_input = (to_input[v] + g_i * _number(bs[v], i, PACK, TYPE),) + of_input
                         g_i *= decays[v]
                         exponent = g_i * states[v]
                         a_sum += exponent * steps[v]
@@ -487,42 +477,21 @@ def _backward_segment(
                 tl.store(into + w * PACK, sums[0], into_mask)
                 g, sum_a = g[PACK:] + new_g, sum_a[PACK:] + new_a
                 before, bs, cs = next_before, next_bs, next_cs
-            for v in tl.static_range(TURN):
+            for v in tl.static_range(GROUP):
                 there = in_d & (begin + v < stop)
-                value = _channels(x[v], PACK, TYPE)
+                value = _channels(xs[v], PACK, TYPE)
                 to_step = to_exponent[v] / LOG2E + to_input[v] * value
                 if SOFTPLUS:
-                    to_step = to_step / (1 + tl.exp2(-(_channels(raw[v], PACK, TYPE) + offset) * LOG2E))
+                    to_step = to_step / (1 + tl.exp2(-(_channels(raws[v], PACK, TYPE) + offset) * LOG2E))
                 sum_offset += tl.where(there, to_step, 0)
                 sum_skip += grads[v] * value
                 to_x = to_input[v] * steps[v] + skip * grads[v]
-                tl.store(grad_u + at[v] * channels, to_x.to(grad_u.dtype.element_ty), there)
-                tl.store(grad_delta + at[v] * channels, to_step.to(grad_delta.dtype.element_ty), there)
-            at, raw, x, dys = next_at, next_raw, next_x, next_dys
+                tl.store(grad_u + places[v] * channels, to_x.to(grad_u.dtype.element_ty), there)
+                tl.store(grad_delta + places[v] * channels, to_step.to(grad_delta.dtype.element_ty), there)
+            places, raws, xs, dys = next_places, next_raws, next_xs, next_dys
     _store(grad_A + segment * entry + tile, channels, sum_a, in_d, N)
     tl.store(grad_D + (segment * rows + row) * channels + d, sum_skip, in_d)
     tl.store(grad_bias + (segment * rows + row) * channels + d, sum_offset, in_d)
-
-
-@triton.jit
-def _backward(
-    grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
-    grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
-    directions, length, channels, pairs, rows, segment_length, step_B, step_C, zero, segments,
-    N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
-):  # fmt: skip
-    """Every so many-th segment: as many programs as fit at once, whose notes then fit into the cache."""
-    blocks = (channels + CHANNELS - 1) // CHANNELS
-    for item in range(tl.program_id(0), blocks * rows * segments, tl.num_programs(0)):
-        part = (item // blocks).to(tl.int64)
-        _backward_segment(
-            grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
-            grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
-            directions, length, channels, pairs, rows, segment_length, step_B, step_C, zero,
-            item % blocks, part % rows, part // rows, blocks,
-            N, PACK, TYPE, CHUNK, SOFTPLUS, HAS_D, HAS_BIAS, HAS_CARRIED,
-        )  # fmt: skip
 
 
 def _filled(x: Tensor, more: int) -> Tensor:
@@ -574,7 +543,7 @@ class _Inputs:
 
     def sizes(self) -> tuple[int, ...]:
         pairs = self.u.shape[-1]
-        return self.directions, self.length, self.channels, pairs, self.rows, self.segment_length, *self.steps, 0
+        return self.directions, self.length, self.channels, pairs, self.rows, self.segment_length, *self.steps
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.u.device)
@@ -633,8 +602,8 @@ def scan_forward(
 
 
 def _programs_at_once(device: torch.device) -> int:
-    """How many programs of the backward a GPU holds, which take all registers that a thread may have."""
-    return torch.cuda.get_device_properties(device).multi_processor_count * 8 if device.type == "cuda" else 8
+    """Programs of the backward for two on every place of a GPU; they take all registers that a thread may have."""
+    return 2 * 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
 
 
 def _put_together(i: _Inputs, local: Tensor, sums: Tensor, starts: Tensor, reverse: bool) -> None:
@@ -666,17 +635,20 @@ def scan_backward(
         tensors = (dy, i.delta, i.A, i.C, i.bias, i.orders, local, sums)
         i.run(_reverse, i.grid, *tensors, *i.sizes(), **i.packed, **i.flags)
         _put_together(i, local, sums, carried, reverse=True)
-    programs = min(math.prod(i.grid), _programs_at_once(u.device))
-    notes = i.empty(programs, CHUNK // TURN.value, i.states, CHANNELS.value)
     grad_u, grad_delta = i.tokens(u.dtype), i.tokens(delta.dtype)
     grad_A = i.tiles(i.segments)
     grad_CB = i.empty(2, i.grid[0], i.directions, i.batch, i.length, i.states)
     grad_D, grad_bias = (i.empty(i.segments, i.batch, i.directions, i.channels) for _ in range(2))
-    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes)
     results = (grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias)
-    constants = dict(CHUNK=CHUNK, HAS_D=D is not None, HAS_CARRIED=carried is not None)
-    sizes = (*i.sizes(), i.segments)
-    i.run(_backward, (programs, 1, 1), *tensors, *results, *sizes, **constants, **i.packed, **i.flags)
+    constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None)
+    # so many at a time that all threads are busy, as every program has notes of its own
+    blocks, parts = i.grid[0], i.rows * i.segments
+    together = min(parts, max(1, _programs_at_once(u.device) // max(1, blocks)))
+    notes = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
+    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes, *results)
+    for done in range(0, parts, max(1, together)):
+        grid = (blocks, min(together, parts - done), 1)
+        i.run(_backward, grid, *tensors, *i.sizes(), done, **constants, **i.packed, **i.flags)
     grad_C, grad_B = (x.sum(0)[..., :used].contiguous() for x in grad_CB)
     grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
     grad_A = grad_A.sum((0, 1))[:, :used].transpose(1, 2).contiguous()
