@@ -21,11 +21,14 @@ def silu_gate(x: Tensor, z: Tensor) -> Tensor:
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, z: Tensor) -> Tensor:
+    def forward(x: Tensor, z: Tensor) -> Tensor:
         from .gate_triton import gate_forward  # imports triton, which not every machine has
 
-        ctx.save_for_backward(x, z)
         return gate_forward(x, z)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
