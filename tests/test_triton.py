@@ -94,6 +94,19 @@ def test_triton_needs_a_gpu():
         cross_scan(**cast(scan_inputs(), torch.float32), backend="triton")
 
 
+@pytest.mark.parametrize(("version", "reason"), [("3.2.0", "triton is older than 3.3"), ("3.10.1+git", None)])
+def test_triton_too_old(version, reason, monkeypatch):
+    from arm_backbone.ops import scan
+
+    monkeypatch.setattr(triton, "__version__", version)
+    scan._triton_version.cache_clear()
+    try:
+        said = scan.triton_unavailable(torch.device("cuda"))
+    finally:
+        scan._triton_version.cache_clear()
+    assert (said is None) == (reason is None) and (reason or "") in (said or "")
+
+
 def test_mamba_ssm_is_asked_for_only_with_what_it_takes(monkeypatch):
     """Layout, order of arguments and groups of its public function, which our own scan stands in for here."""
     calls = []

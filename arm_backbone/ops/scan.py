@@ -3,6 +3,7 @@
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
 
+import functools
 import os
 import warnings
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from .layout import empty_by_direction
 from .scan_mamba_ssm import cross_scan_mamba_ssm
 from .scan_reference import cross_scan_reference
 
+OLDEST_TRITON = (3, 3)  # its language has what the kernels say: tuples, gather
 BACKENDS = ("reference", "torch", "cpu", "triton", "mamba_ssm")
 
 
@@ -24,7 +26,21 @@ def triton_unavailable(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device; None if they can. Its interpreter (for tests) runs on a CPU."""
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"it scans tensors on a GPU, and these are on {device}"
-    return None if find_spec("triton") else "triton is not installed; pip install triton"
+    version = _triton_version()
+    if version is None:
+        return "triton is not installed; pip install triton"
+    if version < OLDEST_TRITON:
+        return f"triton is older than {'.'.join(map(str, OLDEST_TRITON))} (torch 2.7); pip install -U torch"
+    return None
+
+
+@functools.cache
+def _triton_version() -> tuple[int, ...] | None:
+    if find_spec("triton") is None:
+        return None
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
