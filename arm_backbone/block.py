@@ -25,8 +25,9 @@ class SwiGLU(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):  # once, not by each of the two
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        device = x.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):  # autocast knows no meta tensors
+            x = x.to(torch.get_autocast_dtype(device))  # once, not by each of the two
         return self.w3(silu_gate(self.w2(x), self.w1(x)))
 
 

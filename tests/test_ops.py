@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from arm_backbone.block import Block
 from arm_backbone.ops import cross_conv, cross_scan, native, resolve_backend
 from arm_backbone.ops.layout import rows
 from arm_backbone.scan_order import scan_orders
@@ -220,6 +221,14 @@ def test_compiles_without_a_graph_break(run):
     wanted = gradients(expected, inputs)
     for name, grad in gradients(result, inputs).items():
         assert_close(grad, wanted[name], tolerance)
+
+
+def test_block_under_autocast_compiles_and_runs_on_meta():
+    block, orders, x = Block(32, scans=4, drop_path=0.0, num_blocks=12), scan_orders(3, 4), torch.randn(2, 12, 32)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert_close(compiled(x, orders), block(x, orders), 1e-2)
+    assert block.to("meta")(x.to("meta"), orders.to("meta")).shape == x.shape
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
