@@ -51,7 +51,7 @@ def _before_silu(window, taps, offset, TAPS: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "length"])
 def _forward(
     x, weight, bias, orders, out,
     images, length, channels, row_x,
@@ -82,7 +82,7 @@ def _forward(
             window = window[1:]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "length"])
 def _backward(
     x, weight, bias, orders, grad, grad_x, grad_weight, grad_bias,
     images, length, channels, row_x,

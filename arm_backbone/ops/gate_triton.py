@@ -16,7 +16,7 @@ def _tile(count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return row[:, None], column[None, :], (row < count)[:, None] & (column < width)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _forward(x, z, out, count, width, row_x, row_z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column, mask = _tile(count, width, ROWS, COLUMNS)
     value = tl.load(x + row * row_x + column, mask, 0).to(tl.float32)
@@ -25,7 +25,7 @@ def _forward(x, z, out, count, width, row_x, row_z, ROWS: tl.constexpr, COLUMNS:
     tl.store(out + row * width + column, result.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _backward(
     grad, x, z, grad_x, grad_z, count, width, row_grad, row_x, row_z, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):

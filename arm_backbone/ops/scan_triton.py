@@ -26,6 +26,7 @@ CHUNK = 64  # tokens between two saved states; even
 GROUP = 4  # tokens whose states the backward holds in registers
 PROGRAMS = 4096  # wanted; below, sequences are cut into segments
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+SIZES = ["directions", "length", "rows", "segment_length", "step_B", "step_C"]  # one kernel for all values of these
 LOG2E = tl.constexpr(1.4426950408889634)
 LANES = tl.constexpr(32)  # threads of a program
 CHANNELS = tl.constexpr(64)  # of a program: two a thread
@@ -148,7 +149,7 @@ def _optional(source, at, mask, THERE: tl.constexpr):
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(
     u, delta, A, B, C, D, bias, orders, starts, y, saved, local, sums,
     directions, length, channels, pairs, rows, segment_length, step_B, step_C,
@@ -221,7 +222,7 @@ def _forward(
         _store(saved + last * entry + tile, channels, h, in_d, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["directions", "rows", "segments"])
 def _combine(
     A, local, sums, starts,
     directions, channels, rows, segments,
@@ -253,7 +254,7 @@ def _retreat(g, a, step, dy, c, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.co
     return states
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _reverse(
     grad_y, delta, A, C, bias, orders, local, sums,
     directions, length, channels, pairs, rows, segment_length, step_B, step_C,
@@ -341,7 +342,7 @@ def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, G
     return tokens, raws, xs, dys
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "done"])
 def _backward(
     grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
     grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
