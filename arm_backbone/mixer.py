@@ -66,7 +66,7 @@ class MambaMixer(nn.Module):
         projected = x.transpose(0, 1).flatten(1, 2) @ self.x_proj_weight.transpose(1, 2)  # (K, B L, R + 2 N)
         delta, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = delta @ self.dt_proj_weight.transpose(1, 2)  # (K, B L, D)
-        delta, B, C = (t.unflatten(1, (len(x), -1)).transpose(0, 1) for t in (delta, B, C))  # (B, K, L, .)
+        delta, B, C = (t.unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1) for t in (delta, B, C))  # (B, K, L, .)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype.itemsize < 4 else self.A_log)
         y = cross_scan(x, delta, A, B, C, self.D, self.dt_proj_bias, orders)  # (B, L, D)
         return self.out_proj(silu_gate(y, z))
