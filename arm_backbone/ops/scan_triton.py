@@ -603,8 +603,11 @@ def scan_forward(
 
 
 def _programs_at_once(device: torch.device) -> int:
-    """Programs of the backward for two on every place of a GPU; they take all registers that a thread may have."""
-    return 2 * 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
+    """Programs of the backward for two on every place of a GPU; they take all registers that a thread may have.
+
+    In the interpreter a few, so that it too has several launches.
+    """
+    return 2 * 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def _put_together(i: _Inputs, local: Tensor, sums: Tensor, starts: Tensor, reverse: bool) -> None:
