@@ -37,6 +37,15 @@ def arm_inputs(batch: int, grid: tuple[int, int], scans: int = 4, dtype=torch.fl
     return {n: v.requires_grad_() if v.is_floating_point() else v for n, v in inputs.items()}
 
 
+def compare_float32(result, inputs: list, expected, exact: list) -> None:
+    """Result and gradients in float32 against float64."""
+    assert_close(result.double(), expected, 1e-6)
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, grad)
+    for got, want in zip(torch.autograd.grad(result, inputs, grad.float()), wanted, strict=True):
+        assert_close(got.double(), want, 1e-5)
+
+
 @pytest.mark.parametrize("programs", [1, 10**6], ids=["whole", "segments"])
 @pytest.mark.parametrize(
     "sizes",
@@ -102,11 +111,7 @@ def test_convolution(batch, grid):
     exact = [torch.randn(shape, dtype=torch.float64, device=CUDA).requires_grad_() for shape in shapes]
     inputs = [x.detach().float().requires_grad_() for x in exact]
     expected, result = cross_conv(*exact, orders), cross_conv(*inputs, orders)
-    assert_close(result.double(), expected, 1e-6)
-    grad = torch.randn_like(expected)
-    wanted = torch.autograd.grad(expected, exact, grad)
-    for got, want in zip(torch.autograd.grad(result, inputs, grad.float()), wanted, strict=True):
-        assert_close(got.double(), want, 1e-5)
+    compare_float32(result, inputs, expected, exact)
 
 
 def test_gate():
@@ -114,11 +119,7 @@ def test_gate():
     inputs = [x.detach().float().requires_grad_() for x in exact]
     expected, result = exact[0] * torch.nn.functional.silu(exact[1]), silu_gate(*inputs)
     assert "Gate" in type(result.grad_fn).__name__
-    assert_close(result.double(), expected, 1e-6)
-    grad = torch.randn_like(expected)
-    wanted = torch.autograd.grad(expected, exact, grad)
-    for got, want in zip(torch.autograd.grad(result, inputs, grad.float()), wanted, strict=True):
-        assert_close(got.double(), want, 1e-6)
+    compare_float32(result, inputs, expected, exact)
 
 
 def test_mamba_ssm_does_the_same():
