@@ -87,6 +87,47 @@ def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
     assert compiled.metadata.shared == 0 or module == "conv_triton"  # a step needs no other thread's numbers
 
 
+class NoGpu:
+    """What Triton asks of a driver before a launch, of an H100 that is not there."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def test_one_kernel_serves_all_lengths(monkeypatch):
+    """Compiling takes seconds: images of another size must not start it again."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from arm_backbone.ops import scan_triton
+    from arm_backbone.ops.conv_triton import conv_forward
+
+    compiled, launch = set(), JITFunction.run
+    monkeypatch.setattr(
+        JITFunction,
+        "run",
+        lambda self, *args, **kwargs: compiled.add(id(launch(self, *args, **kwargs | {"warmup": True}))),
+    )
+    counts = []
+    monkeypatch.setattr(driver, "_active", NoGpu())
+    monkeypatch.setattr(scan_triton, "PROGRAMS", 1)  # sequences whole
+    for batch, length in ((2, 197), (1, 256), (16, 5), (1, 1)):
+        inputs = [torch.zeros(batch, 4, length, size) for size in (64, 64, 4, 4)]
+        orders, A = torch.arange(length).expand(4, -1), torch.zeros(4, 64, 4)
+        scan_triton.scan_forward(*inputs[:2], A, *inputs[2:], None, None, orders, True, True)
+        conv_forward(inputs[0][:, 0], torch.zeros(4, 64, 4), torch.zeros(4, 64), orders)
+        counts.append(len(compiled))
+    assert counts[0] >= 2 and counts[1:] == counts[:1] * 3
+
+
 def test_triton_needs_a_gpu():
     with pytest.raises(
         ValueError, match="backend='triton' cannot run: it scans tensors on a GPU, and these are on cpu"
