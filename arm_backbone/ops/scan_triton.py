@@ -106,13 +106,13 @@ def _decays(A, stride, mask, N: tl.constexpr):
 
 @triton.jit
 def _step_size(pairs, offset, PACK: tl.constexpr, TYPE: tl.constexpr, SOFTPLUS: tl.constexpr):
-    """Delta of a token after bias and softplus, and before the latter."""
+    """Delta of a token after bias and softplus."""
     raw = _channels(pairs, PACK, TYPE) + offset
     if SOFTPLUS:
         step = _softplus(raw)
     else:
         step = raw
-    return step, raw
+    return step
 
 
 @triton.jit
@@ -192,7 +192,7 @@ def _forward(
         if KEEP:
             if t % CHUNK == 0:
                 _store(saved + (t // CHUNK) * entry + tile, channels, h, in_d, N)
-        step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+        step = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
         value = _channels(x, PACK, TYPE)
         h = _advance(h, a, step, value, b, N, PACK, TYPE)
         if ONLY_STATE:
@@ -204,7 +204,7 @@ def _forward(
         b = _words(B + at * step_B, WORDS)
         c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
         following = tl.load(order + tl.minimum(t + 3, end - 1)).to(tl.int32)
-        step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+        step = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
         step = tl.where(t + 1 < end, step, 0)  # beyond the end nothing moves
         value = _channels(other_x, PACK, TYPE)
         h = _advance(h, a, step, value, other_b, N, PACK, TYPE)
@@ -287,13 +287,13 @@ def _reverse(
         other_raw, other_dy = tl.load(delta + other * pairs, in_pairs, 0), tl.load(grad_y + other * pairs, in_pairs, 0)
         other_c = _words(C + other * step_C, WORDS)
         at = tl.load(order + tl.maximum(end - 3 - i, first)).to(tl.int32)
-        step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+        step = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
         total += step
         g = _retreat(g, a, step, _channels(dy, PACK, TYPE) / directions, c, N, PACK, TYPE)
         raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
         c = _words(C + at * step_C, WORDS)
         other = tl.load(order + tl.maximum(end - 4 - i, first)).to(tl.int32)
-        step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+        step = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
         there = first + i + 1 < end
         step = tl.where(there, step, 0)
         total += step
@@ -404,12 +404,12 @@ def _backward(
             at = tl.load(order + tl.minimum(start + t + 2, stop - 1)).to(tl.int32)
             if t % GROUP == 0:
                 _store(note + (t // GROUP) * N * CHANNELS, CHANNELS, h, in_d, N)
-            step, _ = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
+            step = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
             h = _advance(h, a, step, _channels(x, PACK, TYPE), b, N, PACK, TYPE)
             raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
             b = _words(B + at * step_B, WORDS)
             following = tl.load(order + tl.minimum(start + t + 3, stop - 1)).to(tl.int32)
-            step, _ = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
+            step = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
             h = _advance(h, a, step, _channels(other_x, PACK, TYPE), other_b, N, PACK, TYPE)
             other = following
         _store(note + (groups - 1) * N * CHANNELS, CHANNELS, h, in_d, N)
@@ -422,7 +422,7 @@ def _backward(
             steps, inputs, grads = (), (), ()
             for v in tl.static_range(GROUP):
                 there = in_d & (begin + v < stop)  # beyond it nothing moves
-                size, _ = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
+                size = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
                 size = tl.where(there, size, 0)
                 steps = steps + (size,)
                 inputs = inputs + (size * _channels(xs[v], PACK, TYPE),)
