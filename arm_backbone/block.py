@@ -1,11 +1,10 @@
 """The MambaMLP block (ARM section 3.3): a Mamba mixer and a SwiGLU, both behind LayerNorm and with a residual."""
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .mixer import MambaMixer
-from .ops import silu_gate
+from .ops import computing_type, gated_linear
 
 NORM_EPS = 1e-5
 
@@ -25,10 +24,8 @@ class SwiGLU(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):  # autocast knows no meta tensors
-            x = x.to(torch.get_autocast_dtype(device))  # once, not by each of the two
-        return self.w3(silu_gate(self.w2(x), self.w1(x)))
+        x = x.to(computing_type(x))  # once, not by each of the two
+        return gated_linear(self.w2(x), self.w1(x), self.w3)
 
 
 class Block(nn.Module):

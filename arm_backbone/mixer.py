@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .ops import cross_conv, cross_scan, silu_gate
+from .ops import gated_linear, mamba_inner
 
 
 class MambaMixer(nn.Module):
@@ -61,12 +61,6 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor, orders: Tensor) -> Tensor:
         """x (B, L, D), orders (K, L) -> (B, L, D)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = cross_conv(x, self.conv_weight, self.conv_bias, orders)  # (B, K, L, D)
-        # the images of a direction lie one after the other: one product each
-        projected = x.transpose(0, 1).flatten(1, 2) @ self.x_proj_weight.transpose(1, 2)  # (K, B L, R + 2 N)
-        delta, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = delta @ self.dt_proj_weight.transpose(1, 2)  # (K, B L, D)
-        delta, B, C = (t.unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1) for t in (delta, B, C))  # (B, K, L, .)
-        A = -torch.exp(self.A_log.float() if self.A_log.dtype.itemsize < 4 else self.A_log)
-        y = cross_scan(x, delta, A, B, C, self.D, self.dt_proj_bias, orders)  # (B, L, D)
-        return self.out_proj(silu_gate(y, z))
+        conv, projections = (self.conv_weight, self.conv_bias), (self.x_proj_weight, self.dt_proj_weight)
+        y = mamba_inner(x, *conv, *projections, self.A_log, self.D, self.dt_proj_bias, orders)
+        return gated_linear(y, z, self.out_proj)

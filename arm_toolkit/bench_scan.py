@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arm_backbone.arm import resolve_arch, run_checkpointed
-from arm_backbone.block import Block
+from arm_backbone.block import Block, SwiGLU
 from arm_backbone.mixer import MambaMixer
 from arm_backbone.ops import native
 from arm_backbone.ops.scan import BACKENDS, cross_scan, resolve_backend, unavailable
@@ -138,6 +138,11 @@ def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_
         y = selective_scan_fn(x_k.to(delta.dtype), delta, A, B, C, D, z.to(delta.dtype), bias, delta_softplus=True)
         total = total + y.index_select(2, inverse)
     return mixer.out_proj((total / len(orders)).transpose(1, 2))
+
+
+def usual_swiglu(mlp: SwiGLU, x: Tensor) -> Tensor:
+    """The SwiGLU in PyTorch's own operators."""
+    return mlp.w3(F.silu(mlp.w1(x)) * mlp.w2(x))
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -325,7 +330,7 @@ def block_cases(
 
 
 def _usual_block(block: Block) -> Block:
-    """The same block with `usual_mixer` on mamba-ssm, or an ImportError."""
+    """The same block with `usual_mixer` on mamba-ssm and `usual_swiglu`, or an ImportError."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     try:
@@ -337,6 +342,7 @@ def _usual_block(block: Block) -> Block:
     usual = copy.deepcopy(block)
     kernels = dict(selective_scan_fn=selective_scan_fn, conv_fn=conv_fn)
     usual.mixer.forward = functools.partial(usual_mixer, usual.mixer, **kernels)
+    usual.mlp.forward = functools.partial(usual_swiglu, usual.mlp)
     return usual
 
 

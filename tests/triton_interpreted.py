@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from test_ops import cast, compare, gradients, scan_gradients, scan_inputs
+from test_ops import assert_close, cast, compare, gradients, scan_gradients, scan_inputs
 from triton.runtime import interpreter
 
+from arm_backbone.block import Block
 from arm_backbone.ops import conv_triton, cross_conv, cross_scan, gate_triton, scan_triton
 from arm_backbone.scan_order import scan_orders
 
@@ -94,5 +95,35 @@ def test_gate(shape):
     expected = exact[0] * torch.nn.functional.silu(exact[1])
     torch.testing.assert_close(gate_triton.gate_forward(x, z).double(), expected, atol=1e-6, rtol=1e-6)
     wanted = torch.autograd.grad(expected, exact, grad.double())
-    for result, value in zip(gate_triton.gate_backward(grad, x, z), wanted, strict=True):
-        torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
+    for in_place in (False, True):
+        for result, value in zip(gate_triton.gate_backward(grad, x, z, in_place), wanted, strict=True):
+            torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (2, 35)])
+def test_fused_block(grid, monkeypatch):
+    """Autograd functions of several operators, which make again what they need, against the operators themselves."""
+    torch.manual_seed(0)
+    block, orders = Block(9, scans=1, drop_path=0.0, num_blocks=12), scan_orders(*grid, 1)
+    inputs = [torch.randn(2, grid[0] * grid[1], 9).requires_grad_(), *block.parameters()]
+    exact = block(inputs[0], orders)
+    grad = torch.randn_like(exact)
+    wanted = torch.autograd.grad(exact, inputs, grad)
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
+    result = block(inputs[0], orders)
+    found = function_names(result.grad_fn)
+    assert {"_MambaInnerBackward", "_GatedLinearBackward"} <= found and not {"arm_cross_scan"} & found
+    assert_close(result, exact, 1e-6)
+    for got, want in zip(torch.autograd.grad(result, inputs, grad), wanted, strict=True):
+        assert_close(got, want, 1e-5)
+    with torch.no_grad():
+        assert_close(block(inputs[0], orders), exact, 1e-6)
+
+
+def function_names(last) -> set[str]:
+    names, left = set(), [last]
+    while left:
+        node = left.pop()
+        names.add(type(node).__name__)
+        left += [before for before, _ in node.next_functions if before is not None]
+    return names

@@ -1,7 +1,20 @@
 """Operators of the mixer: selective scan and causal convolution, in any number of token orders."""
 
 from .conv import cross_conv
-from .gate import silu_gate
+from .eager import computing_type
+from .gate import gated_linear, silu_gate
+from .inner import mamba_inner
 from .scan import BACKENDS, cross_scan, resolve_backend, scan_flops, selective_scan
 
-__all__ = ["BACKENDS", "cross_conv", "cross_scan", "resolve_backend", "scan_flops", "selective_scan", "silu_gate"]
+__all__ = [
+    "BACKENDS",
+    "computing_type",
+    "cross_conv",
+    "cross_scan",
+    "gated_linear",
+    "mamba_inner",
+    "resolve_backend",
+    "scan_flops",
+    "selective_scan",
+    "silu_gate",
+]

@@ -1,11 +1,11 @@
-"""Gating with SiLU, of the mixer's output and within the SwiGLU."""
+"""Gating with SiLU, of the mixer's output and within the SwiGLU, and the product after it."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .scan import triton_unavailable
+from .eager import computing_type, fuses
 
 
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:
@@ -13,22 +13,37 @@ def silu_gate(x: Tensor, z: Tensor) -> Tensor:
 
     On a GPU in one pass, which keeps nothing but x and z for the backward. torch.compile fuses the plain expression.
     """
-    if x.is_cuda and x.dtype == z.dtype != torch.float64 and x.numel() and not torch.compiler.is_compiling():
-        if triton_unavailable(x.device) is None:
-            return _Gate.apply(x, z)
+    if x.dtype == z.dtype and fuses(x, z):
+        return _Gate.apply(x, z)
     return x * F.silu(z)
+
+
+def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
+    """`linear(x * silu(z))`; on a GPU what the layer takes in is not kept, but made again in the backward.
+
+    A layer that is more than an `nn.Linear` (a subclass, one with hooks or with another `forward`) is called as it is.
+    """
+    as_usual = type(linear) is not nn.Linear or "forward" in vars(linear) or _has_hooks(linear)
+    if as_usual or not torch.is_grad_enabled() or not fuses(x, z, linear.weight, linear.bias):
+        return linear(silu_gate(x, z))
+    if not x.dtype == z.dtype == computing_type(x):
+        return linear(silu_gate(x, z))
+    return _GatedLinear.apply(x, z, linear.weight, linear.bias)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    of_all = nn.modules.module._has_any_global_hook()
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return of_all or any(own)
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, z: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, z: Tensor) -> Tensor:
         from .gate_triton import gate_forward  # imports triton, which not every machine has
 
+        ctx.save_for_backward(x, z)
         return gate_forward(x, z)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -36,3 +51,29 @@ class _Gate(torch.autograd.Function):
         from .gate_triton import gate_backward
 
         return gate_backward(grad, *ctx.saved_tensors)
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        from .gate_triton import gate_forward
+
+        ctx.save_for_backward(x, z, weight)
+        ctx.bias_type = None if bias is None else bias.dtype
+        return F.linear(gate_forward(x, z), weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from .gate_triton import gate_backward, gate_forward
+
+        x, z, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        with torch.autocast(x.device.type, enabled=False):
+            grad_weight = grad_bias = None
+            if ctx.needs_input_grad[2]:
+                grad_weight = (rows.mT @ gate_forward(x, z).flatten(0, -2)).to(weight.dtype)
+            if ctx.needs_input_grad[3]:
+                grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.bias_type)
+            grad_x, grad_z = gate_backward((rows @ weight.to(x.dtype)).view(x.shape), x, z, in_place=True)
+        return grad_x, grad_z, grad_weight, grad_bias

@@ -55,8 +55,8 @@ def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     return out
 
 
-def gate_backward(grad: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and z."""
-    grads = x.new_empty(x.shape), z.new_empty(z.shape)
+def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradients of x and z, with `in_place` that of x over the contiguous `grad`."""
+    grads = grad if in_place else x.new_empty(x.shape), z.new_empty(z.shape)
     _run(_backward, (grad, x, z), grads)
     return grads

@@ -223,13 +223,12 @@ def _kernels(backend: str) -> ModuleType:
     return scan_torch if backend == "torch" else native
 
 
-def _segments(backend: str, length: int) -> int:
-    """Parts of a sequence between which a back end saves states."""
-    if backend == "cpu":
-        size = native.segment_length()
-    else:
-        size = _kernels(backend).CHUNK if backend == "triton" else scan_torch.SEGMENT
-    return (length + size - 1) // size
+def _saved_states(backend: str, length: int) -> int:
+    """States that a back end's forward saves for its backward."""
+    if backend == "triton":
+        return _kernels(backend).saved_states(length)
+    size = native.segment_length() if backend == "cpu" else scan_torch.SEGMENT
+    return (length + size - 1) // size + 1
 
 
 @torch.library.custom_op("arm::cross_scan", mutates_args=())
@@ -246,8 +245,8 @@ def _cross_scan(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and the states (S + 1, B, K, N, D) before each segment of a back end and after the last; or, without
-    `keep`, the latter alone."""
+    """y (B, L, D), and states (., B, K, N, D): with `keep` those that the backward starts from, then the one after
+    the last token."""
     return _kernels(backend).scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
 
 
@@ -255,7 +254,7 @@ def _cross_scan(
 def _(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, keep):
     batch, directions, length, channels = u.shape
     state_type = torch.promote_types(u.dtype, torch.float32)
-    entries = _segments(backend, length) + 1 if keep else 1
+    entries = _saved_states(backend, length) if keep else 1
     states = u.new_empty(entries, batch, directions, A.shape[2], channels, dtype=state_type)
     return u.new_empty(batch, length, channels), states
 

@@ -24,6 +24,7 @@ from .layout import by_direction, rows
 
 CHUNK = 64  # tokens between two saved states; even
 GROUP = 4  # tokens whose states the backward holds in registers
+TOKENS = 16  # of a program that sums the gradients of B and C
 PROGRAMS = 4096  # wanted; below, sequences are cut into segments
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 SIZES = ["directions", "length", "rows", "segment_length", "step_B", "step_C"]  # one kernel for all values of these
@@ -155,7 +156,7 @@ def _forward(
     directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, ONLY_STATE: tl.constexpr,
+    HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, LAST: tl.constexpr, ONLY_STATE: tl.constexpr,
 ):  # fmt: skip
     """A segment of a direction of an image. With ONLY_STATE: its state from 0 and the sum of its steps, no output."""
     WORDS: tl.constexpr = N // PACK
@@ -190,8 +191,8 @@ def _forward(
         other_c = other_b if ONLY_STATE else _words(C + other * step_C, WORDS)
         following = tl.load(order + tl.minimum(t + 2, end - 1)).to(tl.int32)
         if KEEP:
-            if t % CHUNK == 0:
-                _store(saved + (t // CHUNK) * entry + tile, channels, h, in_d, N)
+            if (t % CHUNK == 0) & (t > 0):
+                _store(saved + (t // CHUNK - 1) * entry + tile, channels, h, in_d, N)
         step = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
         value = _channels(x, PACK, TYPE)
         h = _advance(h, a, step, value, b, N, PACK, TYPE)
@@ -217,9 +218,10 @@ def _forward(
     if ONLY_STATE:
         _store(local + segment * entry + tile, channels, h, in_d, N)
         tl.store(sums + (segment * rows + row) * channels + d, total, in_d)
-    elif segment == tl.num_programs(2) - 1:
-        last = (length + CHUNK - 1) // CHUNK if KEEP else 0
-        _store(saved + last * entry + tile, channels, h, in_d, N)
+    elif LAST:
+        if segment == tl.num_programs(2) - 1:
+            last = (length + CHUNK - 1) // CHUNK - 1 if KEEP else 0
+            _store(saved + last * entry + tile, channels, h, in_d, N)
 
 
 @triton.jit(do_not_specialize=["directions", "rows", "segments"])
@@ -345,12 +347,16 @@ def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, G
 @triton.jit(do_not_specialize=[*SIZES, "done"])
 def _backward(
     grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
-    grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias,
+    grad_u, grad_delta, totals, partial,
     directions, length, channels, pairs, rows, segment_length, step_B, step_C, done,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
 ):  # fmt: skip
-    """A segment of a direction of an image, its chunks from the last to the first; `done` of them lie behind."""
+    """A segment of a direction of an image, its chunks from the last to the first; `done` of them lie behind.
+
+    grad_u and grad_delta may be u and delta: what a program reads of them it alone overwrites, later. `totals` are the
+    gradients of A, D and bias, `partial` those of C and of B in a block of channels, in the order of the steps.
+    """
     WORDS: tl.constexpr = N // PACK
     block = tl.program_id(0)
     inner = tl.arange(0, CHANNELS)
@@ -381,8 +387,8 @@ def _backward(
     # where a lane's sum belongs: number i of a word, of the token `back` before a group's last, for C or for B
     lane = tl.arange(0, LANES)
     whose, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
-    all_tokens = tl.cast(rows, tl.int64) * length
-    grad_CB += (all_tokens * (block + whose * tl.num_programs(0)) + tokens) * N + i_lane
+    own = (block + whose * tl.num_programs(0)) * tl.num_programs(1) + tl.program_id(1)
+    partial += own.to(tl.int64) * segment_length * N + i_lane
 
     first = part // rows * segment_length
     end = tl.minimum(first + segment_length, length)
@@ -393,7 +399,7 @@ def _backward(
         groups = (stop - start + GROUP - 1) // GROUP
         # the forward again, up to the last group; as there, but that groups are whole
         a = _decays(A, channels, in_d, N)
-        h = _states(saved + (start // CHUNK) * entry + tile, channels, in_d, N)
+        h = _states(saved + (start // CHUNK - 1) * entry + tile, channels, in_d & (start > 0), N)
         at = tl.load(order + start).to(tl.int32)
         other = tl.load(order + tl.minimum(start + 1, stop - 1)).to(tl.int32)
         raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
@@ -432,8 +438,7 @@ def _backward(
                 u, delta, grad_y, order, begin - GROUP, start, stop, pairs, in_pairs, GROUP
             )
             at_lane = begin + GROUP - 1 - back
-            token_lane = tl.load(order + tl.minimum(at_lane, stop - 1)).to(tl.int32)
-            into, into_mask = grad_CB + token_lane * N, (at_lane < stop) & (i_lane < PACK)
+            into, into_mask = partial + (at_lane - first) * N, (at_lane < stop) & (i_lane < PACK)
             to_input, to_exponent = _zeros(GROUP), _zeros(GROUP)
             before = _states(note + group * N * CHANNELS, CHANNELS, in_d, PACK)
             bs, cs = (), ()
@@ -490,9 +495,40 @@ def _backward(
                 tl.store(grad_u + places[v] * channels, to_x.to(grad_u.dtype.element_ty), there)
                 tl.store(grad_delta + places[v] * channels, to_step.to(grad_delta.dtype.element_ty), there)
             places, raws, xs, dys = next_places, next_raws, next_xs, next_dys
-    _store(grad_A + segment * entry + tile, channels, sum_a, in_d, N)
-    tl.store(grad_D + (segment * rows + row) * channels + d, sum_skip, in_d)
-    tl.store(grad_bias + (segment * rows + row) * channels + d, sum_offset, in_d)
+    across = tl.cast(directions, tl.int64) * channels
+    totals += (segment * (rows // directions) + image) * (N + 2) * across + k * channels + d
+    _store(totals, across, sum_a, in_d, N)
+    tl.store(totals + N * across, sum_skip, in_d)
+    tl.store(totals + (N + 1) * across, sum_offset, in_d)
+
+
+@triton.jit(do_not_specialize=["directions", "length", "rows", "segment_length", "blocks", "done"])
+def _sum_blocks(
+    partial, orders, grad_C, grad_B,
+    directions, length, rows, segment_length, blocks, used, done,
+    N: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of C and B of some steps of a segment: the sums over blocks of channels, to their tokens."""
+    part = done + tl.program_id(0)
+    row, first = (part % rows).to(tl.int64), part // rows * segment_length
+    step, n = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
+    there = (step < segment_length) & (first + step < length)
+    token = tl.load(orders + row % directions * length + first + step, there, 0)
+    mask = there[:, None] & (n < used)[None, :]
+    to = (_first_token(row, directions, rows, length) + token)[:, None] * used + n[None, :]
+    stretch = tl.cast(segment_length, tl.int64) * N  # of a block and part
+    for whose in tl.static_range(2):
+        source = (
+            partial
+            + (tl.program_id(0) + whose * blocks * tl.num_programs(0)) * stretch
+            + step[:, None] * N
+            + n[None, :]
+        )
+        total = tl.zeros([TOKENS, WIDTH], tl.float32)
+        for block in range(blocks):
+            total += tl.load(source + block * tl.num_programs(0) * stretch, mask, 0)
+        target = grad_C if whose == 0 else grad_B
+        tl.store(target + to, total.to(target.dtype.element_ty), mask)
 
 
 def _filled(x: Tensor, more: int) -> Tensor:
@@ -574,40 +610,52 @@ def scan_forward(
     orders: Tensor,
     delta_softplus: bool,
     keep: bool,
+    last: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Arguments as `arm_backbone.ops.cross_scan`.
 
     Returns:
-        y (B, L, D), and the states (S + 1, B, K, N, D) before each chunk and after the last, or without `keep` the
-        latter alone, (1, B, K, N, D).
+        y (B, L, D), and states (., B, K, N, D): with `keep` those between chunks, with `last` that after the end.
     """
     i = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     y = i.tokens(u.dtype)
-    saved = i.tiles(triton.cdiv(i.length, CHUNK) + 1 if keep else 1)
+    saved = i.tiles((saved_states(i.length) - 1 if keep else 0) + last)
     cut = i.segments > 1
     local, sums, starts = (
         (i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels), i.tiles(i.segments)) if cut else (None,) * 3
     )
 
+    registers = _registers(i.states, 168 if keep or cut else 128)
+
     def run(only_state: bool) -> None:
         tensors = (i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, starts, y, saved, local, sums)
-        constants = dict(HAS_D=D is not None, HAS_STARTS=cut and not only_state, ONLY_STATE=only_state)
+        constants = dict(HAS_D=D is not None, HAS_STARTS=cut and not only_state, ONLY_STATE=only_state, LAST=last)
         constants |= dict(KEEP=keep and not only_state, CHUNK=CHUNK, **i.packed, **i.flags)
-        i.run(_forward, i.grid, *tensors, *i.sizes(), **constants)
+        i.run(_forward, i.grid, *tensors, *i.sizes(), **constants, **registers)
 
     if cut:
         run(only_state=True)
         _put_together(i, local, sums, starts, reverse=False)
     run(only_state=False)
-    return y.mean(0), saved[:, :, :, : A.shape[2]].contiguous()
+    return y.mean(0), saved if i.states == A.shape[2] else saved[:, :, :, : A.shape[2]].contiguous()
+
+
+def saved_states(length: int) -> int:
+    """Chunks of a sequence, and the states that its forward saves: the one after each."""
+    return max(1, triton.cdiv(length, CHUNK))
+
+
+def _registers(states: int, most: int) -> dict[str, int]:
+    """So few registers a thread that more programs hide each other's waiting (measured on an H200, up to 16 states)."""
+    return {} if torch.version.hip or states > 16 else dict(maxnreg=most)
 
 
 def _programs_at_once(device: torch.device) -> int:
-    """Programs of the backward for two on every place of a GPU; they take all registers that a thread may have.
+    """Programs of the backward for every place of a GPU; they take all registers that a thread may have.
 
     In the interpreter a few, so that it too has several launches.
     """
-    return 2 * 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+    return 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def _put_together(i: _Inputs, local: Tensor, sums: Tensor, starts: Tensor, reverse: bool) -> None:
@@ -627,35 +675,56 @@ def scan_backward(
     orders: Tensor,
     delta_softplus: bool,
     saved: Tensor,
+    in_place: bool = False,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made."""
+    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made.
+
+    Args:
+        in_place: write the gradients of u and delta over them; they must lie direction by direction.
+    """
     i = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
     used = A.shape[2]
     saved = F.pad(saved, (0, 0, 0, i.states - used)) if used < i.states else saved
     dy = i.pairs(grad_y.contiguous())
     carried = None
     if i.segments > 1:
-        local, carried, sums = i.tiles(i.segments), i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels)
-        tensors = (dy, i.delta, i.A, i.C, i.bias, i.orders, local, sums)
+        local, carried, steps = i.tiles(i.segments), i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels)
+        tensors = (dy, i.delta, i.A, i.C, i.bias, i.orders, local, steps)
         i.run(_reverse, i.grid, *tensors, *i.sizes(), **i.packed, **i.flags)
-        _put_together(i, local, sums, carried, reverse=True)
-    grad_u, grad_delta = i.tokens(u.dtype), i.tokens(delta.dtype)
-    grad_A = i.tiles(i.segments)
-    grad_CB = i.empty(2, i.grid[0], i.directions, i.batch, i.length, i.states)
-    grad_D, grad_bias = (i.empty(i.segments, i.batch, i.directions, i.channels) for _ in range(2))
-    results = (grad_u, grad_delta, grad_A, grad_CB, grad_D, grad_bias)
+        _put_together(i, local, steps, carried, reverse=True)
+        del local, steps
+    grad_u, grad_delta = (x.transpose(0, 1) if in_place else i.tokens(x.dtype) for x in (u, delta))
+    grad_B, grad_C = (x.new_empty(i.directions, i.batch, i.length, used) for x in (B, C))
+    totals = i.empty(i.segments, i.batch, i.states + 2, i.directions, i.channels)
     constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None)
     # so many at a time that all threads are busy, as every program has notes of its own
     blocks, parts = i.grid[0], i.rows * i.segments
     together = min(parts, max(1, _programs_at_once(u.device) // max(1, blocks)))
     notes = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
-    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes, *results)
+    partial = i.empty(2, blocks, together, i.segment_length, i.states)
+    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes)
     for done in range(0, parts, max(1, together)):
-        grid = (blocks, min(together, parts - done), 1)
-        i.run(_backward, grid, *tensors, *i.sizes(), done, **constants, **i.packed, **i.flags)
-    grad_C, grad_B = (x.sum(0)[..., :used].contiguous() for x in grad_CB)
+        now = min(together, parts - done)
+        arguments = (*tensors, grad_u, grad_delta, totals, partial, *i.sizes(), done)
+        i.run(_backward, (blocks, now, 1), *arguments, **constants, **i.packed, **i.flags)
+        arguments = (
+            partial,
+            i.orders,
+            grad_C,
+            grad_B,
+            i.directions,
+            i.length,
+            i.rows,
+            i.segment_length,
+            blocks,
+            used,
+            done,
+        )
+        grid = (now, triton.cdiv(i.segment_length, TOKENS), 1)
+        i.run(_sum_blocks, grid, *arguments, WIDTH=triton.next_power_of_2(used), TOKENS=TOKENS)
+    totals = totals.sum((0, 1))
+    grad_A, grad_D, grad_bias = totals[:used].permute(1, 2, 0).contiguous(), *(x.clone() for x in totals[-2:])
     grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
-    grad_A = grad_A.sum((0, 1))[:, :used].transpose(1, 2).contiguous()
-    grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D.sum((0, 1)), grad_bias.sum((0, 1)))
+    grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)
     dtypes = [torch.float32 if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
     return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]

@@ -1,0 +1,124 @@
+"""What lies between a mixer's projections in and out (ARM section 3.3): convolution, projections and scan.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank of delta, W convolution taps.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .conv import cross_conv
+from .eager import computing_type, fuses
+from .scan import cross_scan, resolve_backend
+
+
+def mamba_inner(
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    orders: Tensor,
+) -> Tensor:
+    """Causal convolution, the projections that make delta, B and C, and the selective scan, along K scan orders.
+
+    On a GPU one autograd function, which keeps x, the projections' output and some states; the rest is made again in
+    the backward, and the gradients of the scan's inputs lie over these.
+
+    Args:
+        x: (B, L, D), in token order.
+        conv_weight: (K, D, W), conv_bias: (K, D), as `cross_conv`.
+        x_proj_weight: (K, R + 2 N, D).
+        dt_proj_weight: (K, D, R).
+        A_log: (K, D, N); the scan's A is -exp(A_log).
+        D, delta_bias: (K, D).
+        orders: (K, L) int64.
+
+    Returns:
+        (B, L, D) in token order: the mean over the directions.
+    """
+    tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
+    if fuses(*tensors) and x.dtype == computing_type(x) and resolve_backend(x.device, x.dtype) == "triton":
+        if _kernels(conv_weight.shape[2]) is not None:
+            grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            return _MambaInner.apply(*tensors, orders) if grad else _forward(*tensors, orders, keep=False)[0]
+    u = cross_conv(x, conv_weight, conv_bias, orders)
+    projected = _of_direction(u) @ x_proj_weight.transpose(1, 2)
+    return cross_scan(u, *_scan_inputs(projected, dt_proj_weight, A_log, u.shape), D, delta_bias, orders)
+
+
+def _of_direction(tokens: Tensor) -> Tensor:
+    """(B, K, L, .) -> (K, B L, .): the images of a direction lie one after the other, for one product each."""
+    return tokens.transpose(0, 1).flatten(1, 2)
+
+
+def _scan_inputs(projected: Tensor, dt_proj_weight: Tensor, A_log: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """delta (B, K, L, D), A (K, D, N), B and C (B, K, L, N) of the projection's output (K, B L, R + 2 N)."""
+    states = A_log.shape[2]
+    delta, B, C = projected.split([dt_proj_weight.shape[2], states, states], dim=-1)
+    delta = delta @ dt_proj_weight.transpose(1, 2)
+    delta, B, C = (t.unflatten(1, (shape[0], shape[2])).transpose(0, 1) for t in (delta, B, C))
+    A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
+    return delta, A, B, C
+
+
+def _kernels(taps: int) -> tuple[ModuleType, ModuleType] | None:
+    from . import conv_triton, scan_triton  # import triton, which not every machine has
+
+    return (conv_triton, scan_triton) if taps <= conv_triton.MAX_TAPS else None
+
+
+def _forward(
+    x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and for the backward the projection's output and the states between chunks."""
+    conv, scan = _kernels(conv_weight.shape[2])
+    u = conv.conv_forward(x, conv_weight, conv_bias, orders)
+    projected = _of_direction(u) @ x_proj_weight.to(x.dtype).transpose(1, 2)
+    inputs = _scan_inputs(projected, dt_proj_weight.to(x.dtype), A_log, u.shape)
+    y, states = scan.scan_forward(u, *inputs, D, delta_bias, orders, delta_softplus=True, keep=keep, last=False)
+    return y, projected, states
+
+
+class _MambaInner(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        x, *weights, orders = inputs
+        y, *made = _forward(*inputs, keep=True)
+        ctx.save_for_backward(x, *made, *weights, orders)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, projected, states, *weights, orders = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            grads = _backward(grad_y, x, projected, states, *weights, orders)
+        return (*(g.to(w.dtype) for g, w in zip(grads, (x, *weights), strict=True)), None)
+
+
+def _backward(
+    grad_y, x, projected, states, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders
+) -> tuple[Tensor, ...]:
+    conv, scan = _kernels(conv_weight.shape[2])
+    x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
+    u = conv.conv_forward(x, conv_weight, conv_bias, orders)
+    delta, A, B, C = _scan_inputs(projected, dt_proj, A_log, u.shape)
+    inputs = (u, delta, A, B, C, D, delta_bias, orders)
+    grads = scan.scan_backward(grad_y, *inputs, delta_softplus=True, saved=states, in_place=True)
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = grads
+    grad_delta, grad_B, grad_C = (_of_direction(grad) for grad in (grad_delta, grad_B, grad_C))
+    grad_dt_proj = grad_delta.mT @ projected[..., : dt_proj.shape[2]]
+    grad_projected = torch.cat([grad_delta @ dt_proj, grad_B, grad_C], dim=-1)
+    del inputs, grads, delta, grad_delta, u
+    u = conv.conv_forward(x, conv_weight, conv_bias, orders)  # over the first one lies its gradient
+    grad_x_proj = grad_projected.mT @ _of_direction(u)
+    del u
+    _of_direction(grad_u).baddbmm_(grad_projected, x_proj)
+    grad_x, grad_conv_weight, grad_conv_bias = conv.conv_backward(grad_u, x, conv_weight, conv_bias, orders)
+    return grad_x, grad_conv_weight, grad_conv_bias, grad_x_proj, grad_dt_proj, grad_A * A, grad_D, grad_bias
