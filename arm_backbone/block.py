@@ -4,7 +4,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .mixer import MambaMixer
-from .ops import computing_type, gated_linear
+from .ops import add_layer_norm, computing_type, gated_linear, layer_norm
 
 NORM_EPS = 1e-5
 
@@ -48,5 +48,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, orders: Tensor) -> Tensor:
         """x (B, L, D), orders (K, L) -> (B, L, D)."""
-        x = x + self.drop_path(self.mixer(self.norm1(x), orders))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        branch = self.drop_path(self.mixer(layer_norm(x, self.norm1), orders))
+        x, normed = add_layer_norm(x, branch, self.norm2)
+        return x + self.drop_path(self.mlp(normed))

@@ -20,9 +20,10 @@ from arm_backbone.ops import native
 from arm_backbone.ops.scan import BACKENDS, cross_scan, resolve_backend, unavailable
 from arm_backbone.scan_order import inverse_orders, scan_orders
 
-from .benchmark import Candidate, Case, Setting, memory, resolved, with_backend
+from .benchmark import Candidate, Case, Setting, captured, memory, resolved, with_backend
 
 SCANS = (*BACKENDS, "loop", "unbind", "pscan", "four calls", "exp")
+KERNELS = ("triton", "mamba_ssm", "four calls")  # few enough launches for a CUDA graph
 STATE = 16
 LOOP_TOKENS = 256  # forward and backward of a loop that indexes: each step fills a whole tensor with zeros
 # (forward, forward and backward): tensors of (B, K, L, D, N) that a scan holds at its peak, measured
@@ -177,6 +178,8 @@ def scan_cases(
 ) -> Iterator[Case]:
     """Every back end that can run, and the alternatives; forward, and with `backward` both together.
 
+    On a GPU those of a few kernels are timed as CUDA graphs, too.
+
     Args:
         only: of `SCANS`; all when None.
     """
@@ -196,12 +199,26 @@ def scan_cases(
                     continue
                 suited = _tokens_last(inputs) if name in ("loop", "four calls") else inputs
                 run = _scan_run(function, suited, with_backward)
-                case.candidates.append(Candidate(name, run, 1 if with_backward else states / 1e9))
+                work = 1 if with_backward else states / 1e9
+                if name in KERNELS:
+                    case.candidates += _launched_and_captured(name, run, setting, work)
+                else:
+                    case.candidates.append(Candidate(name, run, work))
             if not with_backward:
                 case.unit = "Gexp/s"
                 if "exp" in (only or SCANS) and setting.device.type == "cpu":
                     case.candidates += _exponentials()
             yield case
+
+
+def _launched_and_captured(
+    name: str, run: Callable[[], object], setting: Setting, work: float = 1.0
+) -> list[Candidate]:
+    """A run, and on a GPU its kernels alone ("graph"): small batches wait for the processor that launches them."""
+    candidates = [Candidate(name, run, work)]
+    if setting.device.type == "cuda":
+        candidates.append(Candidate(f"{name}, graph", captured(run), work, memory=False))
+    return candidates
 
 
 def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Callable], list[str]]:
@@ -291,7 +308,8 @@ def block_cases(
 
     Under autocast these are timed twice: with weights of its type, and with the casts that autocast cannot do without.
     The forward of the block, too: under autocast, and of that type throughout ("weights held"). The backward, too: with
-    what a forward leaves, and with its cheap parts computed again ("with_cp").
+    what a forward leaves, and with its cheap parts computed again ("with_cp"). On a GPU ours and the usual arrangement,
+    too, as CUDA graphs ("graph").
     """
     dim, num_layers = resolve_arch(arch)
     block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
@@ -311,7 +329,7 @@ def block_cases(
                 case.candidates.append(Candidate("GEMMs, weights cast", run))
             for backend in resolved(setting, backends):
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
-                case.candidates.append(Candidate(f"block, {backend}", run))
+                case.candidates += _launched_and_captured(f"block, {backend}", run, setting)
                 if with_backward:
                     run = _module_run(block, x, orders, setting, with_backward, with_cp=True)
                     case.candidates.append(Candidate(f"block, {backend}, with_cp", with_backend(backend, run)))
@@ -325,7 +343,7 @@ def block_cases(
                     case.notes.append(f"the usual arrangement: mamba-ssm cannot be imported ({error})")
                 else:
                     run = _module_run(usual, x, orders, setting, with_backward)
-                    case.candidates.append(Candidate("block, four mamba-ssm calls", run))
+                    case.candidates += _launched_and_captured("block, four mamba-ssm calls", run, setting)
             yield case
 
 

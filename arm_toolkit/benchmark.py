@@ -61,12 +61,14 @@ class Candidate:
     Attributes:
         work: of one run, in the case's unit.
         scales: whether work grows with the case's size, so that times at several sizes make a curve.
+        memory: whether peak memory can be measured.
     """
 
     name: str
     run: Callable[[], object]
     work: float = 1.0
     scales: bool = True
+    memory: bool = True
 
 
 @dataclass
@@ -100,6 +102,27 @@ def resolved(setting: Setting, backends: Iterable[str]) -> list[str]:
         return list(dict.fromkeys(resolve_backend(setting.device, setting.dtype, name) for name in backends))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def captured(run: Callable[[], object]) -> Callable[[], object]:
+    """A run's kernels alone: recorded in a CUDA graph by the first call, played back by this and all later ones."""
+    graphs = []
+
+    def play() -> None:
+        if not graphs:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(3):  # what happens only once, such as choosing kernels
+                    run()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+            graphs.append(graph)
+        graphs[0].replay()
+
+    return play
 
 
 def with_backend(backend: str, run: Callable[[], object]) -> Callable[[], object]:
@@ -179,7 +202,8 @@ def measure(case: Case, device: torch.device, seconds: float, repeats: int) -> l
     for candidate in case.candidates.copy():
         try:
             candidate.run()  # compiles, chooses kernels, makes an optimiser's state
-            peaks[candidate.name] = peak_memory(candidate.run, device) if case.memory else None
+            if case.memory and candidate.memory:
+                peaks[candidate.name] = peak_memory(candidate.run, device)
         except torch.OutOfMemoryError:
             case.candidates.remove(candidate)
             case.notes.append(f"{candidate.name}: out of memory")
@@ -196,11 +220,11 @@ def measure(case: Case, device: torch.device, seconds: float, repeats: int) -> l
         row.update(baseline=first.name, ratio=ratio)
         if case.unit:
             row.update(unit=case.unit, per_second=candidate.work / medians[name])
-        if case.memory:
+        if name in peaks:
             row["peak_bytes"] = peaks[name]
-        if case.tensor:
-            tensor, size = case.tensor
-            row.update(tensor=tensor, tensors=peaks[name] / size)
+            if case.tensor:
+                tensor, size = case.tensor
+                row.update(tensor=tensor, tensors=peaks[name] / size)
         rows.append(row)
     return rows
 
@@ -239,8 +263,10 @@ def table(rows: list[dict]) -> str:
         cells = [row["candidate"], f"{1e3 * row['seconds']:.3f}", f"{low:.3f} to {high:.3f}"]
         cells += [str(row["repetitions"]), f"{row['ratio']:.3g}"]
         cells += [f"{row['per_second']:.3g}"] if "per_second" in row else []
-        cells += [f"{row['peak_bytes'] / 1e6:.1f}"] if "peak_bytes" in row else []
-        cells += [f"{row['tensors']:.2f}"] if "tensors" in row else []
+        if "peak_bytes" in first:
+            cells.append(f"{row['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in row else "–")
+        if "tensors" in first:
+            cells.append(f"{row['tensors']:.2f}" if "tensors" in row else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from test_ops import assert_close, cast, compare, gradients, scan_gradients, sca
 from triton.runtime import interpreter
 
 from arm_backbone.block import Block
-from arm_backbone.ops import conv_triton, cross_conv, cross_scan, gate_triton, scan_triton
+from arm_backbone.ops import conv_triton, cross_conv, cross_scan, gate_triton, norm_triton, scan_triton
 from arm_backbone.scan_order import scan_orders
 
 TRITON = ("triton", torch.float32, 3e-6)
@@ -98,6 +98,25 @@ def test_gate(shape):
     for in_place in (False, True):
         for result, value in zip(gate_triton.gate_backward(grad, x, z, in_place), wanted, strict=True):
             torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [5, 300])
+@pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
+def test_norm(width, of_sum):
+    values = [torch.randn(shape) for shape in ((2, 4, width), (2, 4, width), (width,), (width,))]
+    grad, grad_total = torch.randn(2, 2, 4, width)
+    x, branch, weight, bias = exact = [v.double().requires_grad_() for v in values]
+    total = x + branch if of_sum else x
+    expected = torch.nn.functional.layer_norm(total, (width,), weight, bias, 1e-5)
+    objective = (expected * grad).sum() + ((total * grad_total).sum() if of_sum else 0)
+    wanted = torch.autograd.grad(objective, exact, allow_unused=not of_sum)
+    x, branch, weight, bias = values
+    total, out, *rows = norm_triton.norm_forward(x, branch if of_sum else None, weight, bias, 1e-5, torch.float32)
+    assert_close(out.double(), expected, 1e-6)
+    more = (grad_total if of_sum else None, total, weight, *rows, torch.float64 if of_sum else None)
+    for got, want in zip(norm_triton.norm_backward(grad, *more), wanted, strict=True):
+        assert (got is None) == (want is None)
+        assert got is None or (got.double() - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (2, 35)])

@@ -4,14 +4,17 @@ from .conv import cross_conv
 from .eager import computing_type
 from .gate import gated_linear, silu_gate
 from .inner import mamba_inner
+from .norm import add_layer_norm, layer_norm
 from .scan import BACKENDS, cross_scan, resolve_backend, scan_flops, selective_scan
 
 __all__ = [
     "BACKENDS",
+    "add_layer_norm",
     "computing_type",
     "cross_conv",
     "cross_scan",
     "gated_linear",
+    "layer_norm",
     "mamba_inner",
     "resolve_backend",
     "scan_flops",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .eager import computing_type, fuses
+from .eager import computing_type, fuses, is_plain
 
 
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:
@@ -23,18 +23,10 @@ def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
 
     A layer that is more than an `nn.Linear` (a subclass, one with hooks or with another `forward`) is called as it is.
     """
-    as_usual = type(linear) is not nn.Linear or "forward" in vars(linear) or _has_hooks(linear)
-    if as_usual or not torch.is_grad_enabled() or not fuses(x, z, linear.weight, linear.bias):
-        return linear(silu_gate(x, z))
-    if not x.dtype == z.dtype == computing_type(x):
+    together = torch.is_grad_enabled() and x.dtype == z.dtype == computing_type(x) and is_plain(linear, nn.Linear)
+    if not (together and fuses(x, z, linear.weight, linear.bias)):
         return linear(silu_gate(x, z))
     return _GatedLinear.apply(x, z, linear.weight, linear.bias)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    of_all = nn.modules.module._has_any_global_hook()
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return of_all or any(own)
 
 
 class _Gate(torch.autograd.Function):
@@ -58,9 +50,10 @@ class _GatedLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         from .gate_triton import gate_forward
 
+        ctx.types = weight.dtype, None if bias is None else bias.dtype
+        weight = weight.to(x.dtype)
         ctx.save_for_backward(x, z, weight)
-        ctx.bias_type = None if bias is None else bias.dtype
-        return F.linear(gate_forward(x, z), weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(gate_forward(x, z), weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -72,8 +65,8 @@ class _GatedLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             grad_weight = grad_bias = None
             if ctx.needs_input_grad[2]:
-                grad_weight = (rows.mT @ gate_forward(x, z).flatten(0, -2)).to(weight.dtype)
+                grad_weight = (rows.mT @ gate_forward(x, z).flatten(0, -2)).to(ctx.types[0])
             if ctx.needs_input_grad[3]:
-                grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.bias_type)
-            grad_x, grad_z = gate_backward((rows @ weight.to(x.dtype)).view(x.shape), x, z, in_place=True)
+                grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.types[1])
+            grad_x, grad_z = gate_backward((rows @ weight).view(x.shape), x, z, in_place=True)
         return grad_x, grad_z, grad_weight, grad_bias

@@ -49,7 +49,9 @@ def mamba_inner(
             return _MambaInner.apply(*tensors, orders) if grad else _forward(*tensors, orders, keep=False)[0]
     u = cross_conv(x, conv_weight, conv_bias, orders)
     projected = _of_direction(u) @ x_proj_weight.transpose(1, 2)
-    return cross_scan(u, *_scan_inputs(projected, dt_proj_weight, A_log, u.shape), D, delta_bias, orders)
+    delta, B, C = _scan_inputs(projected, dt_proj_weight, A_log.shape[2], u.shape)
+    A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
+    return cross_scan(u, delta, A, B, C, D, delta_bias, orders)
 
 
 def _of_direction(tokens: Tensor) -> Tensor:
@@ -57,14 +59,11 @@ def _of_direction(tokens: Tensor) -> Tensor:
     return tokens.transpose(0, 1).flatten(1, 2)
 
 
-def _scan_inputs(projected: Tensor, dt_proj_weight: Tensor, A_log: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """delta (B, K, L, D), A (K, D, N), B and C (B, K, L, N) of the projection's output (K, B L, R + 2 N)."""
-    states = A_log.shape[2]
+def _scan_inputs(projected: Tensor, dt_proj_weight: Tensor, states: int, shape: torch.Size) -> tuple[Tensor, ...]:
+    """delta (B, K, L, D), B and C (B, K, L, N) of the projection's output (K, B L, R + 2 N)."""
     delta, B, C = projected.split([dt_proj_weight.shape[2], states, states], dim=-1)
     delta = delta @ dt_proj_weight.transpose(1, 2)
-    delta, B, C = (t.unflatten(1, (shape[0], shape[2])).transpose(0, 1) for t in (delta, B, C))
-    A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
-    return delta, A, B, C
+    return tuple(t.unflatten(1, (shape[0], shape[2])).transpose(0, 1) for t in (delta, B, C))
 
 
 def _kernels(taps: int) -> tuple[ModuleType, ModuleType] | None:
@@ -75,40 +74,45 @@ def _kernels(taps: int) -> tuple[ModuleType, ModuleType] | None:
 
 def _forward(
     x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and for the backward the projection's output and the states between chunks."""
+) -> tuple[Tensor, ...]:
+    """The result, and for the backward the projection's output, the states between chunks, two weights and A."""
     conv, scan = _kernels(conv_weight.shape[2])
+    x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
+    directions, channels, states = A_log.shape
+    A = torch.empty(directions, states, channels, device=x.device)  # as the kernels want it
+    A = torch.exp(A_log.transpose(1, 2).float(), out=A).neg_().transpose(1, 2)
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
-    projected = _of_direction(u) @ x_proj_weight.to(x.dtype).transpose(1, 2)
-    inputs = _scan_inputs(projected, dt_proj_weight.to(x.dtype), A_log, u.shape)
-    y, states = scan.scan_forward(u, *inputs, D, delta_bias, orders, delta_softplus=True, keep=keep, last=False)
-    return y, projected, states
+    projected = _of_direction(u) @ x_proj.transpose(1, 2)
+    delta, B, C = _scan_inputs(projected, dt_proj, states, u.shape)
+    inputs = (u, delta, A, B, C, D, delta_bias, orders)
+    y, saved = scan.scan_forward(*inputs, delta_softplus=True, keep=keep, last=False)
+    return y, projected, saved, x_proj, dt_proj, A
 
 
 class _MambaInner(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
-        x, *weights, orders = inputs
-        y, *made = _forward(*inputs, keep=True)
-        ctx.save_for_backward(x, *made, *weights, orders)
+    def forward(ctx, x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders):
+        weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
+        y, *made = _forward(x, *weights, orders, keep=True)
+        ctx.types = [tensor.dtype for tensor in (x, *weights)]
+        ctx.save_for_backward(x, conv_weight, conv_bias, *made, D, delta_bias, orders)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
-        x, projected, states, *weights, orders = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            grads = _backward(grad_y, x, projected, states, *weights, orders)
-        return (*(g.to(w.dtype) for g, w in zip(grads, (x, *weights), strict=True)), None)
+        with torch.autocast(grad_y.device.type, enabled=False):
+            grads = _backward(grad_y, *ctx.saved_tensors)
+        return (*(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True)), None)
 
 
 def _backward(
-    grad_y, x, projected, states, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders
+    grad_y, x, conv_weight, conv_bias, projected, states, x_proj, dt_proj, A, D, delta_bias, orders
 ) -> tuple[Tensor, ...]:
+    """Gradients of `mamba_inner`'s arguments."""
     conv, scan = _kernels(conv_weight.shape[2])
-    x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
-    delta, A, B, C = _scan_inputs(projected, dt_proj, A_log, u.shape)
+    delta, B, C = _scan_inputs(projected, dt_proj, A.shape[2], u.shape)
     inputs = (u, delta, A, B, C, D, delta_bias, orders)
     grads = scan.scan_backward(grad_y, *inputs, delta_softplus=True, saved=states, in_place=True)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = grads

@@ -275,7 +275,9 @@ def _cross_scan_backward(
     states: Tensor,
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
-    return _kernels(backend).scan_backward(grad_y, *inputs, states)
+    grads = _kernels(backend).scan_backward(grad_y, *inputs, states)
+    grads[5] = grads[5].clone()  # D's may lie with the bias's; results of an operator may not
+    return grads
 
 
 @_cross_scan_backward.register_fake
