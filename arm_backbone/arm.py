@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .block import NORM_EPS, Block
+from .ops import runs_as_one
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
 from .scan_order import cls_index, scan_orders
@@ -38,11 +39,16 @@ EXPENSIVE = [
 
 
 def run_checkpointed(block: nn.Module, x: Tensor, orders: Tensor, with_cp: bool | str) -> Tensor:
-    """A block whose backward computes again, with True all but products and scans, with "all" everything."""
+    """A block whose backward computes again, with True all but products and scans, with "all" everything.
+
+    Where the mixer is one autograd function (on a GPU), a block does what True asks for by itself, and more cheaply.
+    """
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)
     if with_cp == "all":
         return checkpoint(block, x, orders, use_reentrant=False)
+    if runs_as_one(x):
+        return block(x, orders)
     context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
     return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 

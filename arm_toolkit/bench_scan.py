@@ -331,8 +331,10 @@ def block_cases(
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
                 case.candidates += _launched_and_captured(f"block, {backend}", run, setting)
                 if with_backward:
-                    run = _module_run(block, x, orders, setting, with_backward, with_cp=True)
-                    case.candidates.append(Candidate(f"block, {backend}, with_cp", with_backend(backend, run)))
+                    with_cp = "all" if setting.device.type == "cuda" else True  # there a block does what True asks for
+                    run = _module_run(block, x, orders, setting, with_backward, with_cp)
+                    name = f"block, {backend}, with_cp={with_cp!r}"
+                    case.candidates.append(Candidate(name, with_backend(backend, run)))
                 if setting.dtype != torch.float32 and not with_backward:  # without autocast
                     run = _module_run(held, x.to(setting.dtype), orders, replace(setting, dtype=torch.float32), False)
                     case.candidates.append(Candidate(f"block, {backend}, weights held", with_backend(backend, run)))
@@ -377,7 +379,7 @@ def _products_run(products: list[tuple[Tensor, Tensor]], setting: Setting, backw
 
 
 def _module_run(
-    block: Block, x: Tensor, orders: Tensor, setting: Setting, backward: bool, with_cp: bool = False
+    block: Block, x: Tensor, orders: Tensor, setting: Setting, backward: bool, with_cp: bool | str = False
 ) -> Callable[[], object]:
     leaves, grad = [x.detach().requires_grad_(), *block.parameters()], torch.randn_like(x)
 

@@ -34,15 +34,30 @@ def test_kernels_in_the_interpreter():
 
 SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4)
 FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
-LOW = ("z", "grad_z", "y", "grad_u", "grad_delta", "x", "out", "grad", "grad_x")
+LOW = (
+    "z",
+    "grad_z",
+    "y",
+    "grad_u",
+    "grad_delta",
+    "grad_B",
+    "grad_C",
+    "x",
+    "out",
+    "grad",
+    "grad_x",
+    "branch",
+    "grad_branch",
+)
 WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
 INTEGERS = (
     *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done"),
-    *("step_B", "step_C", "row_x", "row_z", "row_grad", "count", "width"),
+    *("step_B", "step_C", "row_x", "row_z", "row_grad", "row_total", "row_branch", "count", "width", "blocks", "used"),
 )
 GATE = dict(ROWS=8, COLUMNS=256)
-WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True)
+NORM = dict(WIDTH=1024, HAS_BRANCH=True, HAS_TOTAL=True)
+WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True, LAST=True)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -50,15 +65,22 @@ WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=Fa
     ("module", "kernel", "constants"),
     [
         ("scan_triton", "_forward", WHOLE),
-        ("scan_triton", "_forward", dict(HAS_STARTS=True, ONLY_STATE=False, KEEP=False, local=None, sums=None)),
-        ("scan_triton", "_forward", dict(HAS_STARTS=False, ONLY_STATE=True, KEEP=False, starts=None)),
+        (
+            "scan_triton",
+            "_forward",
+            dict(HAS_STARTS=True, ONLY_STATE=False, KEEP=False, LAST=False, local=None, sums=None),
+        ),
+        ("scan_triton", "_forward", dict(HAS_STARTS=False, ONLY_STATE=True, KEEP=False, LAST=False, starts=None)),
         ("scan_triton", "_combine", dict(REVERSE=True)),
         ("scan_triton", "_reverse", {}),
         ("scan_triton", "_backward", dict(HAS_CARRIED=True)),
+        ("scan_triton", "_sum_blocks", dict(WIDTH=16, TOKENS=16)),
         ("conv_triton", "_forward", {}),
         ("conv_triton", "_backward", {}),
         ("gate_triton", "_forward", GATE),
         ("gate_triton", "_backward", GATE),
+        ("norm_triton", "_forward", NORM),
+        ("norm_triton", "_backward", NORM),
     ],
 )
 def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
@@ -75,16 +97,21 @@ def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
         name = parameter.name
         if parameter.is_constexpr or constants.get(name, 0) is None:
             signature[name], values[name] = "constexpr", constants[name]
-        elif name in INTEGERS:
-            signature[name] = "i32"
+        elif name in INTEGERS or name == "eps":
+            signature[name] = "fp32" if name == "eps" else "i32"
         else:
             signature[name] = (
                 "*i64" if name in WORDS else "*i32" if name in PAIRS else "*bf16" if name in LOW else "*fp32"
             )
     source = ASTSource(function, signature, values)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=1))
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=dict(num_warps=4 if module == "norm_triton" else 1)
+    )
     assert compiled.asm["cubin"][:4] == b"\x7fELF" and f"sm_{capability}" in compiled.asm["ptx"]
-    assert compiled.metadata.shared == 0 or module == "conv_triton"  # a step needs no other thread's numbers
+    assert compiled.metadata.shared == 0 or module in (
+        "conv_triton",
+        "norm_triton",
+    )  # a step needs no other thread's numbers
 
 
 class NoGpu:

@@ -5,6 +5,7 @@ import torch
 from test_ops import assert_close, cast, compare, gradients, scan_gradients, scan_inputs
 from triton.runtime import interpreter
 
+from arm_backbone.arm import run_checkpointed
 from arm_backbone.block import Block
 from arm_backbone.ops import conv_triton, cross_conv, cross_scan, gate_triton, norm_triton, scan_triton
 from arm_backbone.scan_order import scan_orders
@@ -129,7 +130,7 @@ def test_fused_block(grid, monkeypatch):
     grad = torch.randn_like(exact)
     wanted = torch.autograd.grad(exact, inputs, grad)
     monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
-    result = block(inputs[0], orders)
+    result = run_checkpointed(block, inputs[0], orders, with_cp=True)
     found = function_names(result.grad_fn)
     assert {"_MambaInnerBackward", "_GatedLinearBackward"} <= found and not {"arm_cross_scan"} & found
     assert_close(result, exact, 1e-6)

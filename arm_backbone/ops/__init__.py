@@ -3,7 +3,7 @@
 from .conv import cross_conv
 from .eager import computing_type
 from .gate import gated_linear, silu_gate
-from .inner import mamba_inner
+from .inner import mamba_inner, runs_as_one
 from .norm import add_layer_norm, layer_norm
 from .scan import BACKENDS, cross_scan, resolve_backend, scan_flops, selective_scan
 
@@ -17,6 +17,7 @@ __all__ = [
     "layer_norm",
     "mamba_inner",
     "resolve_backend",
+    "runs_as_one",
     "scan_flops",
     "selective_scan",
     "silu_gate",

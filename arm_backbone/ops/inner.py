@@ -43,15 +43,19 @@ def mamba_inner(
         (B, L, D) in token order: the mean over the directions.
     """
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-    if fuses(*tensors) and x.dtype == computing_type(x) and resolve_backend(x.device, x.dtype) == "triton":
-        if _kernels(conv_weight.shape[2]) is not None:
-            grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            return _MambaInner.apply(*tensors, orders) if grad else _forward(*tensors, orders, keep=False)[0]
+    if x.dtype == computing_type(x) and runs_as_one(*tensors) and _kernels(conv_weight.shape[2]) is not None:
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _MambaInner.apply(*tensors, orders) if grad else _forward(*tensors, orders, keep=False)[0]
     u = cross_conv(x, conv_weight, conv_bias, orders)
     projected = _of_direction(u) @ x_proj_weight.transpose(1, 2)
     delta, B, C = _scan_inputs(projected, dt_proj_weight, A_log.shape[2], u.shape)
     A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
     return cross_scan(u, delta, A, B, C, D, delta_bias, orders)
+
+
+def runs_as_one(x: Tensor, *others: Tensor) -> bool:
+    """Whether `mamba_inner` of tokens like x is one autograd function, which keeps little for its backward."""
+    return fuses(x, *others) and resolve_backend(x.device, computing_type(x)) == "triton"
 
 
 def _of_direction(tokens: Tensor) -> Tensor:
