@@ -6,6 +6,7 @@
 import pytest
 import torch
 from test_ops import assert_close, cast, compare, gradients, scan_inputs
+from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.arm import ARM
 from arm_backbone.block import Block
@@ -138,6 +139,45 @@ def test_a_model_on_the_gpu_equals_one_on_the_cpu():
         results = model.to(CUDA)(images.to(CUDA))
     for result, wanted in zip(results, expected, strict=True):
         assert_close(result.cpu(), wanted, 1e-3)  # PyTorch's own products may round to tf32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_block_equals_its_operators(dtype):
+    """Autograd functions of several operators against these, which a mode that counts them makes the block call."""
+    torch.manual_seed(0)
+    block, orders = Block(768, scans=4, drop_path=0.0, num_blocks=12).to(CUDA), scan_orders(9, 23, device=CUDA)
+    inputs = [torch.randn(2, 207, 768, device=CUDA, requires_grad=True), *block.parameters()]
+    grad = torch.randn_like(inputs[0])
+
+    def run() -> list[torch.Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
+            y = block(inputs[0], orders)
+        first, second = (torch.autograd.grad(y, inputs, grad, retain_graph=True) for _ in range(2))
+        assert all(map(torch.equal, first, second))  # the backward works in no buffer that it needs again
+        return [y, *first]
+
+    fused = run()
+    with FlopCounterMode(display=False) as counter:
+        operators = run()
+    assert torch.ops.arm.cross_scan in counter.get_flop_counts()["Global"]
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for got, want in zip(fused, operators, strict=True):
+        assert_close(got, want, tolerance)
+
+
+def test_checkpoints_change_no_gradient():
+    torch.manual_seed(0)
+    model, images = ARM(arch="small", img_size=64).to(CUDA), torch.randn(2, 3, 64, 96, device=CUDA)
+    found = []
+    for with_cp in (False, True, "all"):
+        model.with_cp = with_cp
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = sum(x.float().square().mean() for x in model(images))
+        found.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            assert (got is None) == (want is None)
+            assert want is None or torch.equal(got, want)
 
 
 def test_block_compiles_without_a_graph_break():
