@@ -143,8 +143,11 @@ def from_name(name: str, size: tuple[int, int] | None = None) -> tuple[nn.Module
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
         raise ConfigError(f"{name} is neither a model's name nor a configuration (.py); {hint}")
     overlay = dict(input_size=(3, *size)) if size else None
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained_cfg_overlay=overlay)
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained_cfg_overlay=overlay)
+    except NotImplementedError:  # some compute their widths with tensors, as older timm's RegNets
+        model = timm.create_model(name, pretrained_cfg_overlay=overlay).to("meta")
     return model, tuple(model.pretrained_cfg["input_size"])
 
 

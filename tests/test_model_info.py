@@ -118,6 +118,20 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_model_that_computes_with_tensors_while_it_is_built(monkeypatch):
+    """As the RegNets of older timm: the meta device has no numbers."""
+
+    def computed(pretrained_cfg_overlay=None) -> torch.nn.Module:
+        model = torch.nn.Linear(len(torch.unique(torch.tensor([3, 3, 5]))), 7)
+        model.pretrained_cfg = dict(input_size=(3, 64, 64))
+        return model
+
+    monkeypatch.setattr(timm, "is_model", lambda _: True)
+    monkeypatch.setattr(timm, "create_model", lambda _, **options: computed(**options))
+    model, shape = from_name("computed")
+    assert model.weight.shape == (7, 2) and model.weight.is_meta and shape == (3, 64, 64)
+
+
 def test_a_detector_without_its_checkpoint(elsewhere, capsys):
     """ResNet's heads and FPN have known sizes; the boxes' heads say that they are not counted."""
     assert call_tool("model_info.py", ROOT / "det_configs/mask_rcnn_arm_b.py") == 0
