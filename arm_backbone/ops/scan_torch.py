@@ -59,14 +59,30 @@ class _Segment(NamedTuple):
     B: Tensor  # (T, B, K, N)
     C: Tensor  # (T, B, K, N)
 
-    def states(self, A: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Decays and states after each token, both (T, B, K, N, D), from the state (B, K, N, D) before the first."""
-        decay = (self.delta.unsqueeze(3) * A).exp_()
-        states = (self.delta * self.u).unsqueeze(3) * self.B.unsqueeze(4)
-        previous = first
-        for state, factor in zip(states.unbind(), decay.unbind(), strict=True):
-            previous = state.addcmul_(factor, previous)
-        return decay, states
+    def states(self, A: Tensor, first: Tensor, decay: "_Buffer", states: "_Buffer") -> None:
+        """Decays and states after each token, from the state (B, K, N, D) before the first."""
+        torch.mul(self.delta.unsqueeze(3), A, out=decay.all).exp_()
+        torch.mul((self.delta * self.u).unsqueeze(3), self.B.unsqueeze(4), out=states.all)
+        for state, factor in zip(states.tokens, decay.tokens, strict=True):
+            first = state.addcmul_(factor, first)
+
+
+class _Buffer(NamedTuple):
+    """Numbers of a segment, (T, B, K, N, D), and those of each token; views cost as much as a multiply-add."""
+
+    all: Tensor
+    tokens: tuple[Tensor, ...]
+
+
+def _buffers(count: int, like: Tensor, length: int) -> Callable[[int], list[_Buffer]]:
+    """Of any segment by its start, in the same memory; `like` is a state (B, K, N, D)."""
+    whole = like.new_empty(count, min(SEGMENT, length), *like.shape)
+
+    @functools.cache
+    def of(tokens: int) -> list[_Buffer]:
+        return [_Buffer(part, part.unbind()) for part in whole[:, :tokens].unbind()]
+
+    return lambda start: of(min(SEGMENT, length - start))
 
 
 def _directions(index: Tensor) -> Tensor:
@@ -121,11 +137,13 @@ def scan_forward(
     saved = u.new_zeros(len(starts) + 1 if keep else 1, batch, *A_t.shape, dtype=dtype)
     for slab in _slabs(batch, A_t.numel()):
         inputs = _Inputs(u[slab], delta[slab], A_t, B[slab], C[slab], D, delta_bias, orders, delta_softplus)
+        buffers = _buffers(2, saved[0, slab], length)
         for s, start in enumerate(starts):
             segment = inputs.segment(start)
-            _, states = segment.states(A_t, saved[s if keep else 0, slab])
-            saved[s + 1 if keep else 0, slab] = states[-1]
-            out = (segment.C.unsqueeze(3) @ states).squeeze(3)  # (T, B, K, D)
+            decay, states = buffers(start)
+            segment.states(A_t, saved[s if keep else 0, slab], decay, states)
+            saved[s + 1 if keep else 0, slab] = states.tokens[-1]
+            out = (segment.C.unsqueeze(3) @ states.all).squeeze(3)  # (T, B, K, D)
             if D is not None:
                 out.addcmul_(segment.u, D)
             out = out.permute(1, 2, 0, 3).flatten(1, 2)  # (B, K * T, D)
@@ -160,30 +178,32 @@ def scan_backward(
         inputs = _Inputs(u[slab], delta[slab], A_t, B[slab], C[slab], D_f, bias_f, orders, delta_softplus)
         incoming = (grad_y[slab].to(dtype) / directions).unsqueeze(1).expand(-1, directions, -1, -1)
         carry = torch.zeros_like(saved[0, slab])
+        buffers = _buffers(3, carry, length)
         for s in reversed(range(len(saved) - 1)):
             segment = inputs.segment(s * SEGMENT)
             before = saved[s, slab]
-            decay, states = segment.states(A_t, before)
+            decay, states, grad_state = buffers(s * SEGMENT)
+            segment.states(A_t, before, decay, states)
             grad_out = incoming[segment.pick].permute(2, 0, 1, 3).contiguous()  # (T, B, K, D)
 
-            grad_state = grad_out.unsqueeze(3) * segment.C.unsqueeze(4)  # (T, B, K, N, D)
-            grad_state[-1] += carry
-            after, *others = zip(reversed(grad_state.unbind()), reversed(decay.unbind()), strict=True)
+            torch.mul(grad_out.unsqueeze(3), segment.C.unsqueeze(4), out=grad_state.all)
+            grad_state.tokens[-1].add_(carry)
+            after, *others = zip(reversed(grad_state.tokens), reversed(decay.tokens), strict=True)
             for this in others:
                 this[0].addcmul_(*after)
                 after = this
-            carry = torch.mul(*after)
+            torch.mul(*after, out=carry)
 
             # a row times a matrix: many times as fast as the matrix times a column
-            grad_C = (grad_out.unsqueeze(3) @ states.mT).squeeze(3)
-            grad_B = ((segment.delta * segment.u).unsqueeze(3) @ grad_state.mT).squeeze(3)
-            grad_product = (segment.B.unsqueeze(3) @ grad_state).squeeze(3)  # of delta * u
+            grad_C = (grad_out.unsqueeze(3) @ states.all.mT).squeeze(3)
+            grad_B = ((segment.delta * segment.u).unsqueeze(3) @ grad_state.all.mT).squeeze(3)
+            grad_product = (segment.B.unsqueeze(3) @ grad_state.all).squeeze(3)  # of delta * u
 
             # of delta * A: the decay's own gradient is grad_state * previous state
-            grad_exponent = grad_state.mul_(decay)
-            grad_exponent[1:] *= states[:-1]
+            grad_exponent = grad_state.all.mul_(decay.all)
+            grad_exponent[1:] *= states.all[:-1]
             grad_exponent[0] *= before
-            grad_delta = (grad_exponent * A_t).sum(3).addcmul_(grad_product, segment.u)
+            grad_delta = torch.mul(grad_exponent, A_t, out=decay.all).sum(3).addcmul_(grad_product, segment.u)
             grad_A += grad_exponent.mul_(segment.delta.unsqueeze(3)).sum((0, 1))
             if delta_softplus:
                 grad_delta *= torch.sigmoid(segment.raw)
