@@ -101,8 +101,8 @@ class ARMTrunk(nn.Module):
         in_chans: channels of the images.
         drop_path_rate: stochastic depth, rising with depth.
         with_cp: recompute in the backward instead of keeping activations: True recomputes the cheap parts of a block
-            (norms, convolution, activations) and keeps the results of matrix products and scans, "all" keeps nothing of
-            a block but its input.
+            (norms, convolution, activations) and keeps the results of matrix products and scans (on a GPU a block does
+            about that by itself), "all" keeps nothing of a block but its input.
         reference_init: zero the delta biases of directions 2 to 4, as the reference code does from scratch, instead of
             giving every direction Mamba's own step sizes.
     """

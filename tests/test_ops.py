@@ -1,11 +1,15 @@
 """Scan and convolution operators: against the reference loop, against each other, and as PyTorch operators."""
 
+import types
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.block import Block
-from arm_backbone.ops import cross_conv, cross_scan, native, resolve_backend
+from arm_backbone.ops import cross_conv, cross_scan, mamba_inner, native, resolve_backend
+from arm_backbone.ops.eager import is_plain, on_its_device
 from arm_backbone.ops.layout import rows
 from arm_backbone.scan_order import scan_orders
 
@@ -486,6 +490,68 @@ def test_bad_arguments_are_named(change, message):
     inputs = {n: v.detach().float() if v.is_floating_point() else v for n, v in scan_inputs().items()}
     with pytest.raises(ValueError, match=message):
         cross_scan(**inputs | change)
+
+
+INNER = dict(
+    x=(2, 9, 6),
+    conv_weight=(4, 6, 3),
+    conv_bias=(4, 6),
+    x_proj_weight=(4, 2 + 2 * 5, 6),
+    dt_proj_weight=(4, 6, 2),
+    A_log=(4, 6, 5),
+    D=(4, 6),
+    delta_bias=(4, 6),
+)
+
+
+@pytest.mark.parametrize("name", [*INNER, "orders"])
+def test_wrong_shapes_of_the_mixers_inside_are_named(name):
+    """Kernels that are called without the operators' own checks would read wrong memory."""
+    inputs = {n: torch.randn(shape) for n, shape in INNER.items()} | dict(orders=scan_orders(3, 3))
+    assert mamba_inner(**inputs).shape == (2, 9, 6)
+    inputs[name] = torch.cat([inputs[name], inputs[name][:, :1]], dim=1)
+    named = {"x": "orders", "conv_weight": "x", "dt_proj_weight": "dt_proj_weight"}.get(name, name)
+    with pytest.raises(ValueError, match=f"^{named} has shape .* it must be"):
+        mamba_inner(**inputs)
+
+
+def test_what_is_added_to_a_layer_is_seen():
+    """Functions that take a layer's weights instead of calling it must not pass over hooks and replacements."""
+    assert is_plain(nn.Linear(3, 4), nn.Linear)
+    hooked, replaced = nn.Linear(3, 4), nn.Linear(3, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    replaced.forward = lambda x: x
+    reparametrised = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    for changed in (hooked, replaced, reparametrised, nn.LazyLinear(4), nn.Bilinear(3, 3, 4)):
+        assert not is_plain(changed, nn.Linear)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not is_plain(nn.Linear(3, 4), nn.Linear)
+    finally:
+        handle.remove()
+
+
+def test_kernels_run_on_their_tensors_device(monkeypatch):
+    """Triton launches on the current one."""
+    used = []
+
+    class Device:
+        def __init__(self, device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            used.append(self.device)
+
+        def __exit__(self, *_) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    here, there = (types.SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in (1, 0))
+    run = on_its_device(lambda x, y, z: (x, y, z))
+    assert run(here, 2, z=3) == (here, 2, 3) and used == []
+    assert run(there, 2, z=3) == (there, 2, 3) and used == [torch.device("cuda", 0)]
+    assert run(torch.zeros(1), 2, z=3)[1:] == (2, 3) and len(used) == 1
 
 
 def test_backend_by_environment(monkeypatch):

@@ -96,9 +96,12 @@ def test_gate(shape):
     expected = exact[0] * torch.nn.functional.silu(exact[1])
     torch.testing.assert_close(gate_triton.gate_forward(x, z).double(), expected, atol=1e-6, rtol=1e-6)
     wanted = torch.autograd.grad(expected, exact, grad.double())
+    before = x.clone(), z.clone()
     for in_place in (False, True):
-        for result, value in zip(gate_triton.gate_backward(grad, x, z, in_place), wanted, strict=True):
+        results = gate_triton.gate_backward(grad, x, z, in_place)
+        for result, value in zip(results, wanted, strict=True):
             torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
+        assert (results[0] is grad) == in_place and torch.equal(x, before[0]) and torch.equal(z, before[1])
 
 
 @pytest.mark.parametrize("width", [5, 300])

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .eager import on_its_device
 from .layout import by_direction, rows
 
 STRETCH = 64  # tokens of a program, a multiple of AHEAD
@@ -147,6 +148,7 @@ def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *other
         kernel[grid](*inputs, *others, batch, length, channels, row_x, **sizes, num_warps=1)
 
 
+@on_its_device
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
     out = x.new_empty(len(orders), *x.shape)
@@ -154,6 +156,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Ten
     return out.transpose(0, 1)
 
 
+@on_its_device
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Where a chain of operators may run as one autograd function, which keeps less for the backward than each would."""
+"""Where kernels may be called without the dispatcher: chains of operators that are one autograd function then."""
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +13,10 @@ from .scan import triton_unavailable
 def fuses(*tensors: Tensor | None) -> bool:
     """Whether Triton kernels may be called on tensors without the dispatcher's knowing.
 
-    Not under torch.compile, torch.func or a mode that looks at every operator (FLOP counters, selective checkpoints,
-    tensors without data), and not for subclasses of tensors.
+    Not under torch.compile, tracing, torch.func or a mode that looks at every operator (FLOP counters, selective
+    checkpoints, tensors without data), and not for subclasses of tensors.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     first = tensors[0]
     return (
@@ -24,6 +27,19 @@ def fuses(*tensors: Tensor | None) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and _get_current_dispatch_mode() is None
     )
+
+
+def on_its_device(function: Callable) -> Callable:
+    """A function that launches Triton kernels, on its first tensor's GPU: Triton itself takes the current one."""
+
+    @functools.wraps(function)
+    def run(first: Tensor, *args, **kwargs):
+        if not first.is_cuda or first.device.index == torch.cuda.current_device():
+            return function(first, *args, **kwargs)
+        with torch.cuda.device(first.device):
+            return function(first, *args, **kwargs)
+
+    return run
 
 
 def computing_type(x: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .eager import on_its_device
 from .layout import rows
 
 ROWS, COLUMNS = 8, 256  # of a program
@@ -48,6 +49,7 @@ def _run(kernel, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Non
     kernel[grid](*tensors, *outputs, count, width, *steps, ROWS=ROWS, COLUMNS=COLUMNS)
 
 
+@on_its_device
 def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     """`x * silu(z)`, contiguous; x and z (..., C)."""
     out = x.new_empty(x.shape)
@@ -55,6 +57,7 @@ def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     return out
 
 
+@on_its_device
 def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Gradients of x and z, with `in_place` that of x over the contiguous `grad`."""
     grads = grad if in_place else x.new_empty(x.shape), z.new_empty(z.shape)

@@ -41,7 +41,11 @@ def mamba_inner(
 
     Returns:
         (B, L, D) in token order: the mean over the directions.
+
+    Raises:
+        ValueError: when shapes or devices do not go together.
     """
+    _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
     if x.dtype == computing_type(x) and runs_as_one(*tensors) and _kernels(conv_weight.shape[2]) is not None:
         grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -51,6 +55,28 @@ def mamba_inner(
     delta, B, C = _scan_inputs(projected, dt_proj_weight, A_log.shape[2], u.shape)
     A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
     return cross_scan(u, delta, A, B, C, D, delta_bias, orders)
+
+
+def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders) -> None:
+    directions, channels = conv_weight.shape[:2]
+    rank, states = dt_proj_weight.shape[-1], A_log.shape[-1]
+    each = (directions, channels)
+    expected = {
+        "x": (x, (*x.shape[:-1], channels)),
+        "conv_bias": (conv_bias, each),
+        "x_proj_weight": (x_proj_weight, (directions, rank + 2 * states, channels)),
+        "dt_proj_weight": (dt_proj_weight, (*each, rank)),
+        "A_log": (A_log, (*each, states)),
+        "D": (D, each),
+        "delta_bias": (delta_bias, each),
+        "orders": (orders, (directions, x.shape[-2])),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            given = f"x {tuple(x.shape)} and conv_weight {tuple(conv_weight.shape)}"
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with {given} it must be {shape}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
 
 
 def runs_as_one(x: Tensor, *others: Tensor) -> bool:

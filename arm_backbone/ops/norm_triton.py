@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .eager import on_its_device
 from .layout import rows
 
 WARPS = 4
@@ -65,6 +66,7 @@ def _backward(
     tl.store(sums + (2 * tl.program_id(0) + 1) * width + column, sum_bias, there)
 
 
+@on_its_device
 def norm_forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -82,6 +84,7 @@ def norm_forward(
     return total, out, mean, scale
 
 
+@on_its_device
 def norm_backward(
     grad: Tensor,
     grad_total: Tensor | None,

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .eager import on_its_device
 from .layout import by_direction, rows
 
 CHUNK = 64  # tokens between two saved states; even
@@ -599,6 +600,7 @@ class _Inputs:
             kernel[grid](*arguments, N=self.states, **constants, num_warps=1)
 
 
+@on_its_device
 def scan_forward(
     u: Tensor,
     delta: Tensor,
@@ -663,6 +665,7 @@ def _put_together(i: _Inputs, local: Tensor, sums: Tensor, starts: Tensor, rever
     i.run(_combine, (*i.grid[:2], i.states), i.A, local, sums, starts, *sizes, REVERSE=reverse)
 
 
+@on_its_device
 def scan_backward(
     grad_y: Tensor,
     u: Tensor,
