@@ -127,8 +127,8 @@ def test_norm(width, of_sum):
 def test_fused_block(grid, monkeypatch):
     """Autograd functions of several operators, which make again what they need, against the operators themselves."""
     torch.manual_seed(0)
-    block, orders = Block(9, scans=1, drop_path=0.0, num_blocks=12), scan_orders(*grid, 1)
-    inputs = [torch.randn(2, grid[0] * grid[1], 9).requires_grad_(), *block.parameters()]
+    block, orders = Block(10, scans=1, drop_path=0.0, num_blocks=12), scan_orders(*grid, 1)
+    inputs = [torch.randn(2, grid[0] * grid[1], 10).requires_grad_(), *block.parameters()]
     exact = block(inputs[0], orders)
     grad = torch.randn_like(exact)
     wanted = torch.autograd.grad(exact, inputs, grad)
