@@ -15,7 +15,7 @@ if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 torch.zeros(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(30):
     torch.zeros(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

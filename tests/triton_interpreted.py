@@ -123,12 +123,12 @@ def test_norm(width, of_sum):
         assert got is None or (got.double() - want).abs().max() < 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("grid", [(2, 3), (2, 35)])
-def test_fused_block(grid, monkeypatch):
+@pytest.mark.parametrize(("images", "grid"), [(2, (2, 3)), (1, (2, 35))])
+def test_fused_block(images, grid, monkeypatch):
     """Autograd functions of several operators, which make again what they need, against the operators themselves."""
     torch.manual_seed(0)
     block, orders = Block(10, scans=1, drop_path=0.0, num_blocks=12), scan_orders(*grid, 1)
-    inputs = [torch.randn(2, grid[0] * grid[1], 10).requires_grad_(), *block.parameters()]
+    inputs = [torch.randn(images, grid[0] * grid[1], 10).requires_grad_(), *block.parameters()]
     exact = block(inputs[0], orders)
     grad = torch.randn_like(exact)
     wanted = torch.autograd.grad(exact, inputs, grad)

@@ -726,7 +726,10 @@ def scan_backward(
         grid = (now, triton.cdiv(i.segment_length, TOKENS), 1)
         i.run(_sum_blocks, grid, *arguments, WIDTH=triton.next_power_of_2(used), TOKENS=TOKENS)
     totals = totals.sum((0, 1))
-    grad_A, grad_D, grad_bias = totals[:used].permute(1, 2, 0).contiguous(), *totals[-2:]
+    grad_A, grad_D, grad_bias = (
+        totals[:used].permute(1, 2, 0).clone(memory_format=torch.contiguous_format),
+        *totals[-2:],
+    )
     grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
     grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)
     dtypes = [torch.float32 if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
