@@ -22,6 +22,9 @@ Beside our back ends (reference, torch, ...) `scan` times:
   four calls  mamba-ssm's kernel, once for each direction (on a GPU)
   exp         exponentials alone: torch.exp in the second-level caches, and the kernels' own in registers ("bare exp");
               compared for each exponential (on a CPU)
+
+On a GPU `scan` and `block` time their main candidates a second time as CUDA graphs ("graph"): the kernels alone, where
+a small batch otherwise waits for the processor that launches them.
 """
 
 import argparse
