@@ -62,7 +62,7 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
     rank, states = dt_proj_weight.shape[-1], A_log.shape[-1]
     each = (directions, channels)
     expected = {
-        "x": (x, (*x.shape[:-1], channels)),
+        "x": (x, (x.shape[0], x.shape[-2], channels)),
         "conv_bias": (conv_bias, each),
         "x_proj_weight": (x_proj_weight, (directions, rank + 2 * states, channels)),
         "dt_proj_weight": (dt_proj_weight, (*each, rank)),
