@@ -144,5 +144,5 @@ extern "C" int64_t arm_exp(const Kernels *kernels, int64_t repeats, int64_t thre
         c.sums[i] = c.kernels->exponentials(c.repeats);
     };
     run(threads, task, &call, threads, parallel);
-    return threads * repeats * 8 * (kernels->group / 4);
+    return threads * repeats * CHAINS * kernels->lanes;
 }

@@ -52,17 +52,19 @@ struct Conv {
     float *grad_bias;       // (B, K, D)
 };
 
-constexpr int SEGMENT = 32;  // tokens between two saved states
+constexpr int SEGMENT = 24;  // tokens between two saved states
 constexpr int MAX_TAPS = 8;
+constexpr int CHAINS = 8;
 
 // One instruction set. Each call does the channels from `first`, a multiple of `group`, up to `end`.
 struct Kernels {
+    int64_t lanes;  // of a vector
     int64_t group;  // channels
     void (*scan_forward)(const ScanForward &, int64_t image, int64_t first, int64_t end);
     void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t part, int64_t first, int64_t end);
     void (*conv_forward)(const Conv &, int64_t image, int64_t first, int64_t end);
     void (*conv_backward)(const Conv &, int64_t image, int64_t first, int64_t end);
-    float (*exponentials)(int64_t repeats);  // 8 vectors of them, `repeats` times, in registers; their sum
+    float (*exponentials)(int64_t repeats);  // CHAINS vectors of them, `repeats` times, in registers; their sum
 };
 
 extern "C" const Kernels *arm_kernels_plain();

@@ -73,19 +73,26 @@ INLINE void store_some(bf16 *p, vec x, int count) {
 }
 
 INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
-// Of a and a bound; not a number stays what it is.
-INLINE vec at_most(vec a, vec bound) { return choose(a > bound, bound, a); }
-INLINE vec at_least(vec a, vec bound) { return choose(a < bound, bound, a); }
+// Of a and a bound; not a number stays what it is: x86 answers with the second operand then. Compilers make two instructions of
+// the comparison.
+INLINE vec at_most(vec a, vec bound) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)bound, (__m512)a);
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)bound, (__m256)a);
+#else
+    return choose(a > bound, bound, a);
+#endif
+}
 
-// 2^f for f in [-0.5, 0.5]: a polynomial fitted with its constant fixed at 1, since decays near 1 multiply up over thousands
-// of steps.
-INLINE vec exp2_fraction(vec f) {
-    vec p = splat(1.326472731e-03f);
-    p = p * f + splat(9.671512991e-03f);
-    p = p * f + splat(5.550733581e-02f);
-    p = p * f + splat(2.402224243e-01f);
-    p = p * f + splat(6.931470037e-01f);
-    return p * f + splat(1.0f);
+INLINE vec at_least(vec a, vec bound) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)bound, (__m512)a);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)bound, (__m256)a);
+#else
+    return choose(a < bound, bound, a);
+#endif
 }
 
 // While it lives, this thread takes numbers below 1e-38 for 0: processors slow down for states that die away.
@@ -101,8 +108,19 @@ struct FlushTiny {
 #endif
 };
 
+// 2^f for f in [-0.5, 0.5]: a polynomial fitted with its constant fixed at 1, since decays near 1 multiply up over thousands
+// of steps.
+INLINE vec exp2_fraction(vec f) {
+    vec p = splat(1.326472731e-03f);
+    p = p * f + splat(9.671512991e-03f);
+    p = p * f + splat(5.550733581e-02f);
+    p = p * f + splat(2.402224243e-01f);
+    p = p * f + splat(6.931470037e-01f);
+    return p * f + splat(1.0f);
+}
+
 // 2^x with a relative error below 2e-7 for a finite x; towards 0 below -126, infinity from 128 on.
-INLINE vec exp2v(vec x) {
+INLINE vec exp2_polynomial(vec x) {
 #if defined(__AVX512F__)
     const vec whole = (vec)_mm512_roundscale_ps((__m512)x, 8);
     return (vec)_mm512_scalef_ps((__m512)exp2_fraction(x - whole), (__m512)whole);
@@ -111,6 +129,23 @@ INLINE vec exp2v(vec x) {
     const vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
     const vec fraction = exp2_fraction(x - (shifted - splat(12582912.0f)));
     return reinterpret_cast<vec>(reinterpret_cast<ivec>(fraction) + (reinterpret_cast<ivec>(shifted) << 23));
+#endif
+}
+
+// The same for loops that wait for multiplications: one less, for other instructions more.
+INLINE vec exp2v(vec x) {
+#if defined(__AVX512F__)
+    const vec powers = {1.00000000e+00f, 1.04427373e+00f, 1.09050775e+00f, 1.13878858e+00f, 1.18920708e+00f, 1.24185777e+00f,
+                        1.29683959e+00f, 1.35425556e+00f, 1.41421354e+00f, 1.47682619e+00f, 1.54221082e+00f, 1.61049032e+00f,
+                        1.68179286e+00f, 1.75625217e+00f, 1.83400810e+00f, 1.91520655e+00f};                 // 2^(i / 16)
+    const vec near = (vec)_mm512_roundscale_ps((__m512)x, 4 << 4 | 8);  // a multiple of 1 / 16
+    const vec shifted = near + splat(786432.0f);                        // 1.5 * 2^19: sixteenths are the lowest bits
+    const vec power = (vec)_mm512_permutexvar_ps((__m512i)shifted, (__m512)powers);
+    const vec f = x - near;  // 2^f - 1 is a cubic without a constant, again for the sake of decays near 1
+    const vec cubic = ((splat(5.550231040e-02f) * f + splat(2.402339876e-01f)) * f + splat(6.931471825e-01f)) * f;
+    return (vec)_mm512_scalef_ps((__m512)(power * cubic + power), (__m512)near);
+#else
+    return exp2_polynomial(x);
 #endif
 }
 
@@ -134,8 +169,18 @@ INLINE vec log1p_unit(vec z) {
     return (p * z + splat(1.0f)) * z;
 }
 
-INLINE vec magnitude(vec x) { return choose(x < vec{}, -x, x); }
-INLINE vec softplus(vec x) { return at_least(x, vec{}) + log1p_unit(expv(-magnitude(x))); }
+INLINE vec magnitude(vec x) { return reinterpret_cast<vec>(reinterpret_cast<ivec>(x) & 0x7fffffff); }
+
+INLINE vec softplus(vec x, vec &slope) {
+    const vec z = expv(-magnitude(x));
+    slope = choose(x < vec{}, z, splat(1.0f)) / (splat(1.0f) + z);  // the sigmoid
+    return at_least(x, vec{}) + log1p_unit(z);
+}
+
+INLINE vec softplus(vec x) {
+    vec slope;
+    return softplus(x, slope);
+}
 INLINE vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + expv(-x)); }
 INLINE vec silu(vec x) { return x * sigmoid(x); }
 
@@ -158,13 +203,13 @@ INLINE vec fold(vec a, vec b, Indices<I...>) {
 
 INLINE vec fold(vec a, vec b) { return fold(a, b, typename Count<LANES>::type()); }
 
-// Sums of the lanes of LANES vectors: element n of the result is the sum over rows[n].
-template <int N = LANES>
-INLINE vec lane_sums(const vec *rows, int stride = 1) {
+// Sums of the lanes of LANES vectors: element n of the result is the sum over row(n).
+template <int N, typename Row>
+INLINE vec lane_sums(const Row &row, int first = 0, int stride = 1) {
     if constexpr (N == 1)
-        return rows[0];
+        return row(first);
     else  // the pair folded last is told apart by the lowest bit of the position
-        return fold(lane_sums<N / 2>(rows, stride * 2), lane_sums<N / 2>(rows + stride, stride * 2));
+        return fold(lane_sums<N / 2>(row, first, stride * 2), lane_sums<N / 2>(row, first + stride, stride * 2));
 }
 
 }  // namespace
