@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import native
 from .layout import empty_by_direction
+from .operator import define, differentiate
 from .scan import triton_unavailable
 
 
@@ -57,8 +58,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("arm::cross_conv", mutates_args=())
-def _cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
+def _run(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     kernels = _kernels(x, weight)
     if kernels is not None:
         return kernels.conv_forward(x, weight, bias, orders)
@@ -83,13 +83,14 @@ def _kernels(x: Tensor, weight: Tensor) -> ModuleType | None:
     return None
 
 
-@_cross_conv.register_fake
-def _(x, weight, bias, orders):
+def _fake(x, weight, bias, orders):
     return empty_by_direction(x, x.shape[0], orders.shape[0], *x.shape[1:])
 
 
-@torch.library.custom_op("arm::cross_conv_backward", mutates_args=())
-def _cross_conv_backward(
+_cross_conv = define("cross_conv", _run, _fake)
+
+
+def _run_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _kernels(x, weight)
@@ -118,9 +119,11 @@ def _cross_conv_backward(
     return grad_x, grad_weight.to(types[0]), grad_bias.to(types[1])
 
 
-@_cross_conv_backward.register_fake
-def _(grad, x, weight, bias, orders):
+def _fake_backward(grad, x, weight, bias, orders):
     return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)
+
+
+_cross_conv_backward = define("cross_conv_backward", _run_backward, _fake_backward)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -131,7 +134,7 @@ def _backward(ctx, grad):
     return (*_cross_conv_backward(grad, *ctx.saved_tensors), None)
 
 
-_cross_conv.register_autograd(_backward, setup_context=_setup_context)
+differentiate(_cross_conv, _setup_context, _backward)
 
 
 @register_flop_formula(torch.ops.arm.cross_conv)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import native, scan_torch
 from .layout import empty_by_direction
+from .operator import define, differentiate
 from .scan_mamba_ssm import cross_scan_mamba_ssm
 from .scan_reference import cross_scan_reference
 
@@ -231,8 +232,7 @@ def _saved_states(backend: str, length: int) -> int:
     return (length + size - 1) // size + 1
 
 
-@torch.library.custom_op("arm::cross_scan", mutates_args=())
-def _cross_scan(
+def _run(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -250,8 +250,7 @@ def _cross_scan(
     return _kernels(backend).scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
 
 
-@_cross_scan.register_fake
-def _(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, keep):
+def _fake(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, keep):
     batch, directions, length, channels = u.shape
     state_type = torch.promote_types(u.dtype, torch.float32)
     entries = _saved_states(backend, length) if keep else 1
@@ -259,8 +258,10 @@ def _(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, keep):
     return u.new_empty(batch, length, channels), states
 
 
-@torch.library.custom_op("arm::cross_scan_backward", mutates_args=())
-def _cross_scan_backward(
+_cross_scan = define("cross_scan", _run, _fake)
+
+
+def _run_backward(
     grad_y: Tensor,
     u: Tensor,
     delta: Tensor,
@@ -280,11 +281,13 @@ def _cross_scan_backward(
     return grads
 
 
-@_cross_scan_backward.register_fake
-def _(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, states):
+def _fake_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, states):
     per_channel = [states.new_empty(A.shape[:2]) if x is None else torch.empty_like(x) for x in (D, delta_bias)]
     grad_u, grad_delta, grad_B, grad_C = (empty_by_direction(x, *x.shape) for x in (u, delta, B, C))
     return [grad_u, grad_delta, A.new_empty(A.shape), grad_B, grad_C, *per_channel]
+
+
+_cross_scan_backward = define("cross_scan_backward", _run_backward, _fake_backward)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -303,7 +306,7 @@ def _backward(ctx, grad_y, _grad_states):
     return (*grads, None, None, None, None)
 
 
-_cross_scan.register_autograd(_backward, setup_context=_setup_context)
+differentiate(_cross_scan, _setup_context, _backward)
 
 
 def scan_flops(batch: int, directions: int, length: int, channels: int, state: int) -> int:
