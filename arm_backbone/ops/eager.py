@@ -2,31 +2,51 @@
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from . import native
 from .scan import triton_unavailable
 
 
-def fuses(*tensors: Tensor | None) -> bool:
-    """Whether Triton kernels may be called on tensors without the dispatcher's knowing.
-
-    Not under torch.compile, tracing, torch.func or a mode that looks at every operator (FLOP counters, selective
-    checkpoints, tensors without data), and not for subclasses of tensors.
-    """
+def _is_eager(*tensors: Tensor | None) -> bool:
+    """Not under torch.compile, tracing, torch.func or a mode that looks at every operator (FLOP counters, selective
+    checkpoints, tensors without data), and not for subclasses of tensors."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    first = tensors[0]
     return (
-        triton_unavailable(first.device) is None
-        and first.dtype != torch.float64
-        and first.numel() > 0
-        and all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+        all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
         and not torch._C._are_functorch_transforms_active()
         and _get_current_dispatch_mode() is None
     )
+
+
+def fuses(*tensors: Tensor | None) -> bool:
+    """Whether Triton kernels may be called on tensors without the dispatcher's knowing."""
+    if not _is_eager(*tensors):
+        return False
+    first = tensors[0]
+    return triton_unavailable(first.device) is None and first.dtype != torch.float64 and first.numel() > 0
+
+
+def row_kernels(name: str, *tensors: Tensor | None, dtype: torch.dtype) -> ModuleType | None:
+    """The module whose kernels may be called on rows of tensors without the dispatcher's knowing: that of Triton with
+    this name, or the CPU's; None where there is none.
+
+    Args:
+        dtype: in which the CPU's kernels are to compute; they have float32 and bfloat16.
+    """
+    first = tensors[0]
+    if first.ndim < 2:
+        return None
+    if fuses(*tensors):
+        return import_module(f".{name}", __package__)  # imports triton, which not every machine has
+    on_cpu = first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and first.numel() > 0
+    return native if on_cpu and _is_eager(*tensors) and native.unavailable() is None else None
 
 
 def on_its_device(function: Callable) -> Callable:

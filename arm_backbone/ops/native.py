@@ -53,6 +53,29 @@ class _Conv(Structure):
     ]
 
 
+class _Gate(Structure):
+    _fields_ = [(name, c_int64) for name in ("rows", "channels", "row_grad", "row_x", "row_z", "half")] + [
+        (name, c_void_p) for name in ("grad", "x", "z", "out", "grad_z")
+    ]
+
+
+class _Norm(Structure):
+    _fields_ = [(name, c_int64) for name in ("rows", "channels", "row_x", "row_branch")] + [
+        (name, c_void_p) for name in ("x", "branch", "weight", "bias", "total", "out", "mean", "scale")
+    ]
+    _fields_ += [("eps", c_float)]
+
+
+class _NormBackward(Structure):
+    _fields_ = [(name, c_int64) for name in ("rows", "channels", "row_grad", "row_total", "row_x")] + [
+        (name, c_void_p)
+        for name in ("grad", "grad_total", "x", "weight", "mean", "scale", "grad_x", "grad_branch", "sums")
+    ]
+
+
+_STRUCTURES = (_ScanForward, _ScanBackward, _Conv, _Gate, _Norm, _NormBackward)
+
+
 @functools.cache
 def unavailable() -> str | None:
     """Why the kernels cannot run here, with the remedy; None if they can."""
@@ -63,8 +86,7 @@ def unavailable() -> str | None:
         library = _library()
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} cannot be loaded ({error}); {again}"
-    structures = (_ScanForward, _ScanBackward, _Conv)
-    if any(library.arm_layout(i) != ctypes.sizeof(structure) for i, structure in enumerate(structures)):
+    if any(library.arm_layout(i) != ctypes.sizeof(structure) for i, structure in enumerate(_STRUCTURES)):
         return f"{LIBRARY.name} was built from other sources than these; {again}"
     return None
 
@@ -82,8 +104,11 @@ def _library() -> ctypes.CDLL:
     library.arm_conv.argtypes = [c_void_p, POINTER(_Conv), c_int64, c_int64, c_void_p]
     library.arm_exp.restype = c_int64
     library.arm_exp.argtypes = [c_void_p, c_int64, c_int64, c_void_p, POINTER(c_float)]
-    for function in (library.arm_scan_forward, library.arm_scan_backward, library.arm_conv):
-        function.restype = None
+    library.arm_gate.argtypes = [c_void_p, POINTER(_Gate), c_int64, c_void_p]
+    library.arm_norm.argtypes = [c_void_p, POINTER(_Norm), c_int64, c_void_p]
+    library.arm_norm_backward.argtypes = [c_void_p, POINTER(_NormBackward), c_int64, c_void_p]
+    for name in ("scan_forward", "scan_backward", "conv", "gate", "norm", "norm_backward"):
+        getattr(library, f"arm_{name}").restype = None
     return library
 
 
@@ -259,3 +284,66 @@ def _convolve(
     sizes = (x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], row, int(half))
     conv = _Conv(*sizes, **pointers)
     _library().arm_conv(kernels(), ctypes.byref(conv), int(backward), torch.get_num_threads(), _openmp())
+
+
+def gate_forward(x: Tensor, z: Tensor) -> Tensor:
+    """`x * silu(z)`, contiguous; x and z (..., C), both float32 or both bfloat16."""
+    out = x.new_empty(x.shape)
+    _gate(None, x, z, out, None)
+    return out
+
+
+def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradients of x and z, with `in_place` that of x over the contiguous `grad`."""
+    grad_x, grad_z = grad if in_place else x.new_empty(x.shape), z.new_empty(z.shape)
+    _gate(grad, x, z, grad_x, grad_z)
+    return grad_x, grad_z
+
+
+def _gate(grad: Tensor | None, x: Tensor, z: Tensor, out: Tensor, grad_z: Tensor | None) -> None:
+    width = x.shape[-1]
+    (grad, row_grad), (x, row_x), (z, row_z) = (None, 0) if grad is None else rows(grad), rows(x), rows(z)
+    sizes = (x.numel() // width, width, row_grad, row_x, row_z, int(x.dtype == torch.bfloat16))
+    gate = _Gate(*sizes, *(_pointer(t) for t in (grad, x, z, out, grad_z)))
+    _library().arm_gate(kernels(), ctypes.byref(gate), torch.get_num_threads(), _openmp())
+
+
+def norm_forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (..., D) float32, branch likewise bfloat16 or None -> x + branch, its norm in bfloat16 (`dtype`), means and
+    factors of rows."""
+    width = x.shape[-1]
+    count = x.numel() // width
+    total = x if branch is None else x.new_empty(x.shape)
+    out = x.new_empty(x.shape, dtype=dtype)
+    mean, scale = torch.empty(2, count).unbind()
+    (x, row_x), (branch, row_branch) = rows(x), (None, 0) if branch is None else rows(branch)
+    tensors = (x, branch, _float(weight), _float(bias), total, out, mean, scale)
+    norm = _Norm(count, width, row_x, row_branch, *(_pointer(t) for t in tensors), eps)
+    _library().arm_norm(kernels(), ctypes.byref(norm), torch.get_num_threads(), _openmp())
+    return total, out, mean, scale
+
+
+def norm_backward(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    branch_type: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of x, of the branch in `branch_type` (None without one), of weight and of bias."""
+    width, count = total.shape[-1], len(mean)
+    grad_x = total.new_empty(total.shape)
+    grad_branch = None if branch_type is None else total.new_empty(total.shape, dtype=branch_type)
+    threads = torch.get_num_threads()
+    sums = torch.empty(threads, 2, width)
+    (grad, row_grad), (total, row_x) = rows(grad), rows(total)
+    grad_total, row_total = (None, 0) if grad_total is None else rows(grad_total)
+    tensors = (grad, grad_total, total, _float(weight), mean, scale, grad_x, grad_branch, sums)
+    norm = _NormBackward(count, width, row_grad, row_total, row_x, *(_pointer(t) for t in tensors))
+    _library().arm_norm_backward(kernels(), ctypes.byref(norm), threads, _openmp())
+    grad_weight, grad_bias = sums.sum(0).to(weight.dtype).unbind()
+    return grad_x, grad_branch, grad_weight, grad_bias

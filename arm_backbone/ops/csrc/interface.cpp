@@ -86,7 +86,8 @@ extern "C" const Kernels *arm_kernels([[maybe_unused]] int64_t isa) {
 
 // Of the structures that Python fills: it compares them with its own, as an older build would read other memory.
 extern "C" int64_t arm_layout(int64_t which) {
-    const int64_t sizes[] = {sizeof(ScanForward), sizeof(ScanBackward), sizeof(Conv)};
+    const int64_t sizes[] = {sizeof(ScanForward), sizeof(ScanBackward), sizeof(Conv),
+                             sizeof(Gate),        sizeof(Norm),         sizeof(NormBackward)};
     return sizes[which];
 }
 
@@ -130,6 +131,51 @@ extern "C" void arm_conv(const Kernels *kernels, const Conv *conv, int64_t backw
             c.kernels->conv_forward(*c.arguments, image, first, end);
         };
     run(call, conv->batch, threads, parallel);
+}
+
+namespace {
+
+// Rows cut into `parts`, one after the other.
+template <typename T>
+struct RowsCall {
+    const Kernels *kernels;
+    const T *arguments;
+    int64_t parts;
+    void (*part)(const RowsCall &, int64_t part, int64_t first, int64_t end);
+};
+
+template <typename T>
+void run(const RowsCall<T> &call, int64_t threads, void *parallel) {
+    auto task = [](const void *data, int64_t i) {
+        const auto &c = *static_cast<const RowsCall<T> *>(data);
+        const int64_t rows = c.arguments->rows;
+        c.part(c, i, rows * i / c.parts, rows * (i + 1) / c.parts);
+    };
+    run(call.parts, task, &call, threads, parallel);
+}
+
+}  // namespace
+
+extern "C" void arm_gate(const Kernels *kernels, const Gate *gate, int64_t threads, void *parallel) {
+    const RowsCall<Gate> call = {kernels, gate, threads, [](const auto &c, int64_t, int64_t first, int64_t end) {
+                                     c.kernels->gate(*c.arguments, first, end);
+                                 }};
+    run(call, threads, parallel);
+}
+
+extern "C" void arm_norm(const Kernels *kernels, const Norm *norm, int64_t threads, void *parallel) {
+    const RowsCall<Norm> call = {kernels, norm, threads, [](const auto &c, int64_t, int64_t first, int64_t end) {
+                                     c.kernels->norm(*c.arguments, first, end);
+                                 }};
+    run(call, threads, parallel);
+}
+
+// `threads` is the number of parts that the sums have room for.
+extern "C" void arm_norm_backward(const Kernels *kernels, const NormBackward *norm, int64_t threads, void *parallel) {
+    const RowsCall<NormBackward> call = {kernels, norm, threads, [](const auto &c, int64_t part, int64_t first, int64_t end) {
+                                             c.kernels->norm_backward(*c.arguments, part, first, end);
+                                         }};
+    run(call, threads, parallel);
 }
 
 // Exponentials and nothing else, on every thread: how many (for a benchmark; the sum keeps them from being left out).

@@ -52,11 +52,43 @@ struct Conv {
     float *grad_bias;       // (B, K, D)
 };
 
+struct Gate {
+    int64_t rows, channels;
+    int64_t row_grad, row_x, row_z;  // numbers from one row to the next
+    int64_t half;                    // whether all is bfloat16
+    const void *grad, *x, *z;        // grad: null in the forward
+    void *out;                       // rows one after the other: x silu(z), or the gradient of x
+    void *grad_z;
+};
+
+struct Norm {
+    int64_t rows, channels;
+    int64_t row_x, row_branch;
+    const float *x;
+    const void *branch;         // bfloat16, or null
+    const float *weight, *bias;
+    float *total;               // x + branch; not written without one
+    void *out;                  // bfloat16
+    float *mean, *scale;        // (rows)
+    float eps;
+};
+
+struct NormBackward {
+    int64_t rows, channels;
+    int64_t row_grad, row_total, row_x;
+    const void *grad;          // bfloat16
+    const float *grad_total;   // or null
+    const float *x, *weight, *mean, *scale;
+    float *grad_x;
+    void *grad_branch;         // bfloat16, or null
+    float *sums;               // (P, 2, channels), for P parts of the rows: gradients of weight and bias
+};
+
 constexpr int SEGMENT = 24;  // tokens between two saved states
 constexpr int MAX_TAPS = 8;
 constexpr int CHAINS = 8;
 
-// One instruction set. Each call does the channels from `first`, a multiple of `group`, up to `end`.
+// One instruction set. Each call does the channels from `first`, a multiple of `group`, up to `end`, or those rows.
 struct Kernels {
     int64_t lanes;  // of a vector
     int64_t group;  // channels
@@ -64,6 +96,9 @@ struct Kernels {
     void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t part, int64_t first, int64_t end);
     void (*conv_forward)(const Conv &, int64_t image, int64_t first, int64_t end);
     void (*conv_backward)(const Conv &, int64_t image, int64_t first, int64_t end);
+    void (*gate)(const Gate &, int64_t first, int64_t end);
+    void (*norm)(const Norm &, int64_t first, int64_t end);
+    void (*norm_backward)(const NormBackward &, int64_t part, int64_t first, int64_t end);
     float (*exponentials)(int64_t repeats);  // CHAINS vectors of them, `repeats` times, in registers; their sum
 };
 

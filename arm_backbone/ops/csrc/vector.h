@@ -52,20 +52,38 @@ struct bf16 {
 typedef uint16_t half_vec __attribute__((vector_size(LANES * 2)));
 typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
+// To and from whole numbers of twice the size; compilers make several instructions of __builtin_convertvector.
+INLINE uvec widen(half_vec x) {
+#if defined(__AVX512F__)
+    return (uvec)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+    return (uvec)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+    return __builtin_convertvector(x, uvec);
+#endif
+}
+
+INLINE half_vec narrow(uvec x) {
+#if defined(__AVX512F__)
+    return (half_vec)_mm512_cvtepi32_epi16((__m512i)x);
+#else
+    return __builtin_convertvector(x, half_vec);
+#endif
+}
+
 INLINE vec load_some(const bf16 *p, int count) {
     half_vec x = {};
     if (count >= LANES)
         std::memcpy(&x, p, sizeof(x));  // of a fixed size: one instruction
     else
         std::memcpy(&x, p, count * sizeof(bf16));
-    return reinterpret_cast<vec>(__builtin_convertvector(x, uvec) << 16);
+    return reinterpret_cast<vec>(widen(x) << 16);
 }
 
 INLINE void store_some(bf16 *p, vec x, int count) {
     const uvec bits = reinterpret_cast<uvec>(x);
     const uvec nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // ties to even
-    const uvec number = reinterpret_cast<uvec>(x == x);
-    const half_vec half = __builtin_convertvector((nearest & number) | (0x7fc0 & ~number), half_vec);
+    const half_vec half = narrow(x == x ? nearest : uvec{} + 0x7fc0);
     if (count >= LANES)
         std::memcpy(p, &half, sizeof(half));
     else

@@ -1,0 +1,163 @@
+"""Gates, norms and residual sums as the CPU's kernels compute them, and where they leave it to PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from arm_backbone.block import Block
+from arm_backbone.ops import add_layer_norm, gate, gated_linear, layer_norm, native, norm, silu_gate
+from arm_backbone.scan_order import scan_orders
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+EPS = 1e-5
+
+
+@pytest.fixture(params=native.ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("ARM_CPU_ISA", request.param)
+    try:
+        native.kernels()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def close(result, expected, tolerance):
+    """Of the largest number."""
+    assert result.shape == expected.shape
+    assert (result.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 7, 64, 100])
+def test_gate(isa, width, dtype):
+    """Of parts of a projection's output, whose rows lie apart."""
+    torch.manual_seed(0)
+    x, z = (torch.randn(2, 5, 2 * width) * 4).to(dtype).chunk(2, dim=-1)
+    grad = torch.randn(5, 2, width).to(dtype).transpose(0, 1)
+    tolerance = 1e-6 if dtype == torch.float32 else 2.0**-8
+    exact = [t.double().requires_grad_() for t in (x, z)]
+    expected = exact[0] * F.silu(exact[1])
+    result = native.gate_forward(x, z)
+    assert result.dtype == dtype
+    close(result, expected, tolerance)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    for in_place in (False, True):
+        grad = grad.contiguous() if in_place else grad
+        results = native.gate_backward(grad, x, z, in_place)
+        assert (results[0] is grad) == in_place
+        for got, want in zip(results, wanted, strict=True):
+            close(got, want, tolerance)
+
+
+def test_gate_of_extreme_numbers(isa):
+    z = torch.tensor([[-3e38, -200, -100, 0, 100, 3e38, torch.inf, torch.nan]])
+    x = torch.full_like(z, 2)
+    assert torch.allclose(native.gate_forward(x, z), x * F.silu(z), equal_nan=True)
+
+
+@pytest.mark.parametrize("width", [5, 17, 64, 100])
+@pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
+@pytest.mark.parametrize("used", ["norm", "norm and sum"])
+def test_norm(isa, width, of_sum, used):
+    torch.manual_seed(0)
+    x, branch = torch.randn(3, 5, 2 * width)[..., :width] + 2, torch.randn(3, 5, width).bfloat16()
+    weight, bias, grad, grad_total = torch.randn(width), torch.randn(width), torch.randn(3, 5, width), None
+    if used == "norm and sum":
+        grad_total = torch.randn(3, 5, width)
+    grad = grad.bfloat16()
+    exact = [t.double().requires_grad_() for t in (x, branch, weight, bias)]
+    total = exact[0] + exact[1] if of_sum else exact[0] * 1
+    expected = F.layer_norm(total, (width,), *exact[2:], EPS)
+    got_total, out, *statistics = native.norm_forward(x, branch if of_sum else None, weight, bias, EPS, torch.bfloat16)
+    close(got_total, total, 1e-7)
+    assert out.dtype == torch.bfloat16
+    close(out, expected, 2.0**-8)
+    objective = (expected * grad.double()).sum()
+    if grad_total is not None:
+        objective = objective + (total * grad_total.double()).sum()
+    wanted = list(torch.autograd.grad(objective, exact, allow_unused=True))
+    branch_type = torch.bfloat16 if of_sum else None
+    results = native.norm_backward(grad, grad_total, got_total, weight, *statistics, branch_type)
+    for name, got, want in zip(("x", "branch", "weight", "bias"), results, wanted, strict=True):
+        if want is None:
+            assert got is None
+            continue
+        close(got, want, 2.0**-8 if name == "branch" else 1e-5)
+
+
+def autocast_gradients(block, inputs, orders):
+    with torch.autocast("cpu", torch.bfloat16):
+        result = block(inputs[0], orders)
+    return result, torch.autograd.grad(result, inputs, torch.linspace(-1, 1, result.numel()).view_as(result))
+
+
+def names(last) -> set[str]:
+    found, left = set(), [last]
+    while left:
+        node = left.pop()
+        found.add(type(node).__name__)
+        left += [before for before, _ in node.next_functions if before is not None]
+    return found
+
+
+def test_block_under_autocast(monkeypatch):
+    """Against the same scan between PyTorch's own operators."""
+    torch.manual_seed(0)
+    block, orders = Block(40, scans=4, drop_path=0.0, num_blocks=12), scan_orders(5, 7)
+    inputs = [torch.randn(2, 35, 40).requires_grad_(), *block.parameters()]
+    result, grads = autocast_gradients(block, inputs, orders)
+    assert {"_NormBackward", "_GatedLinearBackward"} <= names(result.grad_fn)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(block(inputs[0], orders), result)
+    for module in (gate, norm):
+        monkeypatch.setattr(module, "row_kernels", lambda *args, **kwargs: None)
+    expected, wanted = autocast_gradients(block, inputs, orders)
+    assert not {"_NormBackward", "_GatedLinearBackward"} & names(expected.grad_fn)
+    close(result, expected, 1e-2)
+    for got, want in zip(grads, wanted, strict=True):
+        assert got.dtype == want.dtype
+        close(got, want, 3e-2)
+
+
+def test_gated_product_is_not_kept():
+    linear, sizes = nn.Linear(64, 3), []
+    x, z = torch.randn(2, 50, 64).requires_grad_(), torch.randn(2, 50, 64).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.data_ptr()) or t, lambda t: t):
+        gated_linear(x, z, linear)
+    assert set(sizes) == {x.data_ptr(), z.data_ptr(), linear.weight.data_ptr()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_are_pytorchs(dtype):
+    x, z = torch.randn(2, 3, 8, dtype=dtype).requires_grad_(), torch.randn(2, 3, 8, dtype=dtype)
+    result = silu_gate(x, z)
+    assert "_GateBackward" not in names(result.grad_fn) and result.dtype == dtype
+    layer = nn.LayerNorm(8)
+    with torch.autocast("cpu", torch.float16):
+        assert "_NormBackward" not in names(layer_norm(torch.randn(2, 3, 8).requires_grad_(), layer).grad_fn)
+
+
+def test_what_looks_at_operators_sees_them():
+    x, z, linear, layer = torch.randn(2, 3, 8), torch.randn(2, 3, 8), nn.Linear(8, 4), nn.LayerNorm(8)
+    with FlopCounterMode(display=False) as counter:
+        gated_linear(x, z, linear)
+    assert counter.get_total_flops() == 2 * 6 * 8 * 4
+    seen = []
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    gated_linear(x, z, linear)
+    close(seen[0], x * F.silu(z), 1e-6)
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        add_layer_norm(x, z.bfloat16(), layer)
+    assert torch.equal(seen[1], x + z.bfloat16())
+
+
+def test_one_row_and_no_rows():
+    layer = nn.LayerNorm(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer_norm(torch.randn(8), layer).shape == (8,)
+        assert layer_norm(torch.randn(0, 8), layer).shape == (0, 8)
+    assert silu_gate(torch.randn(8), torch.randn(8)).shape == (8,)
+    assert silu_gate(torch.randn(0, 8), torch.randn(0, 8)).shape == (0, 8)
