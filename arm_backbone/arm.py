@@ -41,7 +41,7 @@ EXPENSIVE = [
 def run_checkpointed(block: nn.Module, x: Tensor, orders: Tensor, with_cp: bool | str) -> Tensor:
     """A block whose backward computes again, with True all but products and scans, with "all" everything.
 
-    Where the mixer is one autograd function (on a GPU), a block does what True asks for by itself, and more cheaply.
+    Where the mixer is one autograd function (`runs_as_one`), a block does what True asks for by itself, and more cheaply.
     """
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)
@@ -101,8 +101,8 @@ class ARMTrunk(nn.Module):
         in_chans: channels of the images.
         drop_path_rate: stochastic depth, rising with depth.
         with_cp: recompute in the backward instead of keeping activations: True recomputes the cheap parts of a block
-            (norms, convolution, activations) and keeps the results of matrix products and scans (on a GPU a block does
-            about that by itself), "all" keeps nothing of a block but its input.
+            (norms, convolution, activations) and keeps the results of matrix products and scans (with the kernels of a
+            GPU or a CPU a block does about that by itself), "all" keeps nothing of a block but its input.
         reference_init: zero the delta biases of directions 2 to 4, as the reference code does from scratch, instead of
             giving every direction Mamba's own step sizes.
     """

@@ -166,7 +166,8 @@ class ARMClassifier(ARMTrunk):
         return self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.with_cp = enable
+        """Recompute whole blocks in the backward, as timm's models do."""
+        self.with_cp = "all" if enable else False
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's grouping of parameters by depth, for its layer decay."""

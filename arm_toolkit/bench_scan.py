@@ -308,8 +308,8 @@ def block_cases(
 
     Under autocast these are timed twice: with weights of its type, and with the casts that autocast cannot do without.
     The forward of the block, too: under autocast, and of that type throughout ("weights held"). The backward, too: with
-    what a forward leaves, and with its cheap parts computed again ("with_cp"). On a GPU ours and the usual arrangement,
-    too, as CUDA graphs ("graph").
+    what a forward leaves, and with more computed again ("with_cp"). On a GPU ours and the usual arrangement, too, as CUDA
+    graphs ("graph").
     """
     dim, num_layers = resolve_arch(arch)
     block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
@@ -331,7 +331,8 @@ def block_cases(
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
                 case.candidates += _launched_and_captured(f"block, {backend}", run, setting)
                 if with_backward:
-                    with_cp = "all" if setting.device.type == "cuda" else True  # there a block does what True asks for
+                    # with kernels a block does by itself what True asks for
+                    with_cp = "all" if backend in ("triton", "cpu") else True
                     run = _module_run(block, x, orders, setting, with_backward, with_cp)
                     name = f"block, {backend}, with_cp={with_cp!r}"
                     case.candidates.append(Candidate(name, with_backend(backend, run)))

@@ -3,8 +3,8 @@
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_l.py 8
 #
 # Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
-# Drop path 0.3: as ARM-L is finetuned for classification; our choice here. with_cp recomputes each
-# block in the backward: slower, far less memory.
+# Drop path 0.3: as ARM-L is finetuned for classification; our choice here. with_cp=True: the
+# cheap parts of a block are computed again in the backward; "all", whole blocks: the least memory.
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",

@@ -51,7 +51,7 @@ def check(*command) -> None:
     if done.returncode == 3:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 21
 
 
 @pytest.fixture(scope="module")

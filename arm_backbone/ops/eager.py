@@ -13,40 +13,35 @@ from . import native
 from .scan import triton_unavailable
 
 
-def _is_eager(*tensors: Tensor | None) -> bool:
-    """Not under torch.compile, tracing, torch.func or a mode that looks at every operator (FLOP counters, selective
-    checkpoints, tensors without data), and not for subclasses of tensors."""
+def fused_backend(first: Tensor, *others: Tensor | None, dtype: torch.dtype) -> str | None:
+    """Name of the back end, "triton" or "cpu", whose kernels may compute in `dtype` on tensors without the dispatcher's
+    knowing; None if there is none.
+
+    Not under torch.compile, tracing, torch.func or a mode that looks at every operator (FLOP counters, selective
+    checkpoints, tensors without data), and not for subclasses of tensors.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return (
-        all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+        return None
+    eager = (
+        first.numel() > 0
+        and all(t is None or type(t) in (Tensor, nn.Parameter) for t in (first, *others))
         and not torch._C._are_functorch_transforms_active()
         and _get_current_dispatch_mode() is None
     )
-
-
-def fuses(*tensors: Tensor | None) -> bool:
-    """Whether Triton kernels may be called on tensors without the dispatcher's knowing."""
-    if not _is_eager(*tensors):
-        return False
-    first = tensors[0]
-    return triton_unavailable(first.device) is None and first.dtype != torch.float64 and first.numel() > 0
-
-
-def row_kernels(name: str, *tensors: Tensor | None, dtype: torch.dtype) -> ModuleType | None:
-    """The module whose kernels may be called on rows of tensors without the dispatcher's knowing: that of Triton with
-    this name, or the CPU's; None where there is none.
-
-    Args:
-        dtype: in which the CPU's kernels are to compute; they have float32 and bfloat16.
-    """
-    first = tensors[0]
-    if first.ndim < 2:
+    if not eager or first.dtype == torch.float64:
         return None
-    if fuses(*tensors):
+    if triton_unavailable(first.device) is None:
+        return "triton"
+    here = first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return "cpu" if here and native.unavailable() is None else None
+
+
+def row_kernels(name: str, first: Tensor, *others: Tensor | None, dtype: torch.dtype) -> ModuleType | None:
+    """The module with kernels for rows of tensors, as `fused_backend`: that of Triton with this name, or the CPU's."""
+    backend = fused_backend(first, *others, dtype=dtype) if first.ndim > 1 else None
+    if backend == "triton":
         return import_module(f".{name}", __package__)  # imports triton, which not every machine has
-    on_cpu = first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and first.numel() > 0
-    return native if on_cpu and _is_eager(*tensors) and native.unavailable() is None else None
+    return native if backend else None
 
 
 def on_its_device(function: Callable) -> Callable:

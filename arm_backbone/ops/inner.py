@@ -3,14 +3,16 @@
 Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank of delta, W convolution taps.
 """
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import native
 from .conv import cross_conv
-from .eager import computing_type, fuses
+from .eager import computing_type, fused_backend
 from .scan import cross_scan, resolve_backend
 
 
@@ -27,8 +29,8 @@ def mamba_inner(
 ) -> Tensor:
     """Causal convolution, the projections that make delta, B and C, and the selective scan, along K scan orders.
 
-    On a GPU one autograd function, which keeps x, the projections' output and some states; the rest is made again in
-    the backward, and the gradients of the scan's inputs lie over these.
+    Where there are kernels one autograd function, which keeps x, the projections' output and some states; the rest is
+    made again in the backward, and the gradients of the scan's inputs lie over these.
 
     Args:
         x: (B, L, D), in token order.
@@ -47,9 +49,12 @@ def mamba_inner(
     """
     _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-    if x.dtype == computing_type(x) and runs_as_one(*tensors) and _kernels(conv_weight.shape[2]) is not None:
+    kernels = _kernels(conv_weight) if x.dtype == computing_type(x) and runs_as_one(*tensors) else None
+    if kernels is not None:
         grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _MambaInner.apply(*tensors, orders) if grad else _forward(*tensors, orders, keep=False)[0]
+        if grad:
+            return _MambaInner.apply(*tensors, orders, kernels)
+        return _forward(*tensors, orders, kernels, keep=False)[0]
     u = cross_conv(x, conv_weight, conv_bias, orders)
     projected = _of_direction(u) @ x_proj_weight.transpose(1, 2)
     delta, B, C = _scan_inputs(projected, dt_proj_weight, A_log.shape[2], u.shape)
@@ -81,7 +86,9 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
 
 def runs_as_one(x: Tensor, *others: Tensor) -> bool:
     """Whether `mamba_inner` of tokens like x is one autograd function, which keeps little for its backward."""
-    return fuses(x, *others) and resolve_backend(x.device, computing_type(x)) == "triton"
+    dtype = computing_type(x)
+    backend = fused_backend(x, *others, dtype=dtype)
+    return backend is not None and backend == resolve_backend(x.device, dtype)
 
 
 def _of_direction(tokens: Tensor) -> Tensor:
@@ -96,17 +103,19 @@ def _scan_inputs(projected: Tensor, dt_proj_weight: Tensor, states: int, shape: 
     return tuple(t.unflatten(1, (shape[0], shape[2])).transpose(0, 1) for t in (delta, B, C))
 
 
-def _kernels(taps: int) -> tuple[ModuleType, ModuleType] | None:
-    from . import conv_triton, scan_triton  # import triton, which not every machine has
-
-    return (conv_triton, scan_triton) if taps <= conv_triton.MAX_TAPS else None
+def _kernels(conv_weight: Tensor) -> tuple[ModuleType, ModuleType] | None:
+    """The modules of convolution and scan where `runs_as_one`; None if the filter is too long for them."""
+    conv = scan = native
+    if resolve_backend(conv_weight.device, torch.float32) == "triton":
+        conv, scan = (import_module(f".{name}_triton", __package__) for name in ("conv", "scan"))
+    return (conv, scan) if conv_weight.shape[2] <= conv.MAX_TAPS else None
 
 
 def _forward(
-    x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, keep: bool
+    x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, kernels, keep: bool
 ) -> tuple[Tensor, ...]:
     """The result, and for the backward the projection's output, the states between chunks, two weights and A."""
-    conv, scan = _kernels(conv_weight.shape[2])
+    conv, scan = kernels
     x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
     directions, channels, states = A_log.shape
     A = torch.empty(directions, states, channels, device=x.device)  # as the kernels want it
@@ -121,9 +130,10 @@ def _forward(
 
 class _MambaInner(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders):
+    def forward(ctx, x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, kernels):
         weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-        y, *made = _forward(x, *weights, orders, keep=True)
+        y, *made = _forward(x, *weights, orders, kernels, keep=True)
+        ctx.kernels = kernels
         ctx.types = [tensor.dtype for tensor in (x, *weights)]
         ctx.save_for_backward(x, conv_weight, conv_bias, *made, D, delta_bias, orders)
         return y
@@ -132,15 +142,15 @@ class _MambaInner(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y):
         with torch.autocast(grad_y.device.type, enabled=False):
-            grads = _backward(grad_y, *ctx.saved_tensors)
-        return (*(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True)), None)
+            grads = _backward(grad_y, *ctx.saved_tensors, ctx.kernels)
+        return (*(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True)), None, None)
 
 
 def _backward(
-    grad_y, x, conv_weight, conv_bias, projected, states, x_proj, dt_proj, A, D, delta_bias, orders
+    grad_y, x, conv_weight, conv_bias, projected, states, x_proj, dt_proj, A, D, delta_bias, orders, kernels
 ) -> tuple[Tensor, ...]:
     """Gradients of `mamba_inner`'s arguments."""
-    conv, scan = _kernels(conv_weight.shape[2])
+    conv, scan = kernels
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
     delta, B, C = _scan_inputs(projected, dt_proj, A.shape[2], u.shape)
     inputs = (u, delta, A, B, C, D, delta_bias, orders)

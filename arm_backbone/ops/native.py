@@ -182,7 +182,8 @@ class _Inputs:
         (self.B, row_B), (self.C, row_C) = (
             rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
         )
-        self.A, self.D, self.delta_bias = _float(A), _float(D), _float(delta_bias)
+        self.A = A.to(torch.float32).transpose(1, 2).contiguous()
+        self.D, self.delta_bias = _float(D), _float(delta_bias)
         self.orders = orders.contiguous()
         batch, directions, length, channels = u.shape
         self.states = (batch, directions, A.shape[2], channels)
@@ -202,12 +203,13 @@ def scan_forward(
     orders: Tensor,
     delta_softplus: bool,
     keep: bool,
+    last: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Arguments as `arm_backbone.ops.cross_scan`.
 
     Returns:
         y (B, L, D), and the states (S + 1, B, K, N, D) before each segment and after the last, or without `keep` the
-        latter alone, (1, B, K, N, D).
+        latter alone, (1, B, K, N, D). That one is there whether it is asked for (`last`) or not.
     """
     half = u.dtype == delta.dtype == torch.bfloat16
     inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half)
@@ -232,17 +234,22 @@ def scan_backward(
     orders: Tensor,
     delta_softplus: bool,
     saved: Tensor,
+    in_place: bool = False,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made."""
+    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made.
+
+    Args:
+        in_place: write the gradients of u and delta over them, if they lie direction by direction.
+    """
     half = u.dtype == delta.dtype == grad_y.dtype == torch.bfloat16
     inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half)
     batch, directions, length, channels = u.shape
     grad_y = grad_y.contiguous() if half else _float(grad_y)
     threads = torch.get_num_threads()
     parts = _library().arm_parts(kernels(), batch * directions, channels, threads)
-    grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
+    grad_u, grad_delta = (x if in_place else torch.empty_like(x) for x in (inputs.u, inputs.delta))
     grad_B, grad_C = (torch.empty(parts, directions, batch, *B.shape[2:]) for _ in range(2))
-    grad_A = torch.empty(batch, *A.shape)
+    grad_A = torch.empty(batch, *inputs.A.shape)
     grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
     results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
     pointers = (x.data_ptr() for x in (grad_y, saved, *results))
@@ -251,7 +258,7 @@ def scan_backward(
     dtypes = [u.dtype if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
     grad_A, grad_B, grad_C, grad_D, grad_bias = (_sum(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias))
     grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
-    grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)
+    grads = (grad_u, grad_delta, grad_A.transpose(1, 2).contiguous(), grad_B, grad_C, grad_D, grad_bias)
     return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -16,6 +17,9 @@ int64_t arm_parts(const Kernels *, int64_t rows, int64_t channels, int64_t threa
 void arm_scan_forward(const Kernels *, const ScanForward *, int64_t threads, void *parallel);
 void arm_scan_backward(const Kernels *, const ScanBackward *, int64_t threads, void *parallel);
 void arm_conv(const Kernels *, const Conv *, int64_t backward, int64_t threads, void *parallel);
+void arm_gate(const Kernels *, const Gate *, int64_t threads, void *parallel);
+void arm_norm(const Kernels *, const Norm *, int64_t threads, void *parallel);
+void arm_norm_backward(const Kernels *, const NormBackward *, int64_t threads, void *parallel);
 }
 
 typedef std::vector<float> Floats;
@@ -32,14 +36,14 @@ static Floats normal(size_t count, float scale = 1) {
 
 static bool failed = false;
 
-static void compare(const char *name, const Floats &result, const Doubles &expected) {
+static void compare(const char *name, const Floats &result, const Doubles &expected, double tolerance = 3e-6) {
     double largest = 0, deviation = 0;
     for (size_t i = 0; i < expected.size(); i++) {
         largest = std::fmax(largest, std::fabs(expected[i]));
         deviation = std::fmax(deviation, std::fabs(result[i] - expected[i]));
     }
     std::printf("%-12s %.1e\n", name, deviation / largest);
-    if (!(deviation <= 3e-6 * largest)) failed = true;
+    if (!(deviation <= tolerance * largest)) failed = true;
 }
 
 // The sum over the parts of the first dimension of a result.
@@ -47,6 +51,20 @@ static Floats sum(const Floats &parts, size_t size) {
     Floats result(size);
     for (size_t i = 0; i < parts.size(); i++) result[i % size] += parts[i];
     return result;
+}
+
+// bfloat16 by cutting, and what it says.
+static uint16_t to_half(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits >> 16;
+}
+
+static float from_half(uint16_t half) {
+    const uint32_t bits = uint32_t(half) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
 }
 
 static double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -76,7 +94,7 @@ int main(int, char **argv) {
                     const double raw = (double)delta[i] + bias[k * D + d], step = std::log1p(std::exp(raw));
                     double sum = (double)skip[k * D + d] * u[i];
                     for (int64_t n = 0; n < N; n++) {
-                        h[(t + 1) * N + n] = std::exp(step * A[(k * D + d) * N + n]) * h[t * N + n] + step * u[i] * b[r + n];
+                        h[(t + 1) * N + n] = std::exp(step * A[(k * N + n) * D + d]) * h[t * N + n] + step * u[i] * b[r + n];
                         sum += h[(t + 1) * N + n] * c[r + n];
                     }
                     y[(image * L + token) * D + d] += sum / K;
@@ -87,14 +105,14 @@ int main(int, char **argv) {
                     const double dy = (double)grad[(image * L + token) * D + d] / K;
                     double to_step = 0, to_input = 0;
                     for (int64_t n = 0; n < N; n++) {
-                        const double a = A[(k * D + d) * N + n], decay = std::exp(step * a);
+                        const double a = A[(k * N + n) * D + d], decay = std::exp(step * a);
                         g[n] += dy * c[r + n];
                         dc[r + n] += dy * h[(t + 1) * N + n];
                         db[r + n] += g[n] * step * u[i];
                         to_input += g[n] * b[r + n];
                         g[n] *= decay;
                         to_step += g[n] * h[t * N + n] * a;
-                        dA[(k * D + d) * N + n] += g[n] * h[t * N + n] * step;
+                        dA[(k * N + n) * D + d] += g[n] * h[t * N + n] * step;
                     }
                     du[i] = to_input * step + dy * skip[k * D + d];
                     dd[i] = (to_step + to_input * u[i]) * sigmoid(raw);
@@ -149,5 +167,65 @@ int main(int, char **argv) {
     compare("grad x", gx, dx);
     compare("grad weight", sum(gw, weight.size()), dw);
     compare("grad bias", sum(gcb, K * D), dcb);
+
+    const int64_t R = B * L;  // rows
+    const Floats value = normal(R * D), z = normal(R * D, 3), grad_gated = normal(R * D);
+    Doubles gated(R * D), to_value(R * D), to_z(R * D);
+    for (int64_t i = 0; i < R * D; i++) {
+        const double slope = sigmoid(z[i]);
+        gated[i] = value[i] * z[i] * slope;
+        to_value[i] = grad_gated[i] * z[i] * slope;
+        to_z[i] = grad_gated[i] * value[i] * slope * (1 + z[i] * (1 - slope));
+    }
+    Floats gate_out(R * D), gate_value(R * D), gate_z(R * D);
+    const Gate gate = {R, D, 0, D, D, 0, nullptr, value.data(), z.data(), gate_out.data(), nullptr};
+    const Gate gate_backward = {R, D, D, D, D, 0, grad_gated.data(), value.data(), z.data(), gate_value.data(), gate_z.data()};
+    arm_gate(kernels, &gate, 2, nullptr);
+    arm_gate(kernels, &gate_backward, 2, nullptr);
+    compare("gate", gate_out, gated);
+    compare("grad value", gate_value, to_value);
+    compare("grad z", gate_z, to_z);
+
+    const Floats gain = normal(D), shift = normal(D), grad_total = normal(R * D);
+    std::vector<uint16_t> branch(R * D), grad_norm(R * D), norm_out(R * D), to_branch(R * D);
+    for (int64_t i = 0; i < R * D; i++) branch[i] = to_half(z[i]), grad_norm[i] = to_half(grad_gated[i]);
+    Doubles total(R * D), normed(R * D), to_x(R * D), to_gain(D), to_shift(D);
+    const double eps = 1e-5;
+    for (int64_t r = 0; r < R; r++) {
+        double mean = 0, squares = 0, g_mean = 0, g_product = 0;
+        const int64_t row = r * D;
+        for (int64_t d = 0; d < D; d++) mean += total[row + d] = (double)value[row + d] + from_half(branch[row + d]);
+        mean /= D;
+        for (int64_t d = 0; d < D; d++) squares += (total[row + d] - mean) * (total[row + d] - mean);
+        const double factor = 1 / std::sqrt(squares / D + eps);
+        for (int64_t d = 0; d < D; d++) {
+            const double n = (total[row + d] - mean) * factor, g = from_half(grad_norm[row + d]);
+            normed[row + d] = n * gain[d] + shift[d];
+            g_mean += g * gain[d] / D;
+            g_product += g * gain[d] * n / D;
+            to_gain[d] += g * n;
+            to_shift[d] += g;
+        }
+        for (int64_t d = 0; d < D; d++) {
+            const double n = (total[row + d] - mean) * factor;
+            to_x[row + d] = (from_half(grad_norm[row + d]) * gain[d] - g_mean - n * g_product) * factor + grad_total[row + d];
+        }
+    }
+    Floats norm_total(R * D), mean(R), factor(R), norm_x(R * D), sums(2 * 2 * D), halves(R * D);
+    const Norm norm = {R,           D,   D, D, value.data(), branch.data(), gain.data(), shift.data(), norm_total.data(),
+                       norm_out.data(), mean.data(), factor.data(), (float)eps};
+    arm_norm(kernels, &norm, 2, nullptr);
+    compare("sum", norm_total, total);
+    for (int64_t i = 0; i < R * D; i++) halves[i] = from_half(norm_out[i]);
+    compare("norm", halves, normed, 4e-3);
+    const NormBackward norm_backward = {R, D, D, D, D, grad_norm.data(), grad_total.data(), norm_total.data(), gain.data(),
+                                        mean.data(), factor.data(), norm_x.data(), to_branch.data(), sums.data()};
+    arm_norm_backward(kernels, &norm_backward, 2, nullptr);
+    compare("grad sum", norm_x, to_x);
+    for (int64_t i = 0; i < R * D; i++) halves[i] = from_half(to_branch[i]);
+    compare("grad branch", halves, to_x, 4e-3);
+    const Floats gradients = sum(sums, 2 * D);
+    compare("grad gain", Floats(gradients.begin(), gradients.begin() + D), to_gain);
+    compare("grad shift", Floats(gradients.begin() + D, gradients.end()), to_shift);
     return failed;
 }

@@ -197,7 +197,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     constexpr bool sums = sizeof(T) != sizeof(float);  // directions are added up in float32
     const int64_t width = (end - first + LANES - 1) / LANES * LANES;
     static thread_local Scratch scratch;
-    float *A = scratch.of<float>(N * D + Segment::memory(N) + (sums ? s.length * width : 0)), *BC = A + N * D;
+    float *BC = scratch.of<float>(Segment::memory(N) + (sums ? s.length * width : 0));
     float *total;
     if constexpr (sums)
         total = BC + Segment::memory(N);
@@ -206,7 +206,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     const int64_t stride = sums ? width : D;
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
-        transpose(s.A + k * D * N, D, N, first, end, A);
+        const float *A = s.A + k * N * D;
         float *state = f.saved + (image * s.directions + k) * N * D;
         for (int64_t n = 0; n < N; n++) std::memset(state + n * D + first, 0, (end - first) * sizeof(float));
         for (int64_t start = 0; start < s.length; start += SEGMENT) {
@@ -255,8 +255,8 @@ struct Step {
 
 // What the backward of a direction reads and writes beside the rows; (N, D) all but the last two.
 struct BackwardStates {
-    float *A, *grad_A;
-    const float *saved;      // before the segment
+    const float *A, *saved;  // saved: before the segment
+    float *grad_A;
     float *grad_state;       // after the segment, then before it
     float *grad_B, *grad_C;  // (L, N)
 };
@@ -409,9 +409,8 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
     const Rows<T> rows(s, image, k);
     static thread_local Scratch scratch, step_memory;  // kept: new pages every time would cost more
     Step *steps = step_memory.of<Step>(SEGMENT);
-    float *A = scratch.of<float>(3 * N * D + Segment::memory(N)), *grad_A = A + N * D, *grad_state = grad_A + N * D;
-    float *BC = grad_state + N * D;
-    transpose(s.A + k * D * N, D, N, first, end, A);
+    float *grad_state = scratch.of<float>(N * D + Segment::memory(N)), *BC = grad_state + N * D;
+    float *grad_A = g.grad_A + at * N * D;
     const size_t bytes = (end - first) * sizeof(float);
     for (int64_t n = 0; n < N; n++) {
         std::memset(grad_A + n * D + first, 0, bytes);
@@ -419,7 +418,7 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
     }
     std::memset(g.grad_D + at * D + first, 0, bytes);
     std::memset(g.grad_delta_bias + at * D + first, 0, bytes);
-    BackwardStates states = {A, grad_A, nullptr, grad_state, g.grad_B + B, g.grad_C + B};
+    BackwardStates states = {s.A + k * N * D, nullptr, grad_A, grad_state, g.grad_B + B, g.grad_C + B};
     const int64_t last = (s.length - 1) / SEGMENT * SEGMENT;
     for (int64_t start = last; start >= 0; start -= SEGMENT) {
         const Segment segment(s, rows, start, start - SEGMENT, BC);
@@ -430,7 +429,6 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
         for (; c < end; c += LANES)
             backward_vectors<1>(g, rows, segment, states, image, k, c, end - c < LANES ? end - c : LANES, c > first, steps);
     }
-    transpose_back(grad_A, D, N, first, end, g.grad_A + at * D * N);
 }
 
 void scan_backward(const ScanBackward &g, int64_t image, int64_t k, int64_t part, int64_t first, int64_t end) {

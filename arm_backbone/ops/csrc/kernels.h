@@ -13,7 +13,7 @@ struct Scan {
     int64_t half_BC;      // whether B and C are bfloat16
     int64_t row_B, row_C; // numbers from one token to the next
     const void *u, *delta;        // (K, B, L, D), in token order
-    const float *A;               // (K, D, N)
+    const float *A;               // (K, N, D)
     const void *B, *C;            // (K, B, L, N), rows row_B and row_C apart
     const float *D, *delta_bias;  // (K, D), or null
     const int64_t *orders;        // (K, L)
@@ -32,7 +32,7 @@ struct ScanBackward {
     const float *saved;               // (S + 1, B, K, N, D)
     void *grad_u, *grad_delta;        // (K, B, L, D)
     float *grad_B, *grad_C;           // (P, K, B, L, N), for P parts of the channels
-    float *grad_A;                    // (B, K, D, N)
+    float *grad_A;                    // (B, K, N, D)
     float *grad_D, *grad_delta_bias;  // (B, K, D)
     int64_t parts;                    // P
 };

@@ -1,4 +1,4 @@
-"""Gates, norms and residual sums as the CPU's kernels compute them, and where they leave it to PyTorch."""
+"""A block whose parts are the CPU's kernels, called without the dispatcher; and where they leave it to PyTorch."""
 
 import pytest
 import torch
@@ -87,10 +87,12 @@ def test_norm(isa, width, of_sum, used):
         close(got, want, 2.0**-8 if name == "branch" else 1e-5)
 
 
-def autocast_gradients(block, inputs, orders):
-    with torch.autocast("cpu", torch.bfloat16):
+def run(block, inputs, orders, dtype):
+    """Result and gradients, twice from one graph."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         result = block(inputs[0], orders)
-    return result, torch.autograd.grad(result, inputs, torch.linspace(-1, 1, result.numel()).view_as(result))
+    grad = torch.linspace(-1, 1, result.numel()).view_as(result)
+    return result, *(torch.autograd.grad(result, inputs, grad, retain_graph=True) for _ in range(2))
 
 
 def names(last) -> set[str]:
@@ -102,23 +104,44 @@ def names(last) -> set[str]:
     return found
 
 
-def test_block_under_autocast(monkeypatch):
-    """Against the same scan between PyTorch's own operators."""
+FUSED = {"_MambaInnerBackward", "_GatedLinearBackward"}
+
+
+@pytest.mark.parametrize("scans", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_block(isa, dtype, scans, monkeypatch):
+    """Against PyTorch's operators; with bfloat16 both under autocast."""
     torch.manual_seed(0)
-    block, orders = Block(40, scans=4, drop_path=0.0, num_blocks=12), scan_orders(5, 7)
+    block, orders = Block(40, scans=scans, drop_path=0.0, num_blocks=12), scan_orders(5, 7, scans)
     inputs = [torch.randn(2, 35, 40).requires_grad_(), *block.parameters()]
-    result, grads = autocast_gradients(block, inputs, orders)
-    assert {"_NormBackward", "_GatedLinearBackward"} <= names(result.grad_fn)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    fused = FUSED | {"_NormBackward"} if dtype == torch.bfloat16 else FUSED
+    result, grads, again = run(block, inputs, orders, dtype)
+    assert fused <= names(result.grad_fn)
+    assert all(map(torch.equal, grads, again))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert torch.equal(block(inputs[0], orders), result)
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "torch")
     for module in (gate, norm):
         monkeypatch.setattr(module, "row_kernels", lambda *args, **kwargs: None)
-    expected, wanted = autocast_gradients(block, inputs, orders)
-    assert not {"_NormBackward", "_GatedLinearBackward"} & names(expected.grad_fn)
-    close(result, expected, 1e-2)
+    expected, wanted, _ = run(block, inputs, orders, dtype)
+    assert not fused & names(expected.grad_fn)
+    close(result, expected, 2e-6 if dtype == torch.float32 else 1e-2)
     for got, want in zip(grads, wanted, strict=True):
         assert got.dtype == want.dtype
-        close(got, want, 3e-2)
+        close(got, want, 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_a_block_keeps_little(monkeypatch):
+    """Of a token: not what the convolution and the projection to delta make for every direction."""
+    block, orders, kept = Block(64, scans=4, drop_path=0.0, num_blocks=12), scan_orders(8, 8, 4), []
+    own = {p.data_ptr() for p in block.parameters()}
+    for backend in ("auto", "torch"):
+        monkeypatch.setenv("ARM_SCAN_BACKEND", backend)
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.update({t.data_ptr(): t}) or t, lambda t: t):
+            block(torch.randn(1, 64, 64), orders)
+        kept.append(sum(t.numel() for address, t in sizes.items() if address not in own))
+    assert kept[1] - kept[0] > 7 * 64 * 64
 
 
 def test_gated_product_is_not_kept():
