@@ -87,6 +87,14 @@ def test_norm(isa, width, of_sum, used):
         close(got, want, 2.0**-8 if name == "branch" else 1e-5)
 
 
+def test_not_a_number_stays_one_in_bfloat16(isa):
+    """The largest of its bit patterns would round up to -0."""
+    x = torch.randn(2, 8)
+    x[0, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    out = native.norm_forward(x, None, torch.ones(8), torch.zeros(8), EPS, torch.bfloat16)[1]
+    assert out[0].isnan().all() and out[1].isfinite().all()
+
+
 def run(block, inputs, orders, dtype):
     """Result and gradients, twice from one graph."""
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
