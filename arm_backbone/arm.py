@@ -41,7 +41,7 @@ EXPENSIVE = [
 def run_checkpointed(block: nn.Module, x: Tensor, orders: Tensor, with_cp: bool | str) -> Tensor:
     """A block whose backward computes again, with True all but products and scans, with "all" everything.
 
-    Where the mixer is one autograd function (`runs_as_one`), a block does what True asks for by itself, and more cheaply.
+    Where the mixer is one autograd function (`runs_as_one`), a block does by itself what True asks for, at less cost.
     """
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)

@@ -7,11 +7,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.block import Block
-from arm_backbone.ops import add_layer_norm, gate, gated_linear, layer_norm, native, norm, silu_gate
+from arm_backbone.ops import add_layer_norm, conv, gate, gated_linear, layer_norm, native, norm, silu_gate
 from arm_backbone.scan_order import scan_orders
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-EPS = 1e-5
+EPS = 0.1  # so large that it matters
 
 
 @pytest.fixture(params=native.ISAS)
@@ -55,6 +55,11 @@ def test_gate_of_extreme_numbers(isa):
     z = torch.tensor([[-3e38, -200, -100, 0, 100, 3e38, torch.inf, torch.nan]])
     x = torch.full_like(z, 2)
     assert torch.allclose(native.gate_forward(x, z), x * F.silu(z), equal_nan=True)
+    exact = [x.clone().requires_grad_(), z.clone().requires_grad_()]
+    wanted = torch.autograd.grad(exact[0] * F.silu(exact[1]), exact, torch.ones_like(x))
+    got_x, got_z = native.gate_backward(torch.ones_like(x), x, z)
+    assert torch.allclose(got_x, wanted[0], equal_nan=True)
+    assert torch.allclose(got_z[:, :-2], wanted[1][:, :-2])  # PyTorch's own is not a number at infinity
 
 
 @pytest.mark.parametrize("width", [5, 17, 64, 100])
@@ -62,11 +67,13 @@ def test_gate_of_extreme_numbers(isa):
 @pytest.mark.parametrize("used", ["norm", "norm and sum"])
 def test_norm(isa, width, of_sum, used):
     torch.manual_seed(0)
-    x, branch = torch.randn(3, 5, 2 * width)[..., :width] + 2, torch.randn(3, 5, width).bfloat16()
-    weight, bias, grad, grad_total = torch.randn(width), torch.randn(width), torch.randn(3, 5, width), None
-    if used == "norm and sum":
-        grad_total = torch.randn(3, 5, width)
-    grad = grad.bfloat16()
+    # rows of all of them different distances apart
+    x, branch, grad, grad_total = (torch.randn(3, 5, width + more) + 2 for more in (1, 2, 3, 4))
+    branch, grad = branch.bfloat16(), grad.bfloat16()
+    x, branch, grad, grad_total = (t[..., :width] for t in (x, branch, grad, grad_total))
+    weight, bias = torch.randn(width), torch.randn(width)
+    if used == "norm":
+        grad_total = None
     exact = [t.double().requires_grad_() for t in (x, branch, weight, bias)]
     total = exact[0] + exact[1] if of_sum else exact[0] * 1
     expected = F.layer_norm(total, (width,), *exact[2:], EPS)
@@ -99,7 +106,7 @@ def run(block, inputs, orders, dtype):
     """Result and gradients, twice from one graph."""
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         result = block(inputs[0], orders)
-    grad = torch.linspace(-1, 1, result.numel()).view_as(result)
+    grad = torch.linspace(-1, 1, result.numel(), dtype=torch.float32).view_as(result)
     return result, *(torch.autograd.grad(result, inputs, grad, retain_graph=True) for _ in range(2))
 
 
@@ -115,13 +122,13 @@ def names(last) -> set[str]:
 FUSED = {"_MambaInnerBackward", "_GatedLinearBackward"}
 
 
-@pytest.mark.parametrize("scans", [1, 4])
+@pytest.mark.parametrize(("dim", "images", "scans"), [(40, 2, 1), (40, 2, 4), (150, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_block(isa, dtype, scans, monkeypatch):
-    """Against PyTorch's operators; with bfloat16 both under autocast."""
+def test_block(isa, dtype, dim, images, scans, monkeypatch):
+    """Against PyTorch's operators, under autocast with bfloat16; 150: whole groups of channels and a part of one."""
     torch.manual_seed(0)
-    block, orders = Block(40, scans=scans, drop_path=0.0, num_blocks=12), scan_orders(5, 7, scans)
-    inputs = [torch.randn(2, 35, 40).requires_grad_(), *block.parameters()]
+    block, orders = Block(dim, scans=scans, drop_path=0.0, num_blocks=12), scan_orders(5, 7, scans)
+    inputs = [torch.randn(images, 35, dim).requires_grad_(), *block.parameters()]
     fused = FUSED | {"_NormBackward"} if dtype == torch.bfloat16 else FUSED
     result, grads, again = run(block, inputs, orders, dtype)
     assert fused <= names(result.grad_fn)
@@ -129,6 +136,7 @@ def test_block(isa, dtype, scans, monkeypatch):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert torch.equal(block(inputs[0], orders), result)
     monkeypatch.setenv("ARM_SCAN_BACKEND", "torch")
+    monkeypatch.setattr(conv, "_kernels", lambda x, weight: None)
     for module in (gate, norm):
         monkeypatch.setattr(module, "row_kernels", lambda *args, **kwargs: None)
     expected, wanted, _ = run(block, inputs, orders, dtype)
@@ -170,19 +178,57 @@ def test_other_types_are_pytorchs(dtype):
         assert "_NormBackward" not in names(layer_norm(torch.randn(2, 3, 8).requires_grad_(), layer).grad_fn)
 
 
-def test_what_looks_at_operators_sees_them():
-    x, z, linear, layer = torch.randn(2, 3, 8), torch.randn(2, 3, 8), nn.Linear(8, 4), nn.LayerNorm(8)
-    with FlopCounterMode(display=False) as counter:
-        gated_linear(x, z, linear)
-    assert counter.get_total_flops() == 2 * 6 * 8 * 4
-    seen = []
-    linear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+def test_what_looks_at_operators_sees_them(monkeypatch):
+    block, orders = Block(40, scans=4, drop_path=0.0, num_blocks=12), scan_orders(5, 7, 4)
+    x, counts = torch.randn(2, 35, 40).requires_grad_(), []
+    for backend in ("auto", "torch"):
+        monkeypatch.setenv("ARM_SCAN_BACKEND", backend)
+        with FlopCounterMode(display=False) as counter:
+            result = block(x, orders)
+        counts.append(counter.get_total_flops())
+        assert not FUSED & names(result.grad_fn)
+    assert counts[0] == counts[1] > 0
+
+
+def test_hooks_see_what_a_layer_takes_in():
+    x, z, linear, layer, seen = torch.randn(2, 3, 8), torch.randn(2, 3, 8), nn.Linear(8, 4), nn.LayerNorm(8), []
+    for module in (linear, layer):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     gated_linear(x, z, linear)
     close(seen[0], x * F.silu(z), 1e-6)
-    layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     with torch.autocast("cpu", torch.bfloat16):
         add_layer_norm(x, z.bfloat16(), layer)
     assert torch.equal(seen[1], x + z.bfloat16())
+
+
+def test_shapes_and_types_that_kernels_do_not_take():
+    """They would read and write beyond the smaller tensor, or take one type for the other."""
+    x, layer = torch.randn(2, 9, 8).requires_grad_(), nn.LayerNorm(8, eps=EPS)
+    for z in (torch.randn(1, 9, 8), torch.randn(8)):
+        result = silu_gate(x, z.requires_grad_())
+        assert torch.equal(result, x * F.silu(z)) and "_GateBackward" not in names(result.grad_fn)
+    for branch in (torch.randn(1, 9, 8).bfloat16(), torch.randn(2, 9, 8)):
+        with torch.autocast("cpu", torch.bfloat16):
+            total, normed = add_layer_norm(x, branch, layer)
+            assert torch.equal(total, x + branch) and torch.equal(normed, layer(x + branch))
+        assert "_NormBackward" not in names(normed.grad_fn)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        silu_gate(x, torch.empty(2, 9, 8, device="meta"))
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_default_types_do_not_matter(default):
+    torch.manual_seed(0)
+    block, orders = Block(40, scans=4, drop_path=0.0, num_blocks=12), scan_orders(5, 7, 4)
+    inputs = [torch.randn(2, 35, 40).requires_grad_(), *block.parameters()]
+    for dtype in (torch.float32, torch.bfloat16):
+        expected, wanted, _ = run(block, inputs, orders, dtype)
+        try:
+            torch.set_default_dtype(default)
+            result, grads, _ = run(block, inputs, orders, dtype)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(result, expected) and all(map(torch.equal, grads, wanted))
 
 
 def test_one_row_and_no_rows():

@@ -96,7 +96,7 @@ def compare(inputs, run):
         assert_close(grad, wanted[name], 3 * tolerance)
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (4, 4), (5, 7), (1, 33), (8, 8), (5, 13)])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (4, 6), (1, 25), (5, 7), (1, 33), (8, 8), (5, 13)])
 @pytest.mark.parametrize("scans", [1, 4])
 def test_backends_equal_the_reference(run, grid, scans):
     compare(scan_inputs(grid=grid, scans=scans), run)
@@ -466,6 +466,32 @@ def test_operators_follow_pytorchs_rules():
     x = torch.randn(2, 18, 4, requires_grad=True)
     weight, bias = torch.randn(4, 4, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
     torch.library.opcheck(torch.ops.arm.cross_conv, (x, weight, bias, inputs["orders"]))
+
+
+def test_operators_of_the_backward_follow_them_too():
+    inputs = {n: v.detach() for n, v in scan_inputs(grid=(3, 6), dim=4).items()}
+    for backend in ("torch", "cpu"):
+        inputs = {n: v.detach() for n, v in cast(inputs, RUNS["cpu plain" if backend == "cpu" else backend][0]).items()}
+        arguments = [inputs[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")]
+        y, states = torch.ops.arm.cross_scan(*arguments, True, backend, True)
+        torch.library.opcheck(torch.ops.arm.cross_scan_backward, (y, *arguments, True, backend, states))
+    x, weight, bias = torch.randn(2, 18, 4), torch.randn(4, 4, 4), torch.randn(4, 4)
+    grad = torch.ops.arm.cross_conv(x, weight, bias, inputs["orders"])
+    torch.library.opcheck(torch.ops.arm.cross_conv_backward, (grad, x, weight, bias, inputs["orders"]))
+
+
+def test_no_gradient_of_a_gradient():
+    """An error, where a penalty on a gradient would silently be 0."""
+    inputs = scan_inputs()
+    x, weight, bias = (torch.randn(*s).requires_grad_() for s in ((2, 35, 6), (4, 6, 4), (4, 6)))
+    block = Block(6, scans=4, drop_path=0.0, num_blocks=12)
+    for result, leaf in (
+        (cross_scan(**inputs), inputs["u"]),
+        (cross_conv(x, weight, bias, inputs["orders"]), x),
+        (block(x, inputs["orders"]), x),
+    ):
+        with pytest.raises(RuntimeError, match="no create_graph"):
+            torch.autograd.grad(result.sum(), leaf, create_graph=True)
 
 
 def test_flops_of_the_scan_are_counted():

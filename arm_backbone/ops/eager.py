@@ -23,10 +23,11 @@ def fused_backend(first: Tensor, *others: Tensor | None, dtype: torch.dtype) -> 
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     eager = (
-        first.numel() > 0
-        and all(t is None or type(t) in (Tensor, nn.Parameter) for t in (first, *others))
+        all(t is None or type(t) in (Tensor, nn.Parameter) for t in (first, *others))
         and not torch._C._are_functorch_transforms_active()
         and _get_current_dispatch_mode() is None
+        and all(t is None or t.device == first.device for t in others)
+        and first.numel() > 0
     )
     if not eager or first.dtype == torch.float64:
         return None

@@ -5,22 +5,23 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .eager import computing_type, is_plain, row_kernels
+from .operator import first_order
 
 
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:
     """`x * silu(z)`; tensors of one shape.
 
-    In one pass, which keeps nothing but x and z for the backward. torch.compile fuses the plain expression.
+    Where there are kernels in one pass, which keeps nothing but x and z for the backward. torch.compile fuses the plain
+    expression.
     """
     kernels = _kernels(x, z)
     return x * F.silu(z) if kernels is None else _Gate.apply(x, z, kernels)
 
 
 def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(x * silu(z))`; what the layer takes in is not kept, but made again in the backward.
+    """`linear(x * silu(z))`; where there are kernels the layer's input is not kept, but made again in the backward.
 
     A layer that is more than an `nn.Linear` (a subclass, one with hooks or with another `forward`) is called as it is.
     """
@@ -32,7 +33,8 @@ def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def _kernels(x: Tensor, z: Tensor, *others: Tensor | None) -> ModuleType | None:
-    return row_kernels("gate_triton", x, z, *others, dtype=x.dtype) if x.dtype == z.dtype else None
+    alike = x.dtype == z.dtype and x.shape == z.shape
+    return row_kernels("gate_triton", x, z, *others, dtype=x.dtype) if alike else None
 
 
 class _Gate(torch.autograd.Function):
@@ -43,7 +45,7 @@ class _Gate(torch.autograd.Function):
         return kernels.gate_forward(x, z)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *ctx.kernels.gate_backward(grad, *ctx.saved_tensors), None
 
@@ -57,7 +59,7 @@ class _GatedLinear(torch.autograd.Function):
         return F.linear(kernels.gate_forward(x, z), weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)

@@ -8,11 +8,11 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import native
 from .conv import cross_conv
 from .eager import computing_type, fused_backend
+from .operator import first_order
 from .scan import cross_scan, resolve_backend
 
 
@@ -49,8 +49,8 @@ def mamba_inner(
     """
     _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-    kernels = _kernels(conv_weight) if x.dtype == computing_type(x) and runs_as_one(*tensors) else None
-    if kernels is not None:
+    kernels = _kernels(_backend(*tensors)) if x.dtype == computing_type(x) else None
+    if kernels is not None and conv_weight.shape[2] <= kernels[0].MAX_TAPS:
         grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if grad:
             return _MambaInner.apply(*tensors, orders, kernels)
@@ -84,11 +84,23 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
 
 
-def runs_as_one(x: Tensor, *others: Tensor) -> bool:
-    """Whether `mamba_inner` of tokens like x is one autograd function, which keeps little for its backward."""
+def _backend(x: Tensor, *others: Tensor) -> str | None:
+    """Name of the scan's back end, if its kernels may be called without the dispatcher's knowing."""
     dtype = computing_type(x)
     backend = fused_backend(x, *others, dtype=dtype)
-    return backend is not None and backend == resolve_backend(x.device, dtype)
+    return backend if backend is not None and backend == resolve_backend(x.device, dtype) else None
+
+
+def runs_as_one(x: Tensor) -> bool:
+    """Whether `mamba_inner` of tokens like x is one autograd function, which keeps little for its backward."""
+    return _backend(x) is not None
+
+
+def _kernels(backend: str | None) -> tuple[ModuleType, ModuleType] | None:
+    """The modules of convolution and scan."""
+    if backend == "triton":
+        return tuple(import_module(f".{name}_triton", __package__) for name in ("conv", "scan"))
+    return (native, native) if backend else None
 
 
 def _of_direction(tokens: Tensor) -> Tensor:
@@ -103,14 +115,6 @@ def _scan_inputs(projected: Tensor, dt_proj_weight: Tensor, states: int, shape: 
     return tuple(t.unflatten(1, (shape[0], shape[2])).transpose(0, 1) for t in (delta, B, C))
 
 
-def _kernels(conv_weight: Tensor) -> tuple[ModuleType, ModuleType] | None:
-    """The modules of convolution and scan where `runs_as_one`; None if the filter is too long for them."""
-    conv = scan = native
-    if resolve_backend(conv_weight.device, torch.float32) == "triton":
-        conv, scan = (import_module(f".{name}_triton", __package__) for name in ("conv", "scan"))
-    return (conv, scan) if conv_weight.shape[2] <= conv.MAX_TAPS else None
-
-
 def _forward(
     x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, kernels, keep: bool
 ) -> tuple[Tensor, ...]:
@@ -118,7 +122,7 @@ def _forward(
     conv, scan = kernels
     x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
     directions, channels, states = A_log.shape
-    A = torch.empty(directions, states, channels, device=x.device)  # as the kernels want it
+    A = torch.empty(directions, states, channels, device=x.device, dtype=torch.float32)  # as the kernels want it
     A = torch.exp(A_log.transpose(1, 2).float(), out=A).neg_().transpose(1, 2)
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
     projected = _of_direction(u) @ x_proj.transpose(1, 2)
@@ -139,7 +143,7 @@ class _MambaInner(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_y):
         with torch.autocast(grad_y.device.type, enabled=False):
             grads = _backward(grad_y, *ctx.saved_tensors, ctx.kernels)

@@ -159,6 +159,11 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.float32).contiguous()
 
 
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Whatever PyTorch's default type and device are."""
+    return torch.empty(*shape, dtype=dtype, device="cpu")
+
+
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -215,8 +220,8 @@ def scan_forward(
     inputs = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, half)
     batch, _, length, channels = u.shape
     segments = -(-length // segment_length())
-    y = torch.empty(batch, length, channels, dtype=inputs.u.dtype)
-    saved = torch.empty(segments + 1 if keep else 1, *inputs.states)
+    y = _empty(batch, length, channels, dtype=inputs.u.dtype)
+    saved = _empty(segments + 1 if keep else 1, *inputs.states)
     forward = _ScanForward(inputs.scan, y.data_ptr(), saved.data_ptr(), int(keep))
     _library().arm_scan_forward(kernels(), ctypes.byref(forward), torch.get_num_threads(), _openmp())
     return y.to(u.dtype), saved
@@ -248,9 +253,9 @@ def scan_backward(
     threads = torch.get_num_threads()
     parts = _library().arm_parts(kernels(), batch * directions, channels, threads)
     grad_u, grad_delta = (x if in_place else torch.empty_like(x) for x in (inputs.u, inputs.delta))
-    grad_B, grad_C = (torch.empty(parts, directions, batch, *B.shape[2:]) for _ in range(2))
-    grad_A = torch.empty(batch, *inputs.A.shape)
-    grad_D, grad_bias = (torch.empty(batch, directions, channels) for _ in range(2))
+    grad_B, grad_C = (_empty(parts, directions, batch, *B.shape[2:]) for _ in range(2))
+    grad_A = _empty(batch, *inputs.A.shape)
+    grad_D, grad_bias = (_empty(batch, directions, channels) for _ in range(2))
     results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
     pointers = (x.data_ptr() for x in (grad_y, saved, *results))
     backward = _ScanBackward(inputs.scan, *pointers, parts)
@@ -265,7 +270,7 @@ def scan_backward(
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
     half = x.dtype == torch.bfloat16
-    out = torch.empty(orders.shape[0], *x.shape, dtype=x.dtype if half else torch.float32)
+    out = _empty(orders.shape[0], *x.shape, dtype=x.dtype if half else torch.float32)
     _convolve(x if half else x.float(), weight, bias, orders, half=half, out=out)
     return out.to(x.dtype).transpose(0, 1)
 
@@ -275,8 +280,8 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     half = x.dtype == grad.dtype == torch.bfloat16
-    grad, grad_x = by_direction(grad if half else grad.float()), torch.empty(x.shape)
-    grad_weight, grad_bias = torch.empty(x.shape[0], *weight.shape), torch.empty(x.shape[0], *bias.shape)
+    grad, grad_x = by_direction(grad if half else grad.float()), _empty(x.shape)
+    grad_weight, grad_bias = _empty(x.shape[0], *weight.shape), _empty(x.shape[0], *bias.shape)
     results = dict(grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias)
     _convolve(x if half else x.float(), weight, bias, orders, half, backward=True, grad=grad, **results)
     return grad_x.to(x.dtype), _sum(grad_weight).to(weight.dtype), _sum(grad_bias).to(bias.dtype)
@@ -324,7 +329,7 @@ def norm_forward(
     count = x.numel() // width
     total = x if branch is None else x.new_empty(x.shape)
     out = x.new_empty(x.shape, dtype=dtype)
-    mean, scale = torch.empty(2, count).unbind()
+    mean, scale = _empty(2, count).unbind()
     (x, row_x), (branch, row_branch) = rows(x), (None, 0) if branch is None else rows(branch)
     tensors = (x, branch, _float(weight), _float(bias), total, out, mean, scale)
     norm = _Norm(count, width, row_x, row_branch, *(_pointer(t) for t in tensors), eps)
@@ -346,7 +351,7 @@ def norm_backward(
     grad_x = total.new_empty(total.shape)
     grad_branch = None if branch_type is None else total.new_empty(total.shape, dtype=branch_type)
     threads = torch.get_num_threads()
-    sums = torch.empty(threads, 2, width)
+    sums = _empty(threads, 2, width)
     (grad, row_grad), (total, row_x) = rows(grad), rows(total)
     grad_total, row_total = (None, 0) if grad_total is None else rows(grad_total)
     tensors = (grad, grad_total, total, _float(weight), mean, scale, grad_x, grad_branch, sums)

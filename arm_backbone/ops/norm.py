@@ -4,9 +4,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .eager import computing_type, is_plain, row_kernels
+from .operator import first_order
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -17,23 +17,23 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def add_layer_norm(x: Tensor, branch: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """`x + branch` and its norm, as `layer_norm`."""
-    kernels = _kernels(norm, x, branch) if x.dtype == torch.promote_types(x.dtype, branch.dtype) else None
+    kernels = _kernels(norm, x, branch)
     if kernels is not None:
         return _Norm.apply(x, branch, norm.weight, norm.bias, norm.eps, kernels)
     x = x + branch
     return x, norm(x)
 
 
-def _kernels(norm: nn.LayerNorm, x: Tensor, *branch: Tensor) -> ModuleType | None:
+def _kernels(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None = None) -> ModuleType | None:
     dtype = computing_type(x)
     whole = norm.weight is not None and norm.bias is not None and norm.normalized_shape == x.shape[-1:]
     if dtype == x.dtype or not whole or not is_plain(norm, nn.LayerNorm):
         return None
-    if x.device.type == "cpu" and not (
-        x.dtype == torch.float32 and all(b.dtype == torch.bfloat16 == dtype for b in branch)
-    ):
+    if branch is not None and (branch.shape != x.shape or torch.promote_types(x.dtype, branch.dtype) != x.dtype):
         return None
-    return row_kernels("norm_triton", x, *branch, norm.weight, norm.bias, dtype=dtype)
+    if x.device.type == "cpu" and (x.dtype != torch.float32 or (branch is not None and branch.dtype != torch.bfloat16)):
+        return None
+    return row_kernels("norm_triton", x, branch, norm.weight, norm.bias, dtype=dtype)
 
 
 class _Norm(torch.autograd.Function):
@@ -47,7 +47,7 @@ class _Norm(torch.autograd.Function):
         return None if branch is None else total, out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_total: Tensor | None, grad: Tensor | None):
         total, weight, mean, scale = ctx.saved_tensors
         if grad is None:  # nothing depends on the norm

@@ -75,7 +75,7 @@ def norm_forward(
     count = x.numel() // width
     total = x if branch is None else x.new_empty(x.shape)
     out = x.new_empty(x.shape, dtype=dtype)
-    mean, scale = torch.empty(2, count, device=x.device).unbind()
+    mean, scale = torch.empty(2, count, device=x.device, dtype=torch.float32).unbind()
     (x, row_x), (branch, row_branch) = rows(x), (branch, 0) if branch is None else rows(branch)
     _forward[(count,)](
         *(x, branch, weight, bias, total, out, mean, scale, width, row_x, row_branch, eps),
@@ -101,7 +101,7 @@ def norm_backward(
     grad_branch = total.new_empty(total.shape, dtype=branch_type) if separate else grad_x
     many = 8 * torch.cuda.get_device_properties(total.device).multi_processor_count if total.is_cuda else 3
     programs = min(count, many)
-    sums = torch.empty(programs, 2, width, device=total.device)
+    sums = torch.empty(programs, 2, width, device=total.device, dtype=torch.float32)
     (grad, row_grad), (total, row_x) = rows(grad), rows(total)
     grad_total, row_total = (None, 0) if grad_total is None else rows(grad_total)
     _backward[(programs,)](

@@ -135,47 +135,35 @@ extern "C" void arm_conv(const Kernels *kernels, const Conv *conv, int64_t backw
 
 namespace {
 
-// Rows cut into `parts`, one after the other.
+// Rows cut into as many parts as there are threads, one after the other.
 template <typename T>
-struct RowsCall {
-    const Kernels *kernels;
-    const T *arguments;
-    int64_t parts;
-    void (*part)(const RowsCall &, int64_t part, int64_t first, int64_t end);
-};
-
-template <typename T>
-void run(const RowsCall<T> &call, int64_t threads, void *parallel) {
+void run_rows(void (*kernel)(const T &, int64_t, int64_t, int64_t), const T &arguments, int64_t threads, void *parallel) {
+    struct RowsCall {
+        void (*kernel)(const T &, int64_t, int64_t, int64_t);
+        const T &arguments;
+        int64_t parts;
+    } const call = {kernel, arguments, threads};
     auto task = [](const void *data, int64_t i) {
-        const auto &c = *static_cast<const RowsCall<T> *>(data);
-        const int64_t rows = c.arguments->rows;
-        c.part(c, i, rows * i / c.parts, rows * (i + 1) / c.parts);
+        const auto &c = *static_cast<const RowsCall *>(data);
+        const int64_t rows = c.arguments.rows;
+        c.kernel(c.arguments, i, rows * i / c.parts, rows * (i + 1) / c.parts);
     };
-    run(call.parts, task, &call, threads, parallel);
+    run(threads, task, &call, threads, parallel);
 }
 
 }  // namespace
 
 extern "C" void arm_gate(const Kernels *kernels, const Gate *gate, int64_t threads, void *parallel) {
-    const RowsCall<Gate> call = {kernels, gate, threads, [](const auto &c, int64_t, int64_t first, int64_t end) {
-                                     c.kernels->gate(*c.arguments, first, end);
-                                 }};
-    run(call, threads, parallel);
+    run_rows(kernels->gate, *gate, threads, parallel);
 }
 
 extern "C" void arm_norm(const Kernels *kernels, const Norm *norm, int64_t threads, void *parallel) {
-    const RowsCall<Norm> call = {kernels, norm, threads, [](const auto &c, int64_t, int64_t first, int64_t end) {
-                                     c.kernels->norm(*c.arguments, first, end);
-                                 }};
-    run(call, threads, parallel);
+    run_rows(kernels->norm, *norm, threads, parallel);
 }
 
-// `threads` is the number of parts that the sums have room for.
+// The sums have room for as many parts as there are threads.
 extern "C" void arm_norm_backward(const Kernels *kernels, const NormBackward *norm, int64_t threads, void *parallel) {
-    const RowsCall<NormBackward> call = {kernels, norm, threads, [](const auto &c, int64_t part, int64_t first, int64_t end) {
-                                             c.kernels->norm_backward(*c.arguments, part, first, end);
-                                         }};
-    run(call, threads, parallel);
+    run_rows(kernels->norm_backward, *norm, threads, parallel);
 }
 
 // Exponentials and nothing else, on every thread: how many (for a benchmark; the sum keeps them from being left out).

@@ -1,4 +1,4 @@
-// Selective scan and causal convolution on vectors of channels; compiled once for each instruction set.
+// Selective scan, causal convolution, gate and norm on vectors of channels; compiled once for each instruction set.
 //
 // Channels-last, so that a token is a row of memory: vectors run over channels, a scan order is a sequence of row numbers,
 // and the recurrence needs no reduction. Legend: kernels.h.
@@ -597,28 +597,6 @@ void conv_backward(const Conv &c, int64_t image, int64_t first, int64_t end) {
     (c.half ? CONV_BACKWARD<bf16> : CONV_BACKWARD<float>)[c.taps - 1](c, image, first, end);
 }
 
-template <typename T>
-void gate_rows(const Gate &g, int64_t first, int64_t end) {
-    for (int64_t r = first; r < end; r++) {
-        const T *x = static_cast<const T *>(g.x) + r * g.row_x, *z = static_cast<const T *>(g.z) + r * g.row_z;
-        const T *grad = g.grad ? static_cast<const T *>(g.grad) + r * g.row_grad : nullptr;
-        T *out = static_cast<T *>(g.out) + r * g.channels, *grad_z = static_cast<T *>(g.grad_z) + (grad ? r * g.channels : 0);
-        for (int64_t c = 0; c < g.channels; c += LANES) {
-            const int lanes = g.channels - c < LANES ? g.channels - c : LANES;
-            const vec gate = load_some(z + c, lanes), slope = sigmoid(gate), value = load_some(x + c, lanes);
-            if (grad) {
-                const vec by = load_some(grad + c, lanes) * slope;
-                store_some(grad_z + c, by * value * (splat(1.0f) + gate * (splat(1.0f) - slope)), lanes);
-                store_some(out + c, by * gate, lanes);
-            } else {
-                store_some(out + c, value * (gate * slope), lanes);
-            }
-        }
-    }
-}
-
-void gate(const Gate &g, int64_t first, int64_t end) { (g.half ? gate_rows<bf16> : gate_rows<float>)(g, first, end); }
-
 // Calls with the first channel of each vector of a row and the number of its lanes.
 template <typename Vector>
 INLINE void each_vector(int64_t channels, const Vector &vector) {
@@ -626,6 +604,27 @@ INLINE void each_vector(int64_t channels, const Vector &vector) {
     for (; c + LANES <= channels; c += LANES) vector(c, LANES);
     if (c < channels) vector(c, int(channels - c));
 }
+
+template <typename T>
+void gate_rows(const Gate &g, int64_t first, int64_t end) {
+    for (int64_t r = first; r < end; r++) {
+        const T *x = static_cast<const T *>(g.x) + r * g.row_x, *z = static_cast<const T *>(g.z) + r * g.row_z;
+        const T *grad = g.grad ? static_cast<const T *>(g.grad) + r * g.row_grad : nullptr;
+        T *out = static_cast<T *>(g.out) + r * g.channels, *grad_z = static_cast<T *>(g.grad_z) + (grad ? r * g.channels : 0);
+        each_vector(g.channels, [&](int64_t c, int lanes) {
+            const vec gate = load_some(z + c, lanes), slope = sigmoid(gate), value = load_some(x + c, lanes);
+            if (grad) {
+                const vec by = load_some(grad + c, lanes);
+                store_some(grad_z + c, by * value * slope * (splat(1.0f) + gate * (splat(1.0f) - slope)), lanes);
+                store_some(out + c, by * (gate * slope), lanes);
+            } else {
+                store_some(out + c, value * (gate * slope), lanes);
+            }
+        });
+    }
+}
+
+void gate(const Gate &g, int64_t, int64_t first, int64_t end) { (g.half ? gate_rows<bf16> : gate_rows<float>)(g, first, end); }
 
 // Of the first lanes; zeros after them.
 INLINE vec first_lanes(vec x, int lanes) {
@@ -639,7 +638,7 @@ INLINE float lane_sum(vec x) {
     return sum;
 }
 
-void norm(const Norm &n, int64_t first, int64_t end) {
+void norm(const Norm &n, int64_t, int64_t first, int64_t end) {
     const float width = n.channels;
     for (int64_t r = first; r < end; r++) {
         const float *x = n.x + r * n.row_x;

@@ -96,8 +96,8 @@ struct Kernels {
     void (*scan_backward)(const ScanBackward &, int64_t image, int64_t direction, int64_t part, int64_t first, int64_t end);
     void (*conv_forward)(const Conv &, int64_t image, int64_t first, int64_t end);
     void (*conv_backward)(const Conv &, int64_t image, int64_t first, int64_t end);
-    void (*gate)(const Gate &, int64_t first, int64_t end);
-    void (*norm)(const Norm &, int64_t first, int64_t end);
+    void (*gate)(const Gate &, int64_t part, int64_t first, int64_t end);
+    void (*norm)(const Norm &, int64_t part, int64_t first, int64_t end);
     void (*norm_backward)(const NormBackward &, int64_t part, int64_t first, int64_t end);
     float (*exponentials)(int64_t repeats);  // CHAINS vectors of them, `repeats` times, in registers; their sum
 };
