@@ -4,7 +4,8 @@
 #
 # Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
 # Drop path 0.3: as ARM-L is finetuned for classification; our choice here. with_cp=True: the
-# cheap parts of a block are computed again in the backward; "all", whole blocks: the least memory.
+# cheap parts of a block are computed again in the backward also where no kernels do so
+# (plain PyTorch); "all" does so with whole blocks: the least memory.
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",

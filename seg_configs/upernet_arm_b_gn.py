@@ -1,6 +1,6 @@
 # As upernet_arm_b.py for one GPU: GroupNorm instead of SyncBN, whose statistics over a few images
 # are worthless (UPerHead pools a map to 1 x 1), and the cheap parts of blocks
-# computed again in the backward (with_cp).
+# computed again in the backward also where no kernels do so (with_cp).
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_b_gn.py 1
 #
