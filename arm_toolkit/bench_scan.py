@@ -308,8 +308,8 @@ def block_cases(
 
     Under autocast these are timed twice: with weights of its type, and with the casts that autocast cannot do without.
     The forward of the block, too: under autocast, and of that type throughout ("weights held"). The backward, too: with
-    what a forward leaves, and with more computed again ("with_cp"). On a GPU ours and the usual arrangement, too, as CUDA
-    graphs ("graph").
+    what a forward leaves, and with more computed again ("with_cp"). On a GPU ours and the usual arrangement, too, as
+    CUDA graphs ("graph").
     """
     dim, num_layers = resolve_arch(arch)
     block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)

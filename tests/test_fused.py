@@ -147,6 +147,23 @@ def test_block(isa, dtype, dim, images, scans, monkeypatch):
         close(got, want, 1e-5 if dtype == torch.float32 else 3e-2)
 
 
+def test_threads():
+    """Each has channels or rows of its own."""
+    torch.manual_seed(0)
+    block, orders = Block(150, scans=1, drop_path=0.0, num_blocks=12), scan_orders(5, 7, 1)
+    inputs = [torch.randn(1, 35, 150).requires_grad_(), *block.parameters()]
+    for dtype in (torch.float32, torch.bfloat16):
+        expected, wanted, _ = run(block, inputs, orders, dtype)
+        torch.set_num_threads(3)
+        try:
+            result, grads, again = run(block, inputs, orders, dtype)
+        finally:
+            torch.set_num_threads(1)
+        assert all(map(torch.equal, grads, again))
+        for got, want in zip((result, *grads), (expected, *wanted), strict=True):
+            close(got, want, 2e-6 if dtype == torch.float32 else 1e-2)
+
+
 def test_a_block_keeps_little(monkeypatch):
     """Of a token: not what the convolution and the projection to delta make for every direction."""
     block, orders, kept = Block(64, scans=4, drop_path=0.0, num_blocks=12), scan_orders(8, 8, 4), []

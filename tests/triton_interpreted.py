@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_fused import names
 from test_ops import assert_close, cast, compare, gradients, scan_gradients, scan_inputs
 from triton.runtime import interpreter
 
@@ -132,22 +133,13 @@ def test_fused_block(images, grid, monkeypatch):
     exact = block(inputs[0], orders)
     grad = torch.randn_like(exact)
     wanted = torch.autograd.grad(exact, inputs, grad, retain_graph=True)
-    assert any("cross_scan" in name for name in function_names(exact.grad_fn))
+    assert any("cross_scan" in name for name in names(exact.grad_fn))
     monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
     result = run_checkpointed(block, inputs[0], orders, with_cp=True)
-    found = function_names(result.grad_fn)
+    found = names(result.grad_fn)
     assert {"_MambaInnerBackward", "_GatedLinearBackward"} <= found and not any("cross_scan" in n for n in found)
     assert_close(result, exact, 1e-6)
     for got, want in zip(torch.autograd.grad(result, inputs, grad), wanted, strict=True):
         assert_close(got, want, 1e-5)
     with torch.no_grad():
         assert_close(block(inputs[0], orders), exact, 1e-6)
-
-
-def function_names(last) -> set[str]:
-    names, left = set(), [last]
-    while left:
-        node = left.pop()
-        names.add(type(node).__name__)
-        left += [before for before, _ in node.next_functions if before is not None]
-    return names
