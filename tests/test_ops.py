@@ -541,6 +541,15 @@ def test_wrong_shapes_of_the_mixers_inside_are_named(name):
         mamba_inner(**inputs)
 
 
+def test_other_numbers_than_int64_in_orders_are_refused():
+    """A kernel would take two of them for one."""
+    inputs = {n: torch.randn(shape) for n, shape in INNER.items()} | dict(orders=scan_orders(3, 3).int())
+    with pytest.raises(ValueError, match="orders must be int64, not torch.int32"):
+        mamba_inner(**inputs)
+    with pytest.raises(ValueError, match="orders must be int64, not torch.int32"):
+        cross_conv(*(inputs[n] for n in ("x", "conv_weight", "conv_bias", "orders")))
+
+
 def test_what_is_added_to_a_layer_is_seen():
     """Functions that take a layer's weights instead of calling it must not pass over hooks and replacements."""
     assert is_plain(nn.Linear(3, 4), nn.Linear)

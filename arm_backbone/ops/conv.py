@@ -30,7 +30,7 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tenso
         (B, K, L, D), in token order.
 
     Raises:
-        ValueError: when shapes do not go together.
+        ValueError: when shapes do not go together, or orders are of another type.
     """
     if x.ndim != 3 or weight.ndim != 3 or x.shape[2] != weight.shape[1]:
         raise ValueError(
@@ -41,6 +41,8 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tenso
             f"bias must be (K, D) and orders (K, L); got {tuple(bias.shape)} and {tuple(orders.shape)} "
             f"with x {tuple(x.shape)} and weight {tuple(weight.shape)}"
         )
+    if orders.dtype != torch.int64:
+        raise ValueError(f"orders must be int64, not {orders.dtype}")
     return _cross_conv(x, weight, bias, orders)
 
 

@@ -45,7 +45,7 @@ def mamba_inner(
         (B, L, D) in token order: the mean over the directions.
 
     Raises:
-        ValueError: when shapes or devices do not go together.
+        ValueError: when shapes, devices or types do not go together.
     """
     _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
@@ -82,6 +82,8 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with {given} it must be {shape}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    if orders.dtype != torch.int64:
+        raise ValueError(f"orders must be int64, not {orders.dtype}")
 
 
 def _backend(x: Tensor, *others: Tensor) -> str | None:
