@@ -9,7 +9,7 @@ from setuptools.command.build_ext import build_ext
 here = Path(__file__).parent
 
 # The CPU kernels: one source for each instruction set, chosen between when they run
-CSRC = "arm_backbone/ops/csrc"
+CSRC = "arm_backbone/ops/cpu/csrc"
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-Wno-psabi"]
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
@@ -65,11 +65,11 @@ setup(
     packages=find_packages(include=["arm_*"]) + pretrain,
     package_dir={"arm_pretrain": "pretrain"},
     package_data={
-        "arm_backbone": ["ops/csrc/*"],
+        "arm_backbone": ["ops/cpu/csrc/*"],
         # configurations are no packages (no __init__.py), so they are data
         "arm_pretrain": ["configs/**/*.py"],
     },
-    ext_modules=[Extension("arm_backbone.ops.libarm_cpu", [f"{CSRC}/kernels.cpp"], optional=True)],
+    ext_modules=[Extension("arm_backbone.ops.cpu.libarm_cpu", [f"{CSRC}/kernels.cpp"], optional=True)],
     cmdclass={"build_ext": BuildKernels},
     # What a timm user needs, and no more. Lower bounds only, as a library that pins torch fits into
     # nobody's environment; tested with the versions in tools/versions.txt.

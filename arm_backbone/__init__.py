@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from . import timm_models  # noqa: F401 registers its models with timm
 from .arm import ARCHS
 from .pyramid import ARMPyramid
 

@@ -3,19 +3,12 @@
 Legend: B batch, L tokens (class token included), C channels.
 """
 
-import logging
-
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .arm import ARCHS, ARMTrunk
+from .arm import ARMTrunk
 from .block import NORM_EPS
-from .checkpoint import model_state
-from .load import fitted
 from .scan_order import cls_index
-
-_logger = logging.getLogger(__name__)
 
 POOLS = ("avg", "token", "")
 
@@ -172,64 +165,3 @@ class ARMClassifier(ARMTrunk):
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's grouping of parameters by depth, for its layer decay."""
         return dict(stem=r"^(?:patch_embed|pos_embed|cls_)", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
-
-
-def _cfg(size: int) -> dict:
-    return dict(
-        num_classes=1000,
-        input_size=(3, size, size),
-        fixed_input_size=True,  # img_size follows input_size
-        crop_pct=0.875 if size <= 224 else 1.0,  # reference code
-        crop_mode="squash",  # reference code: the image is squashed to a square before the centre crop
-        interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        first_conv="patch_embed.proj",
-        classifier="head",
-    )
-
-
-# timm name -> image size and arguments of the model
-VARIANTS = {f"arm_{arch}_patch16_{size}": (size, dict(arch=arch)) for arch in ARCHS for size in (224, 384)}
-VARIANTS["arm_base_patch16_stride8_448"] = (448, dict(arch="base", patch_stride=8))  # 55 x 55 tokens
-
-default_cfgs = generate_default_cfgs({name: _cfg(size) for name, (size, _) in VARIANTS.items()})
-
-
-def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Tensor]:
-    """A checkpoint of any kind (the authors' too) as tensors of `model`, for timm's loading.
-
-    What the file need not have (see `arm_backbone.load`) stays as it is, with a warning.
-
-    Raises:
-        CheckpointError: if the file does not fit otherwise.
-    """
-    state, accounting = fitted(model, model_state(checkpoint), "the checkpoint")
-    if accounting.new:
-        _logger.warning("not in the checkpoint: %s", ", ".join(sorted(accounting.new)))
-    return model.state_dict() | state
-
-
-def _register(name: str, arguments: dict) -> None:
-    def create(pretrained: bool = False, **kwargs) -> ARMClassifier:
-        return build_model_with_cfg(
-            ARMClassifier,
-            name,
-            pretrained,
-            pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
-            **arguments | kwargs,
-        )
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"""{name} (ARM Table 1).
-
-    Weights of any kind, the authors' too: pretrained=True, pretrained_cfg_overlay=dict(file=PATH). timm's own
-    checkpoint_path= takes a state dict of this very model only, and timm drops arguments that are None: for a model
-    without class token build `ARMClassifier`.
-    """
-    globals()[name] = register_model(create)
-
-
-for _name, (_, _arguments) in VARIANTS.items():
-    _register(_name, _arguments)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from . import arm, classifier, pyramid
 from .arm import ARMTrunk
-from .checkpoint import model_state, read_checkpoint
-from .convert import Accounting
-from .load import load_trunk
+from .checkpoint.accounting import Accounting
+from .checkpoint.files import model_state, read_checkpoint
+from .checkpoint.load import load_trunk
 from .optim import parameter_groups, warmup_cosine
 
 

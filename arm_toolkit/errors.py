@@ -8,17 +8,14 @@ from collections.abc import Callable
 import torch.distributed
 from mmengine.dist import get_rank
 
-from arm_backbone.checkpoint import CheckpointError
+from arm_backbone.checkpoint.files import CheckpointError
+from arm_images.errors import DataError
 
 TRACEBACK = "ARM_TRACEBACK"
 
 
 class ConfigError(ValueError):
     """A configuration or command line that cannot be run; the message names the key, its value and the remedy."""
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message names the file and the remedy."""
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from arm_backbone.checkpoint import CheckpointError, misfit, model_state, read_checkpoint
+from arm_backbone.checkpoint.accounting import misfit
+from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 
 from .targets import normalised_pixels, patchify
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[1]
+from helpers.paths import ROOT
+
 PACKAGES = {"arm_backbone": "arm_backbone", "arm_toolkit": "arm_toolkit"}
 PACKAGES["pretrain"] = "arm_pretrain"
 SOURCES = [*PACKAGES, "setup.py", "pyproject.toml", "tools/versions.txt"]
@@ -31,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("build")
     copy = folder / "copy"
     for name in SOURCES:
-        source, target = REPO / name, copy / name
+        source, target = ROOT / name, copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -50,8 +51,8 @@ def test_wheel_holds_every_module_and_configuration(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     for folder, package in PACKAGES.items():
         written = {
-            f"{package}/{file.relative_to(REPO / folder).as_posix()}"
-            for file in (REPO / folder).rglob("*")
+            f"{package}/{file.relative_to(ROOT / folder).as_posix()}"
+            for file in (ROOT / folder).rglob("*")
             if file.is_file() and "__pycache__" not in file.parts
         }
         assert written <= packed, f"not in the wheel: {sorted(written - packed)}"
@@ -66,7 +67,7 @@ def test_wheel_asks_for_the_base_requirements_only(wheel):
     base = {need.partition(">")[0] for need in needs if "extra" not in need}
     assert base == {"torch", "timm", "numpy", "safetensors"}
     extras = [need.replace('"', "'") for need in needs if "extra" in need]
-    pins = (REPO / "tools" / "versions.txt").read_text().split()
+    pins = (ROOT / "tools" / "versions.txt").read_text().split()
     assert all(extra.partition(";")[0] in pins for extra in extras)
     assert {extra.partition("==")[0] for extra in extras if "'openmmlab'" in extra} == {
         "onedl-mmengine",
@@ -101,7 +102,7 @@ def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, 
         run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
         python = tmp_path / "venv" / "bin" / "python"
         # the locked versions, so that it is the torch that pip has in its cache
-        locked = ["--constraint", REPO / "tools" / "versions.txt"]
+        locked = ["--constraint", ROOT / "tools" / "versions.txt"]
         run(python, "-m", "pip", "install", *locked, wheel, cwd=tmp_path)
         # -I: neither this folder nor PYTHONPATH, only what was installed
         answer = json.loads(run(python, "-I", "-c", PROBE, cwd=tmp_path).splitlines()[-1])

@@ -3,11 +3,10 @@ pretraining without the detection and segmentation packages."""
 
 import ast
 import sys
-from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[1]
+from helpers.paths import ROOT
 
 # Optional back ends of the model library: imported where they are used, and only if they are there
 BACKENDS = {"triton", "mamba_ssm", "causal_conv1d"}
@@ -55,11 +54,11 @@ def test_imports_are_found(source, names):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_imports_only_what_it_may(room):
-    files = sorted((REPO / room).rglob("*.py"))
+    files = sorted((ROOT / room).rglob("*.py"))
     assert files, f"{room}/ has no Python files"
     wrong = []
     for file in files:
-        name = file.relative_to(REPO).as_posix()
+        name = file.relative_to(ROOT).as_posix()
         allowed = ROOMS[room] | EXCEPTIONS.get(name, set()) | sys.stdlib_module_names
         wrong += [f"{name} imports {package}" for package in imported(file.read_text()) - allowed]
     assert not wrong, "\n".join(wrong)

@@ -37,11 +37,11 @@ import torch
 
 from arm_backbone.arm import ARCHS
 from arm_backbone.ops import BACKENDS
-from arm_toolkit.bench_models import dense_cases, model_cases, pretrain_cases
-from arm_toolkit.bench_scan import SCANS, Grid, block_cases, scan_cases
-from arm_toolkit.benchmark import Case, Setting, busy, exponents, machine, plot, run_cases
+from arm_toolkit.benchmark.model_cases import dense_cases, model_cases, pretrain_cases
+from arm_toolkit.benchmark.scan_cases import SCANS, Grid, block_cases, scan_cases
+from arm_toolkit.benchmark.timing import Case, Setting, busy, exponents, machine, plot, run_cases
+from arm_toolkit.engine.config import Options
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.launch import Options
 from arm_toolkit.machine import keep_freed_memory
 
 

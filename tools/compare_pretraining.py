@@ -9,9 +9,9 @@ Example, with a list of photographs and CamVid in ADE's layout (images/training,
 import argparse
 from pathlib import Path
 
-from arm_toolkit.comparison import Comparison
 from arm_toolkit.errors import run_tool
-from arm_toolkit.steps import finished
+from arm_toolkit.experiments.comparison import Comparison
+from arm_toolkit.experiments.steps import finished
 
 
 def main() -> None:

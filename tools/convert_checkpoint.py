@@ -14,8 +14,8 @@ Examples:
 
 import argparse
 
-from arm_backbone.checkpoint import CheckpointError, model_state, read_checkpoint, write_checkpoint
-from arm_backbone.convert import TARGETS, convert, detect_kind
+from arm_backbone.checkpoint.convert import TARGETS, convert, detect_kind
+from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
 from arm_toolkit.errors import ConfigError, run_tool
 
 

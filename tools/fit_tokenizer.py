@@ -10,7 +10,7 @@ import argparse
 import torch
 from mmengine.utils import ProgressBar
 
-from arm_backbone.checkpoint import write_checkpoint
+from arm_backbone.checkpoint.files import write_checkpoint
 from arm_pretrain import ImageCrops
 from arm_pretrain.targets import normalised_pixels, patchify
 from arm_pretrain.tokenizers import fit_centroids, nearest

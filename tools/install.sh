@@ -120,7 +120,7 @@ for name, folder in [("arm_pretrain", "pretrain"), *((p.name, p.name) for p in r
             missing.append(("project", "-"))
             break
 
-kernels = repo / "arm_backbone" / "ops"  # compiled from sources that an update may have changed
+kernels = repo / "arm_backbone" / "ops" / "cpu"  # compiled from sources that an update may have changed
 library = kernels / "libarm_cpu.so"
 if library.exists() and any(s.stat().st_mtime > library.stat().st_mtime for s in (kernels / "csrc").iterdir()):
     missing.append(("project", "-"))

@@ -14,10 +14,10 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from arm_backbone.openmmlab import load_pretrained
-from arm_toolkit.config import check_data_paths, config_errors, load_config
+from arm_toolkit.engine.checks import check_data_paths, config_errors
+from arm_toolkit.engine.config import Options, load_config
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.knn import extract_features, vote
-from arm_toolkit.launch import Options
+from arm_toolkit.evaluation.knn import extract_features, vote
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ Examples:
 
 import argparse
 
+from arm_toolkit.analysis.model_info import describe
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.model_info import describe
 
 
 def main() -> None:

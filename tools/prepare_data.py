@@ -15,10 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from arm_toolkit.check_data import ADE_SPLITS, Report, check_ade, check_coco, check_images
-from arm_toolkit.crop_classes import write_class_folders
-from arm_toolkit.errors import DataError, run_tool
-from arm_toolkit.shapes import write_shapes
+from arm_images.errors import DataError
+from arm_toolkit.datasets.check import ADE_SPLITS, Report, check_ade, check_coco, check_images
+from arm_toolkit.datasets.crop_classes import write_class_folders
+from arm_toolkit.datasets.shapes import write_shapes
+from arm_toolkit.errors import run_tool
 
 
 def main() -> None:

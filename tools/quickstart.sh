@@ -8,4 +8,4 @@ case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$repo/tools/install.sh"
 cd "$repo"
-exec "${VIRTUAL_ENV:-$repo/.venv}/bin/python" -m arm_toolkit.quickstart "$@"
+exec "${VIRTUAL_ENV:-$repo/.venv}/bin/python" -m arm_toolkit.experiments.quickstart "$@"

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from arm_pretrain import ImageCrops
+from arm_toolkit.analysis.reconstruction import draw, load_images, load_pretrainer
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.reconstruct import draw, load_images, load_pretrainer
 
 
 def main() -> None:

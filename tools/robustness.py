@@ -27,23 +27,13 @@ import sys
 from pathlib import Path
 
 import torch
-from timm.models import model_entrypoint
 
-from arm_backbone.checkpoint import CheckpointError, model_state, read_checkpoint
-from arm_backbone.classifier import VARIANTS, ARMClassifier
-from arm_backbone.convert import Accounting
-from arm_backbone.load import load_trunk
-from arm_toolkit.errors import ConfigError, DataError, run_tool
-from arm_toolkit.imagenet_sets import (
-    NUM_CLASSES,
-    ROBUSTNESS,
-    TITLES,
-    ImageNetSet,
-    SetNotFound,
-    eval_transform,
-    open_set,
-    top1,
-)
+from arm_backbone.timm_models import default_cfgs
+from arm_images.errors import DataError
+from arm_toolkit.datasets.imagenet_sets import ROBUSTNESS, TITLES
+from arm_toolkit.errors import ConfigError, run_tool
+from arm_toolkit.evaluation.robustness import top1
+from tools.robustness import load_model, markdown, open_sets
 
 
 def main() -> None:
@@ -80,7 +70,7 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="classifier, .pth or .safetensors")
-    parser.add_argument("--model", required=True, choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--model", required=True, choices=default_cfgs, metavar="NAME", help=", ".join(default_cfgs))
     parser.add_argument("--data", required=True, type=Path, metavar="ROOT", help="folder of the sets")
     parser.add_argument(
         "--sets",
@@ -121,60 +111,6 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--global-pool token: --cls-token none leaves no class token; give middle or tail")
     if args.out and args.out.is_dir():
         raise ConfigError(f"--out {args.out} is a folder; give a file in it")
-
-
-def load_model(args: argparse.Namespace) -> tuple[ARMClassifier, Accounting]:
-    """The model with all its weights from the checkpoint, and their account."""
-    cls_token = None if args.cls_token == "none" else args.cls_token
-    # timm.create_model leaves out arguments that are None
-    model = model_entrypoint(args.model)(global_pool=args.global_pool, cls_token=cls_token)
-    state = model_state(read_checkpoint(args.checkpoint))
-    head = state.get("head.weight")
-    if head is not None and len(head) != NUM_CLASSES:
-        raise CheckpointError(
-            f"{args.checkpoint} has {len(head)} classes, the sets need the {NUM_CLASSES} of ImageNet-1k; give a "
-            "classifier of these"
-        )
-    try:
-        accounting = load_trunk(model, state, args.checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f"--model {args.model} --cls-token {args.cls_token}: {error}") from None
-    if any(name.startswith(("head.", "norm.")) for name in accounting.new):
-        raise CheckpointError(f"{args.checkpoint} has no classifier; give a checkpoint finetuned on ImageNet-1k")
-    if "cls_token" in accounting.new:
-        raise CheckpointError(f"{args.checkpoint} has no class token; give --cls-token none")
-    return model, accounting
-
-
-def open_sets(args: argparse.Namespace, model: ARMClassifier) -> dict[str, ImageNetSet | None]:
-    """The sets by name; None for one that is not there and was not asked for."""
-    sets = {}
-    for name in dict.fromkeys(args.sets or ROBUSTNESS):
-        try:
-            sets[name] = open_set(name, args.data, eval_transform(model, args.keep_ratio), args.val)
-        except SetNotFound as error:
-            if args.sets:
-                raise
-            sets[name] = None
-            print(f"not found: {error}", file=sys.stderr)
-    if not any(sets.values()):
-        raise DataError(f"--data {args.data} holds none of the sets; give the folder that does (see --help)")
-    for name, dataset in sets.items():
-        if dataset is not None and len(dataset) != dataset.published:
-            print(
-                f"warning: {TITLES[name]} has {len(dataset)} of {dataset.published} images here: its number does not "
-                "compare with published ones",
-                file=sys.stderr,
-            )
-    return sets
-
-
-def markdown(table: dict[str, dict | None]) -> str:
-    lines = ["| set | images | top-1 (%) |", "| --- | ---: | ---: |"]
-    for name, row in table.items():
-        cells = (row["images"], f"{row['top1']:.1f}") if row else ("not found", "")
-        lines.append(f"| {TITLES[name]} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
 
 
 def write(path: Path, text: str) -> None:

@@ -6,8 +6,8 @@ Example, with pictures of the predictions beside the truth (several devices: too
 
 import argparse
 
+from arm_toolkit.engine.launch import main_test
 from arm_toolkit.errors import run_tool
-from arm_toolkit.launch import main_test
 
 
 def main() -> None:

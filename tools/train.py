@@ -6,8 +6,8 @@ Example, on one device (several: tools/dist_train.sh):
 
 import argparse
 
+from arm_toolkit.engine.launch import main_train
 from arm_toolkit.errors import run_tool
-from arm_toolkit.launch import main_train
 
 
 def main() -> None:

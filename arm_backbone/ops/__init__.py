@@ -1,11 +1,11 @@
 """Operators of the mixer: selective scan and causal convolution, in any number of token orders."""
 
 from .conv import cross_conv
-from .eager import computing_type
+from .dispatch import BACKENDS, computing_type, resolve_backend
 from .gate import gated_linear, silu_gate
 from .inner import mamba_inner, runs_as_one
 from .norm import add_layer_norm, layer_norm
-from .scan import BACKENDS, cross_scan, resolve_backend, scan_flops, selective_scan
+from .scan import cross_scan, scan_flops, selective_scan
 
 __all__ = [
     "BACKENDS",

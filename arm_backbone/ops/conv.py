@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import native
+from .cpu import kernels as native
+from .dispatch import triton_unavailable
 from .layout import empty_by_direction
-from .operator import define, differentiate
-from .scan import triton_unavailable
+from .library import define, differentiate
 
 
 def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _kernels(x: Tensor, weight: Tensor) -> ModuleType | None:
     if x.device.type == "cpu":
         return native if native.unavailable() is None and weight.shape[2] <= native.MAX_TAPS else None
     if triton_unavailable(x.device) is None:
-        from . import conv_triton  # imports triton, which not every machine has
+        from .triton import conv as conv_triton  # imports triton, which not every machine has
 
         return conv_triton if weight.shape[2] <= conv_triton.MAX_TAPS else None
     return None

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .eager import computing_type, is_plain, row_kernels
-from .operator import first_order
+from .dispatch import computing_type, is_plain, row_kernels
+from .library import first_order
 
 
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:

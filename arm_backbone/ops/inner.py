@@ -9,11 +9,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import native
 from .conv import cross_conv
-from .eager import computing_type, fused_backend
-from .operator import first_order
-from .scan import cross_scan, resolve_backend
+from .cpu import kernels as native
+from .dispatch import computing_type, fused_backend, resolve_backend
+from .library import first_order
+from .scan import cross_scan
 
 
 def mamba_inner(

@@ -5,8 +5,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from .eager import computing_type, is_plain, row_kernels
-from .operator import first_order
+from .dispatch import computing_type, is_plain, row_kernels
+from .library import first_order
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -3,96 +3,15 @@
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
 
-import functools
-import os
-import warnings
-from importlib.util import find_spec
-from types import ModuleType
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import native, scan_torch
+from .dispatch import _kernels, _saved_states, resolve_backend
 from .layout import empty_by_direction
-from .operator import define, differentiate
-from .scan_mamba_ssm import cross_scan_mamba_ssm
-from .scan_reference import cross_scan_reference
-
-OLDEST_TRITON = (3, 3)  # its language has what the kernels say: tuples, gather
-BACKENDS = ("reference", "torch", "cpu", "triton", "mamba_ssm")
-
-
-def triton_unavailable(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on a device; None if they can. Its interpreter (for tests) runs on a CPU."""
-    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return f"it scans tensors on a GPU, and these are on {device}"
-    version = _triton_version()
-    if version is None:
-        return "triton is not installed; pip install triton"
-    if version < OLDEST_TRITON:
-        return f"triton is older than {'.'.join(map(str, OLDEST_TRITON))} (torch 2.7); pip install -U torch"
-    return None
-
-
-@functools.cache
-def _triton_version() -> tuple[int, ...] | None:
-    if find_spec("triton") is None:
-        return None
-    import triton
-
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
-
-
-def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a back end cannot scan tensors of a device and type, with the remedy; None if it can."""
-    if backend in ("reference", "torch"):
-        return None
-    if dtype == torch.float64:
-        return "it computes in float32, and these are float64; take backend='torch'"
-    if backend == "cpu":
-        return f"it scans tensors on a CPU, and these are on {device}" if device.type != "cpu" else native.unavailable()
-    if backend == "triton":
-        return triton_unavailable(device)
-    if device.type != "cuda":
-        return f"it scans tensors on an NVIDIA GPU, and these are on {device}"
-    return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
-
-
-@torch.compiler.assume_constant_result  # a choice of the environment, not of the data
-def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> str:
-    """Name of the back end that scans tensors of a device and type: the argument, else the variable ARM_SCAN_BACKEND,
-    else the fastest there is.
-
-    Raises:
-        ValueError: for a name that is unknown or cannot run here; it says why and what to install.
-    """
-    source = "backend"
-    if backend == "auto":
-        source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND", "auto")
-    if backend == "auto":
-        return _fastest(device, dtype)
-    if backend not in BACKENDS:
-        raise ValueError(f"{source}={backend!r} is no scan back end; give auto, {', '.join(BACKENDS)}")
-    reason = unavailable(backend, device, dtype)
-    if reason is not None:
-        raise ValueError(f"{source}={backend!r} cannot run: {reason}")
-    return backend
-
-
-_warned = False
-
-
-def _fastest(device: torch.device, dtype: torch.dtype) -> str:
-    global _warned
-    fast = "cpu" if device.type == "cpu" else "triton"
-    reason = unavailable(fast, device, dtype)
-    if reason is None:
-        return fast
-    if device.type in ("cpu", "cuda") and dtype != torch.float64 and not _warned:
-        _warned = True
-        warnings.warn(f"Selective scan in plain PyTorch, 5 to 10 times slower: {reason}", stacklevel=2)
-    return "torch"
+from .library import define, differentiate
+from .mamba_ssm import cross_scan_mamba_ssm
+from .reference import cross_scan_reference
 
 
 def cross_scan(
@@ -213,23 +132,6 @@ def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> 
     tensors = (u, delta, A, B, C, D, delta_bias)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return _cross_scan(*tensors, orders, delta_softplus, backend, keep)
-
-
-def _kernels(backend: str) -> ModuleType:
-    """The module with a back end's scan_forward and scan_backward."""
-    if backend == "triton":
-        from . import scan_triton  # imports triton, which not every machine has
-
-        return scan_triton
-    return scan_torch if backend == "torch" else native
-
-
-def _saved_states(backend: str, length: int) -> int:
-    """States that a back end's forward saves for its backward."""
-    if backend == "triton":
-        return _kernels(backend).saved_states(length)
-    size = native.segment_length() if backend == "cpu" else scan_torch.SEGMENT
-    return (length + size - 1) // size + 1
 
 
 def _run(

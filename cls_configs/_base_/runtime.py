@@ -1,6 +1,12 @@
 default_scope = "mmengine"
 custom_imports = dict(
-    imports=["arm_backbone", "arm_toolkit", "arm_toolkit.classification"],
+    imports=[
+        "arm_backbone",
+        "arm_toolkit.openmmlab",
+        "arm_toolkit.datasets.class_folder",
+        "arm_toolkit.evaluation.accuracy",
+        "arm_toolkit.models.mixup",
+    ],
     allow_failed_imports=False,
 )
 

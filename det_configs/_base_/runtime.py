@@ -1,6 +1,11 @@
 default_scope = "mmdet"
 custom_imports = dict(
-    imports=["arm_backbone", "arm_toolkit", "arm_toolkit.float32", "arm_toolkit.tta"],
+    imports=[
+        "arm_backbone",
+        "arm_toolkit.openmmlab",
+        "arm_toolkit.models.float32_heads",
+        "arm_toolkit.models.instance_tta",
+    ],
     allow_failed_imports=False,
 )
 

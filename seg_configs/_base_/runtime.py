@@ -1,5 +1,5 @@
 default_scope = "mmseg"
-custom_imports = dict(imports=["arm_backbone", "arm_toolkit"], allow_failed_imports=False)
+custom_imports = dict(imports=["arm_backbone", "arm_toolkit.openmmlab"], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -1,5 +1,5 @@
 default_scope = "mmengine"
-custom_imports = dict(imports=["arm_pretrain", "arm_toolkit"], allow_failed_imports=False)
+custom_imports = dict(imports=["arm_pretrain", "arm_toolkit.openmmlab"], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

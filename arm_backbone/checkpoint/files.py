@@ -1,0 +1,142 @@
+"""Checkpoint files: read without running code from them, written whole or not at all.
+
+A file is a training checkpoint of this toolkit (`state_dict` and `meta`), one of the authors' (`model`, `args`, perhaps
+`model_ema`), a converted `.pth`, or `.safetensors`.
+"""
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .accounting import some
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read, or does not fit the model; the message says what to do."""
+
+
+def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
+    """Load a file without running code from it: tensors, numbers, strings, containers and an argparse.Namespace only.
+
+    Args:
+        trust: unpickle anything. Only for files whose origin you know.
+
+    Raises:
+        CheckpointError: for a missing, broken or unsafe file.
+    """
+    path = Path(path)
+    require_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                meta = dict(file.metadata() or {})
+                return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": meta}  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is no complete safetensors file ({error}); fetch or convert it again"
+            ) from None
+    try:
+        if trust:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # not even a pickle
+            raise CheckpointError(f"{path} is no PyTorch checkpoint; fetch or save it again") from None
+        reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)\S* ?(\S*)", str(error))
+        what = next((group for group in reason.groups() if group), "an object") if reason else "an object"
+        raise CheckpointError(
+            f"{path} holds {what}, whose loading can execute code; if you know where the file comes from, "
+            "convert it with tools/convert_checkpoint.py --trust"
+        ) from None
+    except Exception as error:  # noqa: BLE001 what a broken pickle does is anyone's guess
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is no complete PyTorch checkpoint ({detail}); fetch or save it again") from None
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a dict of tensors; save a state_dict")
+    return checkpoint
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Raise a CheckpointError that says how to make the file, if it does not exist."""
+    path = Path(path)
+    if path.is_file():
+        return
+    remedy = "give the path of an existing .pth or .safetensors file"
+    if path.name.endswith("_pretrain.pth"):
+        remedy = f"make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} --to backbone"
+    raise CheckpointError(f"{path} does not exist; {remedy}")
+
+
+def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint: under `state_dict`, under `model`, or the dict itself.
+
+    Args:
+        ema: the moving average instead: `model_ema` of the authors' files; in ours `state_dict` holds it where one was
+            kept, because it is what evaluation uses.
+
+    Raises:
+        CheckpointError: if there are none.
+    """
+    if ema and "ema_state_dict" not in checkpoint:
+        if not isinstance(checkpoint.get("model_ema"), dict):
+            raise CheckpointError(f"no EMA weights (model_ema or ema_state_dict); found {some(list(checkpoint))}")
+        checkpoint = checkpoint["model_ema"]
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if not checkpoint or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise CheckpointError(
+            f"no model weights: expected tensors, or a key state_dict or model; found {some(list(checkpoint))}"
+        )
+    return dict(checkpoint)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file beside its final place, then rename it: readers see the old file or the whole new one.
+
+    Yields:
+        the path to write to, `path` with ".part" appended; it is removed if the block raises.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_checkpoint(
+    path: str | os.PathLike, state: dict[str, Tensor], meta: dict[str, str | int], key: str = "state_dict"
+) -> None:
+    """Write tensors and metadata to `.pth` or `.safetensors`, beside the target first, so that no half file remains.
+
+    Args:
+        key: of the tensors in a `.pth`; the authors' code reads "model".
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = {**meta, "format_version": FORMAT_VERSION}
+    state = {key: tensor.contiguous() for key, tensor in state.items()}
+    with replacing(path) as partial:
+        if path.suffix == ".safetensors":
+            save_file(state, partial, {key: str(value) for key, value in meta.items()})
+        elif path.suffix == ".pth":
+            torch.save({key: state, "meta": meta}, partial)
+        else:
+            raise CheckpointError(f"{path}: give a file name that ends in .pth or .safetensors")

@@ -1,0 +1,195 @@
+"""The authors' checkpoints: their names and shapes against ours, as one table read in both directions.
+
+Theirs keep four copies with suffixes where ours have a leading K, the position embedding as a sequence that includes
+the class token, and call blocks `layers`. Pretraining files also hold a constant mask.
+
+Legend: K scan directions, D channels, W taps, C width, M patches, Gh, Gw grid.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..scan_order import cls_index
+
+SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward
+CLUSTER_PATCHES = 16  # of their only cluster size, 4 x 4 patches
+
+# {} stands for the direction's suffix
+_MIXER = {
+    "conv1d{}.weight": "conv_weight",
+    "conv1d{}.bias": "conv_bias",
+    "x_proj{}.weight": "x_proj_weight",
+    "dt_proj{}.weight": "dt_proj_weight",
+    "dt_proj{}.bias": "dt_proj_bias",
+    "A{}_log": "A_log",
+    "D{}": "D",
+}
+# layers with weight and bias, theirs: ours
+_DECODER = {"enc2dec": "decoder.skip_proj", "ar_norm": "decoder.norm", "ar_pred": "decoder.head"}
+_DECODER_BLOCK = {
+    "attn2.q": "attention.q",
+    "attn2.kv": "attention.kv",
+    "attn2.proj": "attention.proj",
+    "norm2_1": "norm_query",
+    "norm2_2": "norm_tokens",
+    "norm2": "norm_mlp",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+}
+_CLASSIFIER = {"norm_f": "norm", "head": "head"}
+
+
+def is_official(state: dict[str, Tensor]) -> bool:
+    return "layers.0.mixer.in_proj.weight" in state
+
+
+def is_official_pretrain(state: dict[str, Tensor]) -> bool:
+    return is_official(state) and "ar_token" in state
+
+
+def names(layers: int, decoder_depth: int | None) -> Iterator[tuple[str, str, int | None]]:
+    """(their name, our name, direction or None) of every tensor but `pos_embed` and `mask`.
+
+    Args:
+        layers: encoder blocks.
+        decoder_depth: decoder blocks of a pretraining model, None for a classifier (with four scans).
+    """
+
+    def both(theirs: str, ours: str) -> Iterator[tuple[str, str, None]]:
+        yield f"{theirs}.weight", f"{ours}.weight", None
+        yield f"{theirs}.bias", f"{ours}.bias", None
+
+    trunk = "" if decoder_depth is None else "encoder."
+    suffixes = SUFFIXES if decoder_depth is None else SUFFIXES[:1]
+    yield from both("patch_embed.proj", f"{trunk}patch_embed.proj")
+    for i in range(layers):
+        theirs, ours = f"layers.{i}", f"{trunk}blocks.{i}"
+        for name in ("norm1", "norm2", "mlp.w1", "mlp.w2", "mlp.w3"):
+            yield from both(f"{theirs}.{name}", f"{ours}.{name}")
+        for name in ("mixer.in_proj.weight", "mixer.out_proj.weight"):
+            yield f"{theirs}.{name}", f"{ours}.{name}", None
+        for their_name, our_name in _MIXER.items():
+            for k, suffix in enumerate(suffixes):
+                yield f"{theirs}.mixer.{their_name.format(suffix)}", f"{ours}.mixer.{our_name}", k
+    if decoder_depth is None:
+        for theirs, ours in _CLASSIFIER.items():
+            yield from both(theirs, ours)
+        yield "cls_token", "cls_token", None
+        return
+    for theirs, ours in _DECODER.items():
+        yield from both(theirs, ours)
+    for i in range(decoder_depth):
+        yield from both(f"norm_{i + 1}", f"decoder.skip_norms.{i}")
+        for theirs, ours in _DECODER_BLOCK.items():
+            yield from both(f"dec_block.{i}.{theirs}", f"decoder.blocks.{i}.{ours}")
+    yield "ar_token", "mask_token", None
+    yield "dec_pos_embed", "decoder_pos_embed", None
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    count = 0
+    while pattern.format(count) in state:
+        count += 1
+    return count
+
+
+def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The authors' tensors under our names and in our shapes.
+
+    Args:
+        cls_token: place of the class token in a classifier's sequence, "middle" or "tail"; a file does not say.
+
+    Returns:
+        the tensors, and the name of each source tensor -> our name ("" for the mask, which we do not keep).
+
+    Raises:
+        ValueError: for a name that is none of theirs, a missing direction, or a grid that is not square.
+    """
+    pretrain = is_official_pretrain(state)
+    depth = _count(state, "dec_block.{}.attn2.q.weight") if pretrain else None
+    result: dict[str, Tensor] = {}
+    became: dict[str, str] = {}
+    directions: dict[str, list[Tensor]] = {}
+    for theirs, ours, direction in names(_count(state, "layers.{}.mixer.in_proj.weight"), depth):
+        if theirs not in state:
+            continue  # whether the rest is enough, its use will show
+        became[theirs] = ours
+        if direction is None:
+            result[ours] = state[theirs]
+        else:
+            directions.setdefault(ours, []).append(state[theirs])
+    for ours, tensors in directions.items():
+        if len(tensors) != (1 if pretrain else len(SUFFIXES)):
+            raise ValueError(f"{ours} is there for {len(tensors)} of {len(SUFFIXES)} directions")
+        stacked = torch.stack(tensors)
+        result[ours] = stacked.squeeze(2) if ours.endswith("conv_weight") else stacked  # (K, D, 1, W) -> (K, D, W)
+    if "pos_embed" in state:
+        result |= _split_position(state["pos_embed"], pretrain, cls_token)
+        became["pos_embed"] = "encoder.pos_embed" if pretrain else "pos_embed"
+    if pretrain and "mask" in state:
+        became["mask"] = ""
+    unknown = [key for key in state if key not in became]
+    if unknown:
+        raise ValueError(f"unknown tensors: {', '.join(unknown[:5])}")
+    return result, became
+
+
+def _split_position(table: Tensor, pretrain: bool, cls_token: str) -> dict[str, Tensor]:
+    """(1, M, C), or with the class token (1, M + 1, C) -> (1, Gh, Gw, C) and the class token's own (1, 1, C)."""
+    result = {}
+    if not pretrain:
+        position = cls_index(table.shape[1] - 1, cls_token)
+        result["cls_pos_embed"] = table[:, position : position + 1]
+        table = torch.cat([table[:, :position], table[:, position + 1 :]], dim=1)
+    side = math.isqrt(table.shape[1])
+    if side**2 != table.shape[1]:
+        raise ValueError(f"pos_embed is for {table.shape[1]} patches, which is no square grid")
+    return {"encoder.pos_embed" if pretrain else "pos_embed": table.unflatten(1, (side, side)), **result}
+
+
+def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Our pretraining model's or classifier's tensors under the authors' names and in their shapes.
+
+    Args:
+        cls_token: place of the class token in a classifier's sequence.
+
+    Returns:
+        the tensors, and the name of each -> our name ("" for the mask).
+
+    Raises:
+        ValueError: for a tensor that theirs have no name for, or another number of scans.
+    """
+    pretrain = "mask_token" in state
+    trunk = "encoder." if pretrain else ""
+    depth = _count(state, "decoder.blocks.{}.norm_mlp.weight") if pretrain else None
+    result: dict[str, Tensor] = {}
+    came_from: dict[str, str] = {}
+    for theirs, ours, direction in names(_count(state, trunk + "blocks.{}.norm1.weight"), depth):
+        if ours not in state:
+            continue
+        tensor = state[ours]
+        if direction is not None:
+            if len(tensor) != (1 if pretrain else len(SUFFIXES)):
+                raise ValueError(f"{ours} has {len(tensor)} scans; theirs have {1 if pretrain else len(SUFFIXES)}")
+            tensor = tensor[direction].unsqueeze(1) if ours.endswith("conv_weight") else tensor[direction]
+        result[theirs], came_from[theirs] = tensor, ours
+    table = state[f"{trunk}pos_embed"].flatten(1, 2)
+    if not pretrain:
+        position = cls_index(table.shape[1], cls_token)
+        table = torch.cat([table[:, :position], state["cls_pos_embed"], table[:, position:]], dim=1)
+    result["pos_embed"], came_from["pos_embed"] = table, f"{trunk}pos_embed"
+    if pretrain:
+        result["mask"], came_from["mask"] = cluster_mask(table.shape[1]), ""
+    unknown = state.keys() - set(came_from.values()) - {"cls_pos_embed"}
+    if unknown:
+        raise ValueError(f"the authors' format has no place for {', '.join(sorted(unknown)[:5])}")
+    return result, came_from
+
+
+def cluster_mask(patches: int) -> Tensor:
+    """Their mask of the decoder: 0 where a query of cluster a + 1 sees a key of cluster b <= a, -inf elsewhere."""
+    cluster = torch.arange(patches - CLUSTER_PATCHES) // CLUSTER_PATCHES
+    return torch.zeros(len(cluster), len(cluster)).masked_fill_(cluster[:, None] < cluster, -torch.inf)

@@ -1,0 +1,1 @@
+"""PyTorch back end: plain tensor operations on any device."""

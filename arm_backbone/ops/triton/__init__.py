@@ -1,0 +1,1 @@
+"""Triton back end: GPU kernels, nothing to compile at installation."""

@@ -1,0 +1,1 @@
+"""Images as files: find, decode and orient them; lists and archives."""

@@ -1,0 +1,142 @@
+"""What an encoder looks at: principal components of its features, receptive fields, the share of each scan direction.
+
+Legend: B images, Gh, Gw patches, L tokens, C channels, K directions, N blocks.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.func import functional_call
+
+from arm_backbone.arm import ARM
+from arm_backbone.checkpoint.convert import Weights
+from arm_backbone.checkpoint.files import model_state, read_checkpoint
+from arm_backbone.checkpoint.load import load_trunk
+
+DIRECTIONS = ("row forward", "row backward", "column forward", "column backward")
+
+
+def load_encoder(path: str, scans: int | None = None) -> ARM:
+    """The encoder of a checkpoint of any kind, its sizes told by the weights.
+
+    The weights do not tell the patch stride, taken to be the patch size, nor the class token's place, taken to be the
+    middle.
+
+    Args:
+        scans: 4 copies the one scan of pretraining to four, as finetuning starts; the file's when None.
+
+    Raises:
+        CheckpointError: if the file holds no ARM, or has other scans.
+    """
+    state = model_state(read_checkpoint(path))
+    trunk = Weights(state).trunk
+    patch = trunk["patch_embed.proj.weight"].shape[-1]
+    layers = 1 + max(int(name.split(".")[1]) for name in trunk if name.startswith("blocks."))
+    model = ARM(
+        dict(embed_dims=trunk["pos_embed"].shape[-1], num_layers=layers),
+        img_size=tuple(patch * side for side in trunk["pos_embed"].shape[1:3]),
+        patch_size=patch,
+        patch_stride=patch,
+        scans=scans or len(trunk["blocks.0.mixer.D"]),
+        cls_token="middle" if "cls_token" in trunk else None,
+        out_indices=(layers - 1,),
+    )
+    load_trunk(model, state, path)
+    return model.eval()
+
+
+def normalise(image: Image.Image) -> Tensor:
+    """RGB image -> (1, 3, H, W) as the encoder takes it."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return ((torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std).unsqueeze(0)
+
+
+def layers(model: ARM, images: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """(B, Gh * Gw, C) after each block, and the grid (Gh, Gw)."""
+    x, grid = model.embed(images)
+    orders = model.orders(grid)
+    for i in range(model.num_layers):
+        x = model.run_block(i, x, orders)
+        yield model.patch_tokens(x), grid
+
+
+def principal_colours(features: Tensor) -> Tensor:
+    """(Gh, Gw, C) -> the first three principal components (Gh, Gw, 3) as colours from 0 to 1, each from its 2nd to its
+    98th percentile; their signs are such that most patches are dark."""
+    flat = features.flatten(0, 1).double()
+    flat = flat - flat.mean(0)
+    _, _, axes = torch.linalg.svd(flat, full_matrices=False)
+    components = flat @ axes[:3].T
+    components = components * components.median(0).values.sign().neg().add(0.5).sign()
+    low, high = (torch.quantile(components, q, dim=0) for q in (0.02, 0.98))
+    return ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).view(*features.shape[:2], 3)
+
+
+def receptive_fields(model: ARM, images: Tensor, seed: int = 0) -> Tensor:
+    """(N, H, W), how much each pixel moves the centre patch's features after each block.
+
+    The root of the mean square of the gradient of a random +-1 combination of the channels, over images and colours:
+    up to a constant the norm of the features' Jacobian (Luo et al., 2016, with all channels instead of one).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = images.clone().requires_grad_()
+    fields = []
+    for features, (height, width) in layers(model, images):
+        centre = features[:, height // 2 * width + width // 2]
+        signs = torch.randint(0, 2, centre.shape, generator=generator, dtype=centre.dtype) * 2 - 1
+        (gradient,) = torch.autograd.grad((centre * signs).sum(), images, retain_graph=True)
+        fields.append(gradient.square().mean((0, 1)).sqrt())
+    return torch.stack(fields)
+
+
+def radius(field: Tensor, patch_size: int, share: float = 0.5) -> int:
+    """Half the side, in pixels, of the smallest square around `receptive_fields`' patch with this share of a field's
+    sum."""
+    rows, columns = (
+        (torch.arange(size) + 0.5 - (size // patch_size // 2 + 0.5) * patch_size).abs() for size in field.shape
+    )
+    rows = rows.view(-1, 1)
+    distance = torch.maximum(rows, columns).flatten()
+    order = distance.argsort()
+    reached = field.flatten()[order].cumsum(0) >= share * field.sum()
+    return int(distance[order][int(reached.int().argmax())].ceil())
+
+
+@torch.no_grad()
+def direction_shares(model: ARM, images: Tensor) -> Tensor:
+    """(N, K, B, Gh, Gw), the norm of what each direction alone adds to a token, as a share of the K norms' sum.
+
+    The output of a mixer is the mean of its directions, so each is what the mixer gives with the others left out.
+    """
+    inputs: dict[int, tuple[Tensor, Tensor]] = {}
+    handles = [
+        block.mixer.register_forward_pre_hook(lambda _, arguments, i=i: inputs.update({i: arguments}))
+        for i, block in enumerate(model.blocks)
+    ]
+    try:
+        *_, (_, grid) = layers(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    result = []
+    for i, block in enumerate(model.blocks):
+        x, orders = inputs[i]
+        norms = [
+            functional_call(block.mixer, _of_direction(block.mixer, k), (x, orders[k : k + 1])).norm(
+                dim=2, keepdim=True
+            )
+            for k in range(model.scans)
+        ]
+        shares = torch.stack(norms) / torch.stack(norms).sum(0).clamp(min=1e-12)
+        result.append(torch.stack([model.patch_tokens(share).squeeze(2).unflatten(1, grid) for share in shares]))
+    return torch.stack(result)
+
+
+def _of_direction(mixer: torch.nn.Module, k: int) -> dict[str, Tensor]:
+    """The mixer's weights with those of one direction only."""
+    shared = ("in_proj.", "out_proj.")
+    return {name: w if name.startswith(shared) else w[k : k + 1] for name, w in mixer.named_parameters()}

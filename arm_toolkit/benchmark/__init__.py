@@ -1,0 +1,1 @@
+"""Measures speed and memory of operators and models, side by side."""

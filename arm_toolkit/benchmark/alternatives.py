@@ -1,0 +1,114 @@
+"""Other implementations of the scan, mixer and MLP that the benchmark compares with."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from arm_backbone.block import SwiGLU
+from arm_backbone.mixer import MambaMixer
+from arm_backbone.scan_order import inverse_orders
+
+# The usual alternatives to the scan. Arguments and result as `arm_backbone.ops.cross_scan`.
+
+
+def _in_scan_order(u, delta, B, C, delta_bias, orders) -> list[Tensor]:
+    """u, delta (after softplus), B and C in float32, (B, K, L, .) along each direction."""
+    pick = (slice(None), torch.arange(len(orders), device=u.device).unsqueeze(1), orders)
+    u, delta, B, C = (x[pick].float() for x in (u, delta, B, C))
+    return [u, F.softplus(delta + delta_bias.unsqueeze(1)), B, C]
+
+
+def _in_token_order(y: Tensor, orders: Tensor) -> Tensor:
+    """(B, K, L, D) along each direction -> their mean (B, L, D)."""
+    directions = torch.arange(len(orders), device=y.device).unsqueeze(1)
+    return y[:, directions, inverse_orders(orders)].mean(1)
+
+
+def selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> Tensor:
+    """What mamba-ssm's `selective_scan_ref` does, for one direction: decays and inputs beforehand, then step by step.
+
+    Arguments and result as `arm_backbone.ops.selective_scan`, but softplus and no gate.
+    """
+    assert delta_softplus and z is None
+    u_f, delta, B, C = (x.float() for x in (u, delta, B, C))
+    delta = F.softplus(delta + delta_bias.unsqueeze(1))
+    decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    inputs = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u_f)
+    state, outputs = torch.zeros_like(inputs[:, :, 0]), []
+    for t in range(u.shape[2]):
+        state = decays[:, :, t] * state + inputs[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
+    return (torch.stack(outputs, 2) + D.unsqueeze(1) * u_f).to(u.dtype)
+
+
+def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
+    """The same for all directions at once, with `unbind` instead of indexing: the backward takes linear time."""
+    u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
+    decays = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).unbind(2)  # each (B, K, D, N)
+    inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).unbind(2)
+    state, outputs = torch.zeros_like(inputs[0]), []
+    for decay, x, c in zip(decays, inputs, C_s.unbind(2)):
+        state = decay * state + x
+        outputs.append((state @ c.unsqueeze(3)).squeeze(3))
+    y = torch.stack(outputs, 2) + D.unsqueeze(1) * u_s
+    return _in_token_order(y, orders).to(u.dtype)
+
+
+def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A parallel prefix scan over the tokens, `pscan` of mambapy: both arguments and the result are (B, L, D, N)."""
+    u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
+    decay = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).flatten(0, 1)
+    inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).flatten(0, 1)
+    states = pscan(decay, inputs)
+    y = (states @ C_s.flatten(0, 1).unsqueeze(3)).squeeze(3).unflatten(0, u.shape[:2]) + D.unsqueeze(1) * u_s
+    return _in_token_order(y, orders).to(u.dtype)
+
+
+def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Callable) -> Tensor:
+    """One call of a function like mamba-ssm's for each direction, on rearranged tokens.
+
+    u is (B, K, D, L), and delta, B and C too have their tokens last, as this function wants them; delta, B and C are
+    along each direction already, as they come out of projections of rearranged tokens. The result is (B, D, L).
+    """
+    total = 0
+    for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
+        x = u[:, k].index_select(2, order)
+        y = selective_scan_fn(x, delta[:, k], A[k], B[:, k], C[:, k], D[k], None, delta_bias[k], delta_softplus=True)
+        total = total + y.index_select(2, inverse)
+    return total / len(orders)
+
+
+def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_fn: Callable, conv_fn: Callable):
+    """The mixer as the reference code arranges it: four gated scans, each on rearranged tokens with all its own steps.
+
+    Like `mamba_inner_fn`, but what that recomputes in the backward is kept.
+
+    Args:
+        conv_fn: causal convolution with SiLU of (B, D, L) with weights (D, W) and biases (D,).
+    """
+    xz = mixer.in_proj(x).transpose(1, 2)  # (B, 2 D, L)
+    total = 0
+    for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
+        x_k, z = xz.index_select(2, order).chunk(2, dim=1)
+        x_k = conv_fn(x_k.contiguous(), mixer.conv_weight[k], mixer.conv_bias[k])
+        projected = F.linear(x_k.transpose(1, 2), mixer.x_proj_weight[k])
+        delta, B, C = projected.split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
+        delta, B, C = (t.transpose(1, 2).contiguous() for t in (F.linear(delta, mixer.dt_proj_weight[k]), B, C))
+        A, D, bias = -torch.exp(mixer.A_log[k].float()), mixer.D[k], mixer.dt_proj_bias[k]
+        y = selective_scan_fn(x_k.to(delta.dtype), delta, A, B, C, D, z.to(delta.dtype), bias, delta_softplus=True)
+        total = total + y.index_select(2, inverse)
+    return mixer.out_proj((total / len(orders)).transpose(1, 2))
+
+
+def usual_swiglu(mlp: SwiGLU, x: Tensor) -> Tensor:
+    """The SwiGLU in PyTorch's own operators."""
+    return mlp.w3(F.silu(mlp.w1(x)) * mlp.w2(x))
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What causal_conv1d_fn does, in PyTorch."""
+    taps = weight.shape[1]
+    y = F.conv1d(x, weight.unsqueeze(1).to(x.dtype), bias.to(x.dtype), padding=taps - 1, groups=len(weight))
+    return F.silu(y[..., : x.shape[2]])

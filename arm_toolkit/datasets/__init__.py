@@ -1,0 +1,1 @@
+"""Data sets, their checks, samplers and transforms."""

@@ -1,0 +1,194 @@
+"""ImageNet-1k validation and its robustness sets V2, ReaL, A, R and Sketch, read from their public layouts.
+
+Below one root folder:
+
+    val      val/{wnid}/*
+    v2       imagenetv2-matched-frequency-format-val/{0..999}/*
+    real     real.json, with the images ILSVRC2012_val_* of val/, flat or in class folders
+    a        imagenet-a/{wnid}/*
+    r        imagenet-r/{wnid}/*
+    sketch   sketch/{wnid}/* or imagenet-sketch/{wnid}/*
+
+Legend: B batch.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from arm_images.errors import DataError
+
+from .check import IMAGE_SUFFIXES
+
+TITLES = {
+    "val": "ImageNet val",
+    "v2": "ImageNet-V2",
+    "real": "ImageNet-ReaL",
+    "a": "ImageNet-A",
+    "r": "ImageNet-R",
+    "sketch": "ImageNet-Sketch",
+}
+ROBUSTNESS = ("v2", "real", "a", "r", "sketch")
+NUM_CLASSES = 1000
+PUBLISHED = dict(val=50_000, v2=10_000, a=7_500, r=30_000, sketch=50_889)  # images; ReaL's follow from its labels
+VAL_IMAGES = 50_000
+_FOLDERS = dict(
+    val=("val",),
+    v2=("imagenetv2-matched-frequency-format-val",),
+    a=("imagenet-a",),
+    r=("imagenet-r",),
+    sketch=("sketch", "imagenet-sketch"),
+)
+_VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
+_UNPACK = "unpack the archive again"
+
+
+class SetNotFound(DataError):
+    """The folder or label file of a set is not there."""
+
+
+class ImageNetSet(Dataset):
+    """Pictures with the classes that count as right.
+
+    Args:
+        name: key of `TITLES`.
+        samples: (path, indices of the right classes) of every picture.
+        transform: from an RGB picture to a tensor.
+        classes: indices among which a prediction is chosen; None for all.
+        published: number of pictures of the whole set.
+
+    Items are (transformed picture, right (1000,) bool).
+
+    Raises:
+        DataError: on access, for a file that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: list[tuple[Path, tuple[int, ...]]],
+        transform: Callable[[Image.Image], Tensor],
+        classes: list[int] | None,
+        published: int,
+    ) -> None:
+        self.name, self.samples, self.transform, self.published = name, samples, transform, published
+        self.classes = list(range(NUM_CLASSES)) if classes is None else classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        path, labels = self.samples[i]
+        try:
+            with Image.open(path) as picture:
+                picture = picture.convert("RGB")
+        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"image {path} cannot be read ({reason}); {_UNPACK}") from None
+        right = torch.zeros(NUM_CLASSES, dtype=torch.bool)
+        right[list(labels)] = True
+        return self.transform(picture), right
+
+
+@cache
+def class_indices() -> dict[str, int]:
+    """wnid -> class index: the place in the sorted wnids of ImageNet-1k."""
+    return {wnid: i for i, wnid in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
+
+
+def open_set(
+    name: str, root: str | Path, transform: Callable[[Image.Image], Tensor], val: str | Path | None = None
+) -> ImageNetSet:
+    """The set `name` (a key of `TITLES`) below `root`; no picture is opened.
+
+    Args:
+        val: folder of the ImageNet validation images, if it is not val/ of `root`.
+
+    Raises:
+        SetNotFound: if it is not there.
+        DataError: if it is not in its public layout, or holds no pictures.
+    """
+    root = Path(root)
+    folders = [root / folder for folder in _FOLDERS["val" if name == "real" else name]]
+    if name in ("val", "real") and val is not None:
+        folders = [Path(val)]
+    labels = _read_real(root / "real.json") if name == "real" else None
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        where = " or ".join(map(str, folders))
+        what = "its images" if name == "real" else "the set"
+        raise SetNotFound(f"{TITLES[name]}: {where} does not exist; unpack {what} there")
+    if name == "real":
+        return _open_real(folder, labels, transform)
+    samples = _class_folders(folder, _numbers() if name == "v2" else class_indices())
+    classes = sorted({i for _, (i,) in samples}) if name in ("a", "r") else None
+    return ImageNetSet(name, samples, transform, classes, PUBLISHED[name])
+
+
+def _numbers() -> dict[str, int]:
+    return {str(i): i for i in range(NUM_CLASSES)}
+
+
+def _class_folders(root: Path, indices: dict[str, int]) -> list[tuple[Path, tuple[int]]]:
+    """Samples of a folder for each class, in the order of the classes; files beside the folders are left aside."""
+    folders = [path for path in _visible(root) if path.is_dir()]
+    like = f"such as {next(iter(indices))}"
+    if not folders:
+        raise DataError(f"{root} has no class folders {like}; sort the images into them, or {_UNPACK}")
+    for folder in folders:
+        if folder.name not in indices:
+            raise DataError(f"{folder} is no class of ImageNet-1k {like}; remove it, or {_UNPACK}")
+    samples = []
+    for folder in sorted(folders, key=lambda folder: indices[folder.name]):
+        pictures = sorted(path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not pictures:
+            raise DataError(f"{folder} has no images; {_UNPACK}")
+        samples += [(path, (indices[folder.name],)) for path in pictures]
+    return samples
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _read_real(path: Path) -> list[list[int]]:
+    """ReaL's labels: for each of the 50,000 validation images the indices of its classes, perhaps none."""
+    remedy = "fetch real.json of google-research/reassessed-imagenet"
+    if not path.is_file():
+        raise SetNotFound(f"ImageNet-ReaL: {path} does not exist; {remedy}")
+    try:
+        labels = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise DataError(f"{path} is no complete JSON file ({error}); {remedy} again") from None
+    if not isinstance(labels, list) or len(labels) != VAL_IMAGES:
+        found = f"a list of {len(labels)}" if isinstance(labels, list) else f"a {type(labels).__name__}"
+        raise DataError(f"{path} holds {found}, not a list of {VAL_IMAGES} lists of classes; {remedy} again")
+    for number, right in enumerate(labels, 1):
+        if not isinstance(right, list) or not all(type(i) is int and 0 <= i < NUM_CLASSES for i in right):
+            raise DataError(
+                f"{path}: entry {number} is {right!r:.50}, not a list of classes 0 to {NUM_CLASSES - 1}; {remedy} again"
+            )
+    return labels
+
+
+def _open_real(folder: Path, labels: list[list[int]], transform: Callable[[Image.Image], Tensor]) -> ImageNetSet:
+    files = {}
+    for path in (*folder.glob("ILSVRC2012_val_*"), *folder.glob("*/ILSVRC2012_val_*")):
+        number = _VAL_NAME.match(path.name)
+        if number and path.suffix.lower() in IMAGE_SUFFIXES:
+            files[int(number[1])] = path
+    samples = [(files[n], tuple(right)) for n, right in enumerate(labels, 1) if right and n in files]
+    if not samples:
+        raise DataError(
+            f"{folder} has no images ILSVRC2012_val_00000001.JPEG to {VAL_IMAGES:08d} with labels in real.json, flat "
+            "or in class folders; unpack the ImageNet validation images there"
+        )
+    return ImageNetSet("real", samples, transform, None, sum(map(bool, labels)))

@@ -1,0 +1,78 @@
+"""Loading images and checking labels, with errors that name the file."""
+
+import numpy as np
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
+
+from arm_images.errors import DataError
+
+
+@TRANSFORMS.register_module()
+class LoadImage(LoadImageFromFile):
+    """mmcv's loading from file (BGR, uint8; greyscale becomes three channels) that never passes an error by in silence.
+
+    Args:
+        on_error: "raise" stops with the file's name; "skip" warns with the file's name and leaves the image out
+            (training draws another one instead; a test set cannot be evaluated with images left out, so there it stops
+            all the same).
+    """
+
+    def __init__(self, on_error: str = "raise", **kwargs) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
+        super().__init__(**kwargs)
+        self.on_error = on_error
+
+    def transform(self, results: dict) -> dict | None:
+        path = results["img_path"]
+        try:
+            return super().transform(results)
+        except FileNotFoundError:
+            problem = f"image {path} does not exist; check data_root and data_prefix"
+        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+            problem = f"image {path} cannot be read ({_reason(error)})"
+        if self.on_error == "raise":
+            raise DataError(f"{problem}; repair it, or set on_error='skip' in LoadImage to train without it")
+        print_log(f"left out: {problem}", logger="current", level=30)
+        return None
+
+
+@TRANSFORMS.register_module()
+class LoadLabels(BaseTransform):
+    """mmseg's `LoadAnnotations` for label maps, every label of which must be a class or the ignored value.
+
+    Args:
+        num_classes: labels must be below it.
+        ignore_index: the one value above that is allowed.
+
+    Raises:
+        DataError: naming the file, and the label if one is wrong.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.load = TRANSFORMS.build(dict(type="mmseg.LoadAnnotations"))
+
+    def transform(self, results: dict) -> dict:
+        path = results["seg_map_path"]
+        try:
+            results = self.load(results)
+        except FileNotFoundError:
+            raise DataError(f"label map {path} does not exist; check data_root and data_prefix") from None
+        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+            raise DataError(f"label map {path} cannot be read ({_reason(error)}); repair it") from None
+        labels = results["gt_seg_map"]
+        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
+        if wrong.size:
+            shift = int(bool(results.get("reduce_zero_label")))
+            raise DataError(
+                f"{path} holds the label {int(np.max(wrong)) + shift}, but there are {self.num_classes} classes "
+                f"({'stored from 1, 0 ignored' if shift else 'stored from 0'}, {self.ignore_index} ignored); "
+                "correct the file, or num_classes and the data set's classes"
+            )
+        return results
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

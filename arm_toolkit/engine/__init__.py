@@ -1,0 +1,1 @@
+"""Runs configurations: launch, checks, runner, loops and hooks."""

@@ -1,0 +1,224 @@
+"""Checks a configuration before anything runs."""
+
+import difflib
+import inspect
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mmengine.registry
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, HOOKS, METRICS, Registry
+
+from arm_backbone.arm import to_pair
+from arm_images.errors import DataError
+
+from ..errors import USER_ERRORS, ConfigError, one_line
+from .config import _suggestion
+
+SWALLOWS = {"CheckpointHook": HOOKS, "IoUMetric": METRICS}  # they take an unknown argument without a word
+
+
+def named_dicts(node: object, name: str = "") -> Iterator[tuple[str, ConfigDict]]:
+    """Every dict inside a configuration and its dotted name, the outermost first."""
+    if isinstance(node, Config):
+        node = node._cfg_dict
+    if isinstance(node, dict):
+        yield name, node
+    if isinstance(node, dict | list | tuple):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from named_dicts(value, f"{name}.{key}" if name else str(key))
+
+
+def dicts(node: object) -> Iterator[ConfigDict]:
+    """Every dict inside a configuration, the outermost first."""
+    for _, found in named_dicts(node):
+        yield found
+
+
+@contextmanager
+def config_errors(cfg: Config, what: str) -> Iterator[None]:
+    """Turn what constructors say about their arguments into a ConfigError that names the key, or else `what`."""
+    try:
+        yield
+    except USER_ERRORS:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ImportError) as error:
+        message = _unknown_type(cfg, error) or _unknown_argument(cfg, error) or f"{what}: {one_line(error)}"
+        raise ConfigError(message) from error
+
+
+def _unknown_type(cfg: Config, error: Exception) -> str | None:
+    found = re.search(r"(\w+) is not in the (\S+)::([\w -]+) registry", str(error))
+    if not found:
+        return None
+    name, scope, kind = found.groups()
+    places = [where for where, node in named_dicts(cfg) if node.get("type") == name]
+    known: set[str] = set()
+    for registry in vars(mmengine.registry).values():
+        if isinstance(registry, Registry) and registry.name == kind:
+            known |= {*registry.module_dict, *registry.children.get(scope, registry).module_dict}
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else "correct it, or import its file (custom_imports)"
+    return f"{places[0] if places else kind}.type={name!r}: there is no {kind} of this name; {hint}"
+
+
+def _unknown_argument(cfg: Config, error: Exception) -> str | None:
+    found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not found:
+        return None
+    owner, key = found.groups()
+    places = [(where, node) for where, node in named_dicts(cfg) if key in node]
+    if not places:
+        return None
+    where, node = next((place for place in places if "type" in place[1]), places[0])
+    return f"{where}.{key}={node[key]!r}: {node.get('type', owner)} takes no such argument; correct or remove it"
+
+
+def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Every folder and annotation file of the given data loaders exists.
+
+    Raises:
+        DataError: naming the first that does not.
+    """
+    for loader in loaders:
+        for where, dataset in named_dicts((cfg.get(loader) or {}).get("dataset"), f"{loader}.dataset"):
+            if "data_root" in dataset:
+                _check_dataset(dataset, where)
+                _check_classes(dataset, where, cfg.get("default_scope"))
+            elif dataset.get("on_error") == "skip" and loader != "train_dataloader":
+                raise ConfigError(f"{where}.on_error='skip': an evaluation cannot leave images out; give 'raise'")
+            elif "path" in dataset and not Path(dataset["path"]).exists():
+                raise DataError(
+                    f"{loader}.dataset.path: {dataset['path']} does not exist; "
+                    "give a folder of images, or a text file with one path a line"
+                )
+    for key in ("val_evaluator", "test_evaluator"):
+        for evaluator in dicts(cfg.get(key)):
+            if f"{key.split('_')[0]}_dataloader" in loaders and evaluator.get("ann_file"):
+                if not Path(evaluator["ann_file"]).is_file():
+                    raise DataError(
+                        f"{key}.ann_file: {evaluator['ann_file']} does not exist; set --cfg-options data_root=PATH"
+                    )
+
+
+def _check_dataset(dataset: dict, where: str) -> None:
+    root = Path(dataset["data_root"] or "")
+    if not root.is_dir():
+        raise DataError(f"{where}.data_root: {root} does not exist; set --cfg-options data_root=PATH")
+    if dataset.get("ann_file") and not (root / dataset["ann_file"]).is_file():
+        raise DataError(f"{where}.ann_file: {root / dataset['ann_file']} does not exist; check ann_file and data_root")
+    for key, folder in (dataset.get("data_prefix") or {}).items():
+        if folder and not (root / folder).is_dir():
+            raise DataError(
+                f"{where}.data_prefix.{key}: {root / folder} does not exist; check data_prefix and data_root"
+            )
+
+
+def _check_classes(dataset: dict, where: str, scope: str | None) -> None:
+    """The classes of a COCO data set are categories of its file: mmdet drops others, and their objects, in silence."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(dataset["type"]) if isinstance(dataset.get("type"), str) else None
+    if not hasattr(kind, "COCOAPI") or not dataset.get("ann_file"):
+        return
+    classes = (dataset.get("metainfo") or {}).get("classes", kind.METAINFO.get("classes"))
+    if not isinstance(classes, list | tuple):
+        return
+    file = Path(dataset["data_root"]) / dataset["ann_file"]
+    names = [category.get("name") for category in _categories(file)]
+    absent = [name for name in classes if name not in names]
+    if absent:
+        raise DataError(
+            f"{where}.metainfo.classes: {file} has no category {_some(absent)} (it has {_some(names)}); "
+            "give its names as classes of all data sets, and their number as num_classes of the heads"
+        )
+    in_file = [name for name in names if name in classes]
+    if in_file != list(classes):
+        raise DataError(
+            f"{where}.metainfo.classes: mmdet numbers classes in the order of {file}; "
+            f"give them in that order: {_some(in_file)}"
+        )
+
+
+def _categories(file: Path) -> list[dict]:
+    """The categories of a COCO file, without reading all of it (hundreds of megabytes) where it can."""
+    if file.stat().st_size:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for found in re.finditer(rb'"categories"\s*:\s*(?=\[\s*\{)', content):
+                text = content[found.end() : found.end() + 2**20].decode(errors="replace")
+                try:
+                    return json.JSONDecoder().raw_decode(text)[0]
+                except ValueError:
+                    break
+    try:
+        return json.loads(file.read_bytes())["categories"]
+    except (ValueError, KeyError, TypeError) as error:
+        what = "has no 'categories'" if isinstance(error, KeyError | TypeError) else f"is no complete JSON ({error})"
+        raise DataError(f"{file} {what}; give a COCO instance file (tools/prepare_data.py check coco)") from error
+
+
+def _some(names: list) -> str:
+    return ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+
+
+def check_arguments(cfg: Config) -> None:
+    """Refuse misspelt arguments where the constructor would not.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for where, node in named_dicts(cfg):
+        kind = node.get("type")
+        if isinstance(kind, str) and kind in SWALLOWS:
+            with SWALLOWS[kind].switch_scope_and_registry(cfg.get("default_scope")) as registry:
+                bases = registry.get(kind).__mro__[:-1]
+            known = {name for base in bases for name in inspect.signature(base.__init__).parameters}
+            for key in node.keys() - known - {"type"}:
+                hint = _suggestion(key, known - {"self", "kwargs"})
+                raise ConfigError(f"{where}.{key}={node[key]!r}: {kind} takes no such argument{hint}")
+
+
+def check_image_size(cfg: Config) -> None:
+    """A pretraining model takes images of one size: the one that its data set makes.
+
+    Raises:
+        ConfigError: if they differ.
+    """
+    model, dataset = cfg.get("model") or {}, (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    if "img_size" in model and "size" in dataset:
+        of_model, of_data = model["img_size"], dataset["size"]
+        if to_pair(of_model) != to_pair(of_data):
+            raise ConfigError(
+                f"model.img_size={of_model} and train_dataloader.dataset.size={of_data} differ; set both alike"
+            )
+
+
+def check_num_classes(cfg: Config) -> None:
+    """A classifier has as many classes as its training data has class folders.
+
+    Raises:
+        ConfigError: naming the numbers.
+    """
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    if dataset.get("type") != "ClassFolder":
+        return
+    folder = Path(dataset.data_root) / dataset.get("classes_from", "train")
+    count = sum(path.is_dir() for path in folder.glob("*"))
+    keys = {f"model.{key}": node for key, node in named_dicts(cfg.model) if "num_classes" in node}
+    wrong = [
+        f"{key.rstrip('.')}.num_classes={node.num_classes}" for key, node in keys.items() if node.num_classes != count
+    ]
+    if count and wrong:
+        raise ConfigError(f"{', '.join(wrong)}, but {folder} has {count} class folders; set the number of these")
+
+
+def pretrained_backbone(cfg: Config) -> ConfigDict | None:
+    """The part of the configuration that names the checkpoint of the ARM backbone, if there is one."""
+    for node in dicts(cfg.get("model")):
+        init = node.get("init_cfg")
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            return node
+    return None

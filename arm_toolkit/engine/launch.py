@@ -1,0 +1,268 @@
+"""Training and testing of any configuration, whatever its task: the same arguments for all."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.config import Config
+from mmengine.dist import get_rank, get_world_size
+from mmengine.logging import print_log
+
+from arm_backbone.checkpoint.files import CheckpointError, require_file
+
+from ..errors import USER_ERRORS, ConfigError
+from ..machine import keep_freed_memory
+from .checks import (
+    check_arguments,
+    check_data_paths,
+    check_image_size,
+    check_num_classes,
+    config_errors,
+    dicts,
+    pretrained_backbone,
+)
+from .config import Options, load_config
+from .runner import ARMRunner
+
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that training and testing share."""
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Options,
+        metavar="KEY=VALUE",
+        help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1",
+    )
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how several processes are started")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="go on from the newest checkpoint of the work dir, or from PATH",
+    )
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="bf16 autocast also where the configuration has none, and on a CPU, where training is float32 otherwise",
+    )
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate by the total batch")
+
+
+def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str) -> None:
+    """What training and testing have in common: work dir, launcher, and what a machine without a GPU needs.
+
+    Args:
+        loader: key of the data loader that feeds the model.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = f"work_dirs/{config_name}"
+    if not torch.cuda.is_available():
+        _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
+
+
+def _adapt_to_cpu(cfg: Config, workers: int) -> None:
+    changes = []
+    keep_freed_memory()
+    if cfg.launcher == "none" and "OMP_NUM_THREADS" not in os.environ:
+        # threads wait for each other at every operator: one that shares its core with a worker holds up all
+        torch.set_num_threads(max(1, torch.get_num_threads() - workers))
+    if cfg.launcher != "none":
+        if not torch.distributed.is_initialized():
+            if cfg.launcher != "pytorch":
+                raise ConfigError(f"--launcher {cfg.launcher} needs a GPU; on CPUs use tools/dist_train.sh")
+            torch.distributed.init_process_group("gloo")
+        if (cfg.get("model_wrapper_cfg") or {}).get("type") != "fully_shard":
+            cfg.model_wrapper_cfg = dict(type="CPUDistributedDataParallel", broadcast_buffers=False)
+        changes.append(f"{torch.distributed.get_world_size()} processes over gloo")
+    optim_wrapper = cfg.get("optim_wrapper")
+    if optim_wrapper and optim_wrapper.get("type") == "AmpOptimWrapper":
+        optim_wrapper.type = "OptimWrapper"
+        for key in ("dtype", "loss_scale"):
+            optim_wrapper.pop(key, None)
+        changes.append("float32 instead of mixed precision")
+    sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
+    # BN has nothing to normalise by where one image is pooled to one pixel (UperNet's pyramid pooling)
+    single = (cfg.get("train_dataloader") or {}).get("batch_size") == 1
+    for node in sync:
+        node.update(dict(type="GN", num_groups=32) if single else dict(type="BN"))
+    if sync:
+        changes.append("GN (for a batch of 1) instead of SyncBN" if single else "BN instead of SyncBN")
+    print_log(f"No GPU found, running on the CPU{': ' if changes else ''}{', '.join(changes)}", logger="current")
+
+
+def build_runner(cfg: Config) -> ARMRunner:
+    """The runner; a wrong argument in the configuration is a ConfigError."""
+    with config_errors(cfg, "the configuration cannot be built"):
+        return ARMRunner.from_cfg(cfg)
+
+
+def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
+    """Build the runner and let it `train` or `test`: the runner, and what this returned.
+
+    What is refused before the first batch leaves no new work dir behind.
+    """
+    is_new = not Path(cfg.work_dir).exists()
+    runner = None
+    try:
+        runner = build_runner(cfg)
+        return runner, getattr(runner, action)()
+    except USER_ERRORS as error:
+        if runner is not None and runner.started:
+            error.met_alone = True  # until then every process meets the same
+        elif is_new and get_rank() == 0:
+            shutil.rmtree(cfg.work_dir, ignore_errors=True)
+        raise
+    except RuntimeError as error:
+        if get_world_size() > 1 and "by peer" in str(error):  # gloo's "Connection closed by peer"
+            raise ConnectionError("another process has stopped; see its error") from error
+        raise
+
+
+def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
+    """Train a configuration to its end.
+
+    Args:
+        args: parsed by `add_train_arguments`.
+        config_name: names the default work dir.
+    """
+    check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
+    check_arguments(cfg)
+    check_image_size(cfg)
+    check_num_classes(cfg)
+    prepare(cfg, args, config_name, "train_dataloader")
+    if args.amp:
+        _use_amp(cfg)
+    if args.auto_scale_lr:
+        if not cfg.get("auto_scale_lr"):
+            raise ConfigError("--auto-scale-lr: the configuration has no auto_scale_lr=dict(base_batch_size=...)")
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = newest_checkpoint(Path(cfg.work_dir)) if args.resume == "auto" else args.resume
+        if cfg.load_from is None:
+            raise CheckpointError(f"--resume: {cfg.work_dir} holds no checkpoint; leave --resume out to start")
+    if cfg.get("load_from"):
+        require_file(cfg.load_from)
+    backbone = pretrained_backbone(cfg)
+    if backbone is not None:
+        if cfg.get("resume") or cfg.get("load_from"):
+            backbone.init_cfg = None  # the whole model is loaded
+        else:
+            try:
+                require_file(backbone.init_cfg.checkpoint)
+            except CheckpointError as error:
+                scratch = "--cfg-options model.backbone.init_cfg=None"
+                raise CheckpointError(f"{error} (or train from scratch: {scratch})") from None
+    return run(cfg, "train")[0]
+
+
+def newest_checkpoint(work_dir: Path) -> str | None:
+    """The checkpoint that `last_checkpoint` in a work dir names; the newest there is if a run died while writing it."""
+    note = work_dir / "last_checkpoint"
+    named = note.read_text().strip() if note.is_file() else ""
+    if named and Path(named).is_file():
+        return named
+    found = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def _use_amp(cfg: Config) -> None:
+    if cfg.optim_wrapper.get("type", "OptimWrapper") != "OptimWrapper":
+        return
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16")
+    else:
+        cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
+        print_log("--amp: bfloat16, slower than float32 on a processor without instructions for it", logger="current")
+
+
+def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
+    """Evaluate a checkpoint.
+
+    Args:
+        args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta` besides the common ones.
+
+    Returns:
+        the metrics.
+    """
+    require_file(args.checkpoint)
+    check_data_paths(cfg, ("test_dataloader",))
+    if cfg.get("test_dataloader") is None:
+        raise ConfigError("the configuration has no test_dataloader: pretraining has nothing to test")
+    check_arguments(cfg)
+    prepare(cfg, args, config_name, "test_dataloader")
+    cfg.load_from = args.checkpoint
+    backbone = pretrained_backbone(cfg)
+    if backbone is not None:
+        backbone.init_cfg = None
+    if args.out is not None:
+        _save_results(cfg, args.out)
+    if args.show_dir is not None:
+        _draw(cfg, args.show_dir)
+    if args.tta:
+        if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
+            raise ConfigError("--tta: the configuration has no tta_model and tta_pipeline")
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    return run(cfg, "test")[1]
+
+
+def _save_results(cfg: Config, out: str) -> None:
+    """Segmentation: label maps as PNG in a folder. Otherwise a pickle of all predictions."""
+    if cfg.default_scope == "mmseg":
+        if Path(out).suffix:
+            raise ConfigError(f"--out {out}: segmentation writes one label map an image; give a folder")
+        for evaluator in dicts(cfg.test_evaluator):
+            if evaluator.get("type") == "IoUMetric":
+                evaluator.output_dir = out
+        os.makedirs(out, exist_ok=True)  # IoUMetric makes it in one process; another may come to write before that
+        return
+    if Path(out).suffix not in (".pkl", ".pickle"):
+        raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
+    dump = "DumpDetResults" if cfg.default_scope == "mmdet" else "DumpResults"
+    cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+
+
+def _draw(cfg: Config, show_dir: str) -> None:
+    show_dir = os.path.abspath(show_dir)
+    if cfg.default_scope == "mmseg":
+        cfg.visualizer.save_dir = show_dir
+        cfg.default_hooks.visualization = dict(type="SegVisualizationHook", draw=True, interval=1)
+    elif cfg.default_scope == "mmdet":
+        cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
+    else:
+        raise ConfigError(f"--show-dir {show_dir}: classification has nothing to draw; --out writes its logits")
+
+
+def config_name(path: str) -> str:
+    return Path(path).stem
+
+
+def main_train(argv: list[str] | None, parser: argparse.ArgumentParser) -> None:
+    add_train_arguments(parser)
+    args = parser.parse_args(argv)
+    train(load_config(args.config, args.cfg_options), args, config_name(args.config))
+
+
+def main_test(argv: list[str] | None, parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    test(load_config(args.config, args.cfg_options), args, config_name(args.config))

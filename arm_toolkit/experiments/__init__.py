@@ -1,0 +1,1 @@
+"""The quickstart, the comparison of pretrainings, and their reports."""

@@ -1,0 +1,1 @@
+"""Model parts for OpenMMLab: float32 heads, test-time augmentation, mixup."""

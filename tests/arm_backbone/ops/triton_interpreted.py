@@ -1,0 +1,148 @@
+"""The Triton kernels in Triton's interpreter; tests/test_triton.py runs this with TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from arm_backbone.arm import run_checkpointed
+from arm_backbone.block import Block
+from arm_backbone.ops import cross_conv, cross_scan
+from arm_backbone.ops.triton import conv as conv_triton
+from arm_backbone.ops.triton import gate as gate_triton
+from arm_backbone.ops.triton import norm as norm_triton
+from arm_backbone.ops.triton import scan as scan_triton
+from arm_backbone.scan_order import scan_orders
+from helpers.scans import assert_close, cast, compare, gradients, names, scan_gradients, scan_inputs
+
+TRITON = ("triton", torch.float32, 3e-6)
+_patch_lang_tensor = interpreter._patch_lang_tensor
+
+
+def _patched(tensor, scope) -> None:
+    """With numpy 2.4, int() of the scalars of Triton 3.6, which are arrays of one number, is an error."""
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patched
+
+
+@pytest.fixture(autouse=True, params=[1, 10**6], ids=["whole", "segments"])
+def programs(request, monkeypatch):
+    """Each sequence as a whole, or cut into as many segments as there are chunks."""
+    monkeypatch.setattr(scan_triton, "PROGRAMS", request.param)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (5, 13), (3, 43)])
+def test_scan_equals_the_reference(grid):
+    compare(scan_inputs(batch=1, grid=grid, scans=4 if grid[1] < 20 else 1), TRITON)
+
+
+@pytest.mark.parametrize(("dim", "state"), [(1, 1), (33, 5), (65, 16)])
+def test_any_width_and_state(dim, state):
+    compare(scan_inputs(batch=1, grid=(2, 34), scans=1, dim=dim, state=state), TRITON)
+
+
+def test_optional_arguments_and_extreme_steps():
+    inputs = scan_inputs(batch=1, grid=(6, 12), scans=1) | dict(D=None, delta_bias=None)
+    inputs["delta"] = torch.linspace(-40, 40, inputs["delta"].numel(), dtype=torch.float64).view_as(inputs["delta"])
+    inputs["delta"].requires_grad_()
+    compare(inputs, TRITON)
+
+
+def test_parts_of_a_projection(monkeypatch):
+    """B and C side by side in the projection's output are read there, or copied where they do not fill words."""
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=2, grid=(2, 3), state=4), torch.float32).items()}
+    for before in (2, 3):
+        output = torch.full((4, 2, 6, before + 8), torch.nan)
+        parts = {n: output[..., start:][..., :4].transpose(0, 1) for n, start in (("B", before), ("C", before + 4))}
+        for name, part in parts.items():
+            part.copy_(inputs[name])
+        low, high = (scan_gradients(inputs | more) for more in (parts, {}))
+        assert all(torch.equal(low[name], high[name]) for name in low)
+
+
+def test_half_precision_in_and_out():
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(3, 25), scans=1), torch.float32).items()}
+    expected = cross_scan(**inputs, backend="reference")
+    low = inputs | {n: inputs[n].half() for n in ("u", "delta", "B", "C")}
+    result = cross_scan(**low, backend="triton")
+    assert result.dtype == torch.float16
+    assert (result.float() - expected).abs().max() < 1e-2 * expected.abs().max()
+
+
+def test_two_runs_are_bit_equal():
+    inputs = cast(scan_inputs(batch=1, grid=(4, 20), scans=1), torch.float32)
+    first, second = (gradients(cross_scan(**inputs, backend="triton"), inputs) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("dim", "taps", "grid"), [(5, 4, (5, 9)), (65, 2, (1, 3)), (3, 4, (1, 2))])
+def test_convolution(dim, taps, grid):
+    x, weight, bias = torch.randn(2, grid[0] * grid[1], dim), torch.randn(4, dim, taps), torch.randn(4, dim)
+    orders, exact = scan_orders(*grid), [v.double().requires_grad_() for v in (x, weight, bias)]
+    expected = cross_conv(*exact, orders)
+    torch.testing.assert_close(
+        conv_triton.conv_forward(x, weight, bias, orders).double(), expected, atol=1e-5, rtol=1e-5
+    )
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * grad).sum(), exact)
+    for result, value in zip(conv_triton.conv_backward(grad.float(), x, weight, bias, orders), wanted, strict=True):
+        torch.testing.assert_close(result.double(), value, atol=1e-5 * value.abs().max().item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 5), (1, 3, 300)])
+def test_gate(shape):
+    """With parts of a projection, as the mixer gives them."""
+    x, (_, z), grad = torch.randn(shape), torch.randn(*shape[:2], 2 * shape[2]).chunk(2, dim=2), torch.randn(shape)
+    exact = [v.double().requires_grad_() for v in (x, z)]
+    expected = exact[0] * torch.nn.functional.silu(exact[1])
+    torch.testing.assert_close(gate_triton.gate_forward(x, z).double(), expected, atol=1e-6, rtol=1e-6)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    before = x.clone(), z.clone()
+    for in_place in (False, True):
+        results = gate_triton.gate_backward(grad, x, z, in_place)
+        for result, value in zip(results, wanted, strict=True):
+            torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
+        assert (results[0] is grad) == in_place and torch.equal(x, before[0]) and torch.equal(z, before[1])
+
+
+@pytest.mark.parametrize("width", [5, 300])
+@pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
+def test_norm(width, of_sum):
+    values = [torch.randn(shape) for shape in ((2, 4, width), (2, 4, width), (width,), (width,))]
+    grad, grad_total = torch.randn(2, 2, 4, width)
+    x, branch, weight, bias = exact = [v.double().requires_grad_() for v in values]
+    total = x + branch if of_sum else x
+    expected = torch.nn.functional.layer_norm(total, (width,), weight, bias, 1e-5)
+    objective = (expected * grad).sum() + ((total * grad_total).sum() if of_sum else 0)
+    wanted = torch.autograd.grad(objective, exact, allow_unused=not of_sum)
+    x, branch, weight, bias = values
+    total, out, *rows = norm_triton.norm_forward(x, branch if of_sum else None, weight, bias, 1e-5, torch.float32)
+    assert_close(out.double(), expected, 1e-6)
+    more = (grad_total if of_sum else None, total, weight, *rows, torch.float64 if of_sum else None)
+    for got, want in zip(norm_triton.norm_backward(grad, *more), wanted, strict=True):
+        assert (got is None) == (want is None)
+        assert got is None or (got.double() - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize(("images", "grid"), [(2, (2, 3)), (1, (2, 35))])
+def test_fused_block(images, grid, monkeypatch):
+    """Autograd functions of several operators, which make again what they need, against the operators themselves."""
+    torch.manual_seed(0)
+    block, orders = Block(10, scans=1, drop_path=0.0, num_blocks=12), scan_orders(*grid, 1)
+    inputs = [torch.randn(images, grid[0] * grid[1], 10).requires_grad_(), *block.parameters()]
+    exact = block(inputs[0], orders)
+    grad = torch.randn_like(exact)
+    wanted = torch.autograd.grad(exact, inputs, grad, retain_graph=True)
+    assert any("cross_scan" in name for name in names(exact.grad_fn))
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
+    result = run_checkpointed(block, inputs[0], orders, with_cp=True)
+    found = names(result.grad_fn)
+    assert {"_MambaInnerBackward", "_GatedLinearBackward"} <= found and not any("cross_scan" in n for n in found)
+    assert_close(result, exact, 1e-6)
+    for got, want in zip(torch.autograd.grad(result, inputs, grad), wanted, strict=True):
+        assert_close(got, want, 1e-5)
+    with torch.no_grad():
+        assert_close(block(inputs[0], orders), exact, 1e-6)

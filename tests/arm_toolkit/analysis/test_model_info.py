@@ -1,0 +1,201 @@
+"""tools/model_info.py: its numbers against counts by hand, and a table for every kind of model."""
+
+import re
+
+import pytest
+import timm
+import torch
+
+from arm_backbone.ops.scan import scan_flops
+from arm_toolkit.analysis.model_info import Part, count, describe, from_config, from_name
+from helpers.paths import ROOT
+from helpers.tools import call_tool
+
+BLOCKS, LENGTH, DIM, HIDDEN, RANK, STATE, TAPS, SCANS = 4, 4 * 6 + 1, 32, 85, 2, 16, 4, 4
+
+
+def totals(parts: dict[str, Part]) -> tuple[int, int]:
+    return sum(p.parameters for p in parts.values()), sum(p.flops for p in parts.values())
+
+
+def rows(table: str) -> dict[str, tuple[float, float | str]]:
+    """Part -> (parameters in millions, GFLOPs or what the table says instead)."""
+    found = re.findall(r"^\| (?!part|---)(.+?) \| ([\d.]+) \| (.+?) \|$", table, re.M)
+    assert found[-1][0] == "total"
+    return {part: (float(m), float(g) if re.fullmatch(r"[\d.]+", g) else g) for part, m, g in found}
+
+
+def sums_to_total(table: dict) -> bool:
+    """But for rounding: three digits in every row."""
+    *parts, (parameters, flops) = table.values()
+    columns = [[p for p, _ in parts], [f for _, f in parts if isinstance(f, float)]]
+    return all(abs(sum(c) - total) < 0.001 * len(parts) for c, total in zip(columns, (parameters, flops), strict=True))
+
+
+@pytest.fixture(scope="module")
+def small() -> dict[str, Part]:
+    """Counted for 64 x 96 pixels: 4 x 6 tokens and a class token."""
+    with torch.device("meta"):
+        model = timm.create_model("arm_base_patch16_224", arch=dict(embed_dims=DIM, num_layers=BLOCKS), num_classes=10)
+    return count(model, (64, 96))
+
+
+@pytest.mark.parametrize(("arch", "millions"), [("base", 85.032), ("large", 297.036), ("huge", 662.682)])
+def test_sizes_of_the_paper(arch, millions):
+    """ARM Table 1: 85 M, 297 M and 662 M."""
+    model, (channels, *size) = from_name(f"arm_{arch}_patch16_224")
+    parts = count(model, tuple(size), channels)
+    assert totals(parts)[0] == sum(p.numel() for p in model.parameters())
+    assert round(totals(parts)[0] / 1e6, 3) == millions
+
+
+@pytest.mark.parametrize(
+    ("part", "by_hand"),
+    [
+        ("patch_embed", 2 * (LENGTH - 1) * 3 * 16 * 16 * DIM),
+        ("blocks: in_proj, out_proj", BLOCKS * 2 * LENGTH * (DIM * 2 * DIM + DIM * DIM)),
+        ("blocks: mlp", BLOCKS * 2 * LENGTH * 3 * DIM * HIDDEN),
+        ("blocks: x_proj, dt_proj", BLOCKS * SCANS * 2 * LENGTH * DIM * ((RANK + 2 * STATE) + RANK)),
+        ("blocks: convolution", BLOCKS * SCANS * 2 * LENGTH * DIM * TAPS),
+        ("blocks: scan", BLOCKS * SCANS * LENGTH * DIM * (7 * STATE + 3)),
+        ("blocks: norms", 0),
+        ("head", 2 * DIM * 10),
+    ],
+)
+def test_flops_are_those_counted_by_hand(small, part, by_hand):
+    assert small[part].flops == by_hand
+
+
+def test_scan_formula_is_the_operators(small):
+    assert small["blocks: scan"].flops == BLOCKS * scan_flops(1, SCANS, LENGTH, DIM, STATE)
+
+
+def test_nothing_else_is_counted_and_nothing_twice(small):
+    assert set(small) == {
+        "patch_embed",
+        "position and class token",
+        *(f"blocks: {p}" for p in ("in_proj, out_proj", "convolution", "scan", "x_proj, dt_proj", "mlp", "norms")),
+        "norm",
+        "head",
+    }
+
+
+def test_flops_grow_with_the_area():
+    """Linearly, but for the class token: no part compares all tokens with all."""
+    model, _ = from_name("arm_base_patch16_224")
+    once, twice = (totals(count(model, size))[1] for size in ((224, 224), (224, 448)))
+    assert twice / once == pytest.approx(2, abs=0.01)
+
+
+def test_image_size_makes_the_model(capsys):
+    """A larger image has a larger position table; timm's own models follow too."""
+    for name, tokens, dim in (("arm_tiny_patch16_224", 8 * 6 + 1, 192), ("deit_tiny_patch16_224", 8 * 6 + 1, 192)):
+        model, shape = from_name(name, (128, 96))
+        assert shape == (3, 128, 96)
+        position = sum(p.numel() for n, p in model.named_parameters() if n.endswith("pos_embed"))
+        assert position == tokens * dim
+    assert call_tool("model_info.py", "arm_tiny_patch16_224", "--img-size", 128, 96) == 0
+    assert "one image of 128 x 96 pixels" in capsys.readouterr().out
+
+
+def test_a_model_of_timm(capsys):
+    """DeiT-B: 86.6 M parameters, and 17.6 G multiply-adds in its paper."""
+    assert call_tool("model_info.py", "deit_base_patch16_224") == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert table["total"][0] == pytest.approx(86.568) and table["total"][1] == pytest.approx(2 * 17.6, abs=0.1)
+    length, dim = 197, 768
+    attention = 12 * (2 * length * 4 * dim**2 + 2 * 2 * length**2 * dim)  # projections, products
+    assert table["blocks.attn"][1] == pytest.approx(attention / 1e9, abs=0.001)
+    assert sums_to_total(table) and "scan" not in out
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder without checkpoints/."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_model_that_computes_with_tensors_while_it_is_built(monkeypatch):
+    """As the RegNets of older timm: the meta device has no numbers."""
+
+    def computed(pretrained_cfg_overlay=None) -> torch.nn.Module:
+        model = torch.nn.Linear(len(torch.unique(torch.tensor([3, 3, 5]))), 7)
+        model.pretrained_cfg = dict(input_size=(3, 64, 64))
+        return model
+
+    monkeypatch.setattr(timm, "is_model", lambda _: True)
+    monkeypatch.setattr(timm, "create_model", lambda _, **options: computed(**options))
+    model, shape = from_name("computed")
+    assert model.weight.shape == (7, 2) and model.weight.is_meta and shape == (3, 64, 64)
+
+
+def test_a_detector_without_its_checkpoint(elsewhere, capsys):
+    """ResNet's heads and FPN have known sizes; the boxes' heads say that they are not counted."""
+    assert call_tool("model_info.py", ROOT / "det_configs/mask_rcnn_arm_b.py") == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert "one image of 800 x 1280 pixels" in out and "GFLOPs is without roi_head" in out
+    assert {g for part, (_, g) in table.items() if part.startswith("roi_head")} == {"not counted"}
+    assert table["rpn_head.rpn_conv"][0] == 0.590  # 3 x 3 x 256 x 256, and a bias
+    cells = sum((800 // s) * (1280 // s) for s in (4, 8, 16, 32)) + 13 * 20
+    assert table["rpn_head.rpn_conv"][1] == pytest.approx(2 * cells * 9 * 256**2 / 1e9, abs=0.001)
+    scan = 12 * scan_flops(1, 4, 50 * 80, 768, 16)
+    assert table["backbone.blocks: scan"][1] == pytest.approx(scan / 1e9, abs=0.001)
+    assert sums_to_total(table)
+
+
+def test_a_segmentor_without_its_checkpoint(elsewhere, capsys):
+    assert call_tool("model_info.py", ROOT / "seg_configs/upernet_arm_b.py") == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert "one image of 512 x 512 pixels" in out
+    assert {g for part, (_, g) in table.items() if part.startswith("auxiliary_head")} == {"training only"}
+    fused = 2 * 128 * 128 * 9 * 4 * 512 * 512  # four levels of 512 channels at stride 4
+    assert table["decode_head.fpn_bottleneck"][1] == pytest.approx(fused / 1e9, abs=0.001)
+    assert sums_to_total(table)
+
+
+def test_pretraining_sees_all_clusters_but_one(capsys):
+    assert call_tool("model_info.py", ROOT / "pretrain/configs/arm_b.py") == 0
+    table = rows(capsys.readouterr().out)
+    assert table["encoder.blocks: scan"][1] == pytest.approx(12 * scan_flops(1, 1, 8 * 16, 768, 16) / 1e9, abs=0.001)
+    # skip features of 4 x 768 channels to 4 x 512, for the eight clusters
+    assert table["decoder.skip_proj"][1] == pytest.approx(2 * 8 * 16 * 4 * 768 * 4 * 512 / 1e9, abs=0.001)
+    assert sums_to_total(table)
+
+
+def test_a_classification_configuration_is_the_classifier(tmp_path):
+    path = tmp_path / "classifier.py"
+    path.write_text("custom_imports = dict(imports='arm_backbone')\nmodel = dict(type='ARMClassifier', arch='tiny')")
+    ours, named = (describe(name).splitlines()[2:] for name in (str(path), "arm_tiny_patch16_224"))
+    assert ours == named
+    assert from_config(str(path), (64, 96))[0].img_size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["arm_bas_patch16_224"], "did you mean arm_base_patch16_224"),
+        (["arm_base"], "did you mean arm_base_patch16_224"),
+        (["qqqq"], "timm.list_models"),
+        (["arm_base_patch16_224.nobody"], "nobody"),
+        (["det_configs/nothing.py"], "does not exist"),
+        ([ROOT / "det_configs/_base_/coco_instance.py"], "has no model"),
+        (["arm_base_patch16_224", "--img-size", 8], "smaller than one patch"),
+        (["arm_base_patch16_224", "--img-size", 1, 2, 3], "--img-size 1 2 3"),
+        ([ROOT / "pretrain/configs/arm_b.py", "--img-size", 100], "100"),
+    ],
+)
+def test_what_cannot_be_counted_is_one_line(arguments, message, capsys):
+    assert call_tool("model_info.py", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and err.startswith("error: ") and message in err
+
+
+def test_the_reference_scan_is_refused(monkeypatch, capsys):
+    """It is no operator with a formula: the scan would cost nothing."""
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "reference")
+    assert call_tool("model_info.py", "arm_tiny_patch16_224") == 2
+    assert "ARM_SCAN_BACKEND=reference" in capsys.readouterr().err

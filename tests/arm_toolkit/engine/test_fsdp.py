@@ -1,0 +1,87 @@
+"""Fully sharded pretraining on two gloo processes: what DDP gives, and checkpoints of whole tensors."""
+
+import re
+
+import pytest
+import torch
+
+from arm_toolkit.engine.fsdp import shard
+from arm_toolkit.errors import ConfigError
+from helpers.runs import logged, pretrain_config, train
+from helpers.tools import run_tool
+from helpers.weights import assert_same_weights
+
+SHARDED = dict(model_wrapper_cfg=dict(type="fully_shard"))
+
+
+def two_processes(cfg, work_dir, *arguments) -> str:
+    """What the tool printed."""
+    cfg.train_dataloader.batch_size = 2
+    config = work_dir.with_suffix(".py")
+    cfg.dump(config)
+    result = run_tool("dist_train.sh", config, 2, "--work-dir", work_dir, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_sharded_training_equals_ddp(shapes, tmp_path):
+    clip = {"optim_wrapper.clip_grad": dict(max_norm=0.05), "train_cfg.max_epochs": 2}  # clips every step
+    two_processes(pretrain_config(shapes, **clip), tmp_path / "ddp")
+    output = two_processes(pretrain_config(shapes, **clip, **SHARDED), tmp_path / "sharded")
+    here, everything = re.search(r"Sharded over 2 processes: ([\d,]+) of ([\d,]+) weights", output).groups()
+    share = int(here.replace(",", "")) / int(everything.replace(",", ""))
+    assert 0.45 < share < 0.55
+    ddp, sharded = logged(tmp_path / "ddp"), logged(tmp_path / "sharded")
+    assert sorted(ddp) == sorted(sharded) == list(range(1, 9))
+    for step in ddp:
+        assert ddp[step]["grad_norm"] > 0.05
+        for key in ("loss", "grad_norm"):
+            assert sharded[step][key] == pytest.approx(ddp[step][key], rel=1e-4), (step, key)
+    assert_same_weights(tmp_path / "ddp/epoch_2.pth", tmp_path / "sharded/epoch_2.pth", rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_drawing_before_a_checkpoint_loses_no_gradient(shapes, tmp_path):
+    """Four batches an epoch, three a step: one is in the sum that the first epoch's checkpoint keeps."""
+    options = {
+        "default_hooks.checkpoint.interval": 1,
+        "optim_wrapper.accumulative_counts": 3,
+        "train_cfg.max_epochs": 2,
+    }
+    cfg = pretrain_config(shapes, **options, **SHARDED)
+    cfg.custom_hooks[1].interval = 1
+    two_processes(cfg, tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run/epoch_1.pth", weights_only=True)
+    trained = {name for name in checkpoint["state_dict"] if name not in ("encoder.pos_embed", "decoder_pos_embed")}
+    assert checkpoint["accumulated_gradients"].keys() == trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [SHARDED, {}], ids=["sharded", "ddp"])
+def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
+    """Three batches a step, a checkpoint after four; the sums of both processes are kept."""
+    every = {
+        "default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=4, max_keep_ckpts=-1),
+        "optim_wrapper.accumulative_counts": 3,
+        "train_cfg.max_epochs": 2,
+    }
+    two_processes(pretrain_config(shapes, **every, **options), tmp_path / "whole")
+    checkpoint = torch.load(tmp_path / "whole/iter_4.pth", weights_only=True)
+    assert checkpoint["accumulated_gradients"] and checkpoint["optimizer"]["state"]
+    tensors = [
+        checkpoint["state_dict"],
+        checkpoint["accumulated_gradients"],
+        *checkpoint["optimizer"]["state"].values(),
+    ]
+    assert all(type(value) is torch.Tensor for part in tensors for value in part.values())
+    start = ("--resume", tmp_path / "whole/iter_4.pth")
+    two_processes(pretrain_config(shapes, **every, **options), tmp_path / "rest", *start)
+    assert_same_weights(tmp_path / "whole/iter_8.pth", tmp_path / "rest/iter_8.pth", rtol=1e-4, atol=1e-5)
+    one = train(pretrain_config(shapes, **every), tmp_path / "one", *map(str, start))  # whole tensors: any launcher
+    assert one.iter == 8
+
+
+def test_other_models_are_refused():
+    with pytest.raises(ConfigError, match="model_wrapper_cfg.type=fully_shard with model.type=Linear"):
+        shard(torch.nn.Linear(2, 2))

@@ -1,0 +1,204 @@
+"""Stopped and resumed: the same curve, the same weights; and no checkpoint is lost or foreign."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.fileio.backends import LocalBackend
+from PIL import Image
+from pycocotools import mask as rle
+
+from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
+from helpers.runs import CONFIGS, Stopped, det_config, logged, pretrain_config, seg_config, train
+from helpers.tools import call_tool, run_tool
+from helpers.weights import assert_same_weights, weights
+
+TIMES = {"time", "data_time", "images_per_s", "loader_images_per_s"}
+
+
+@pytest.fixture(scope="module")
+def data(shapes, tmp_path_factory) -> Path:
+    """The shapes, every other training picture of the detector cut to a portrait, for groups by aspect ratio."""
+    folder = tmp_path_factory.mktemp("data") / "portraits"
+    shutil.copytree(shapes, folder)
+    file = folder / "coco/annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    for image in content["images"][::2]:
+        path = folder / "coco/train2017" / image["file_name"]
+        picture = Image.open(path).crop((0, 0, 72, 96))
+        path.unlink()  # a hard link
+        picture.save(path)
+        image["width"] = 72
+        for ann in [ann for ann in content["annotations"] if ann["image_id"] == image["id"]]:
+            cut = np.asfortranarray(rle.decode(ann["segmentation"])[:, :72])
+            encoded = rle.encode(cut)
+            ann["segmentation"] = dict(encoded, counts=encoded["counts"].decode())
+            ann.update(bbox=rle.toBbox(encoded).tolist(), area=float(rle.area(encoded)))
+    content["annotations"] = [ann for ann in content["annotations"] if ann["area"] > 16]
+    file.write_text(json.dumps(content))
+    return folder
+
+
+def assert_same_curve(one: Path, other: Path, iterations: int) -> None:
+    """Learning rates, losses and gradient norms of all iterations."""
+    one, other = logged(one), logged(other)
+    assert sorted(one) == sorted(other) == list(range(1, iterations + 1))
+    assert {"lr", "loss"} < set(one[1])
+    for step in one:
+        assert one[step].keys() == other[step].keys()
+        for key in one[step].keys() - TIMES:
+            assert other[step][key] == pytest.approx(one[step][key], rel=1e-6), f"{key} of iteration {step}"
+
+
+def scramble() -> None:
+    """A new process starts with other random numbers than this one is at."""
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+
+
+# kind, iteration at which the run dies, iteration of the checkpoint before, all iterations, last checkpoint
+RUNS = [("pretrain", 10, 8, 16, "epoch_4.pth"), ("det", 10, 8, 16, "epoch_2.pth"), ("seg", 6, 4, 8, "iter_8.pth")]
+
+
+@pytest.mark.parametrize(("kind", "dies_at", "saved_at", "iterations", "last"), RUNS, ids=CONFIGS)
+def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iterations, last, data, tmp_path):
+    """Also what is drawn at random: crops, colours, drop path, dropout, proposals, and the batches by aspect ratio."""
+    train(CONFIGS[kind](data), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(CONFIGS[kind](data, custom_hooks=[dict(type="StopAt", iteration=dies_at)]), tmp_path / "parts")
+    before = len(list((tmp_path / "parts").glob("*/vis_data/scalars.json")))
+    scramble()
+    runner = train(CONFIGS[kind](data), tmp_path / "parts", "--resume")
+    assert before == 1 and runner.iter == iterations
+    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == iterations  # smoothed values go on too
+    resumed = [json.loads(line) for line in Path(runner.log_dir, "vis_data/scalars.json").read_text().splitlines()]
+    resumed = [line for line in resumed if "loss" in line]
+    assert resumed[-(iterations - saved_at)]["iter"] == saved_at + 1
+    assert_same_curve(tmp_path / "whole", tmp_path / "parts", iterations)
+    assert_same_weights(tmp_path / "whole" / last, tmp_path / "parts" / last, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_resumes_in_a_new_process_from_a_given_file(data, tmp_path):
+    """The detector, whose run has most that is drawn at random."""
+    cfg = det_config(data)
+    train(cfg, tmp_path / "whole")
+    cfg.dump(tmp_path / "config.py")
+    checkpoint = tmp_path / "whole/epoch_1.pth"
+    result = run_tool("train.py", tmp_path / "config.py", "--work-dir", tmp_path / "rest", "--resume", checkpoint)
+    assert result.returncode == 0, result.stderr
+    whole, rest = logged(tmp_path / "whole"), logged(tmp_path / "rest")
+    assert sorted(rest) == list(range(9, 17))
+    for step in rest:
+        for key in ("lr", "loss"):
+            assert rest[step][key] == pytest.approx(whole[step][key], rel=1e-6)
+    assert_same_weights(tmp_path / "whole/epoch_2.pth", tmp_path / "rest/epoch_2.pth", rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_resumes_with_another_number_of_processes(data, tmp_path):
+    """1 process of 4 images, then 2 of 2. Plain SGD: Adam would blow up the rounding of a gradient that is zero."""
+    sgd = {
+        "optim_wrapper.optimizer": dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9),
+        "default_hooks.checkpoint.interval": 2,
+    }
+    train(pretrain_config(data, **sgd), tmp_path / "one")
+    cfg = pretrain_config(data, **sgd)
+    cfg.train_dataloader.batch_size = 2
+    cfg.dump(tmp_path / "config.py")
+    start = tmp_path / "one/epoch_2.pth"
+    arguments = ("--work-dir", tmp_path / "two", "--resume", start)
+    result = run_tool("dist_train.sh", tmp_path / "config.py", 2, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert sorted(logged(tmp_path / "two")) == list(range(9, 17))
+    assert_same_weights(tmp_path / "one/epoch_4.pth", tmp_path / "two/epoch_4.pth", rtol=1e-5, atol=1e-6)
+    moved = weights(start)["mask_token"] - weights(tmp_path / "one/epoch_4.pth")["mask_token"]
+    assert moved.abs().max() > 1e-3  # there was something to get wrong
+
+
+def test_a_seed_that_nobody_set_is_resumed_too(data, tmp_path):
+    free = {"randomness.seed": None, "train_cfg.max_iters": 4, "default_hooks.checkpoint.interval": 2}
+    train(seg_config(data, **free), tmp_path / "whole")
+    scramble()
+    train(seg_config(data, **free), tmp_path / "rest", "--resume", str(tmp_path / "whole/iter_2.pth"))
+    whole, rest = logged(tmp_path / "whole"), logged(tmp_path / "rest")
+    assert [rest[step]["loss"] for step in (3, 4)] == pytest.approx([whole[step]["loss"] for step in (3, 4)])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_checkpoints_hold_no_foreign_objects(kind, data, tmp_path):
+    """Training state, and the best checkpoint where one is kept: they load with weights_only=True."""
+    options = {}
+    if kind == "seg":  # validates
+        options = {"default_hooks.checkpoint.save_best": "mIoU", "train_cfg.val_interval": 4, "train_cfg.val_begin": 1}
+    train(CONFIGS[kind](data, validate=kind == "seg", **options), tmp_path)
+    files = sorted(tmp_path.glob("*.pth"))
+    assert len(files) == (3 if kind == "seg" else 2)
+    for file in files:
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == []
+        checkpoint = torch.load(file, weights_only=True)
+        assert checkpoint["meta"]["iter"] > 0
+        if not file.name.startswith("best"):
+            assert checkpoint["optimizer"]["state"] and checkpoint["param_schedulers"]
+            losses = checkpoint["message_hub"]["log_scalars"]["train/loss"]["log_history"]
+            assert len(losses) == checkpoint["meta"]["iter"]
+
+
+@pytest.mark.parametrize("where", ["while pickling", "while writing"])
+def test_death_in_writing_a_checkpoint_loses_nothing(where, data, tmp_path, monkeypatch):
+    """With one checkpoint kept at a time: the old one goes when the new one is complete."""
+    put, save, calls = LocalBackend.put, torch.save, []
+
+    def half_put(self, content, path):
+        calls.append(path)
+        put(self, content if len(calls) == 1 else content[: len(content) // 2], path)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+
+    def half_save(checkpoint, file):
+        calls.append(file)
+        save(checkpoint, file)
+        if len(calls) > 1:
+            file.truncate(1000)
+            raise OSError(28, "No space left on device")
+
+    if where == "while pickling":
+        monkeypatch.setattr(torch, "save", half_save)
+    else:
+        monkeypatch.setattr(LocalBackend, "put", half_put)
+    cfg = pretrain_config(data, **{"default_hooks.checkpoint.max_keep_ckpts": 1})
+    with pytest.raises(CheckpointError, match="epoch_4.pth cannot be written .No space left on device"):
+        train(cfg, tmp_path)
+    monkeypatch.undo()
+    assert len(calls) == 2
+    assert [file.name for file in tmp_path.glob("*.pth*")] == ["epoch_2.pth"]
+    assert read_checkpoint(tmp_path / "epoch_2.pth")["meta"]["epoch"] == 2
+    assert train(cfg, tmp_path, "--resume").epoch == 4
+    assert [file.name for file in tmp_path.glob("*.pth*")] == ["epoch_4.pth"]  # now the old one has gone
+
+
+def test_nothing_to_resume_is_one_line(data, tmp_path, capsys):
+    cfg = tmp_path / "config.py"
+    seg_config(data).dump(cfg)
+    for arguments, expected in (
+        (["--resume"], f"error: --resume: {tmp_path}/empty holds no checkpoint; leave --resume out to start\n"),
+        (
+            ["--resume", "gone.pth"],
+            "error: gone.pth does not exist; give the path of an existing .pth or .safetensors file\n",
+        ),
+    ):
+        assert call_tool("train.py", cfg, "--work-dir", tmp_path / "empty", *arguments) == 2
+        assert capsys.readouterr().err == expected
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(data, tmp_path):
+    train(seg_config(data, **{"train_cfg.max_iters": 2}), tmp_path / "seg")
+    wider = seg_config(data, **{"model.decode_head.channels": 24})
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        train(wider, tmp_path / "other", "--resume", str(tmp_path / "seg/iter_2.pth"))

@@ -1,0 +1,146 @@
+"""Plans of steps, and the comparison of pretrainings that is made of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from arm_images.errors import DataError
+from arm_toolkit.engine.config import load_config
+from arm_toolkit.errors import ConfigError
+from arm_toolkit.experiments.comparison import ARMS, PROBE, Comparison, differences, table, verdict
+from arm_toolkit.experiments.steps import Spent, Step, finished, run_steps
+from helpers.paths import ROOT
+
+APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
+
+
+def test_steps_wait_for_each_other_and_are_run_once(tmp_path, capsys):
+    file = str(tmp_path / "written")
+    steps = [
+        Step("last", ("-c", APPEND, file, "c"), ("middle",)),
+        Step("middle", ("-c", APPEND, file, "b"), ("first",)),
+        Step("first", ("-c", APPEND, file, "a")),
+    ]
+    spent = run_steps(steps, tmp_path / "plan")
+    assert Path(file).read_text() == "abc"
+    assert all(0 < s.cpu_seconds and 0 < s.seconds < 60 for s in spent.values())
+    assert run_steps(steps, tmp_path / "plan") == spent == finished(tmp_path / "plan")
+    assert Path(file).read_text() == "abc"
+    changed = [steps[0], Step("middle", ("-c", APPEND, file, "B"), ("first",)), steps[2]]
+    run_steps(changed, tmp_path / "plan")
+    assert Path(file).read_text() == "abcBc"  # what comes after it, but not what came before
+
+
+def test_a_step_whose_input_changed_is_run_again(tmp_path):
+    file, read = tmp_path / "written", tmp_path / "list.txt"
+    steps = [Step("only", ("-c", APPEND, str(file), "a"), reads=(read,))]
+    for content, written in (("one", "a"), ("one", "a"), ("two", "aa")):
+        read.write_text(content)
+        run_steps(steps, tmp_path / "plan")
+        assert file.read_text() == written
+
+
+def test_a_step_that_failed_is_named_and_run_again_from_nothing(tmp_path):
+    folder = tmp_path / "made"
+    code = "import os, sys; os.mkdir(sys.argv[1]); sys.exit('no good' if len(sys.argv) > 2 else 0)"
+    with pytest.raises(ConfigError, match="step broken failed, see .*broken.log:\nno good"):
+        run_steps([Step("broken", ("-c", code, str(folder), "x"), makes=folder)], tmp_path)
+    assert folder.is_dir()
+    run_steps([Step("broken", ("-c", code, str(folder)), makes=folder)], tmp_path)
+
+
+@pytest.fixture
+def comparison(tmp_path) -> Comparison:
+    for name in ("a_1", "a_2", "b_1"):
+        path = tmp_path / f"camvid/images/training/{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "camvid/meta.json").write_text('{"classes": ["sky", "road"]}')
+    (tmp_path / "list.txt").write_text("camvid/images/training/a_1.jpg\ncamvid/images/training/b_1.jpg\nother/c.jpg\n")
+    return Comparison(tmp_path / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
+
+
+def test_the_left_out_drive_is_in_no_training(comparison):
+    comparison.write_lists()
+    lists = {name: (comparison.folder / f"{name}.txt").read_text().split() for name in ("training", "held_out")}
+    assert lists == dict(training=["a_1", "a_2"], held_out=["b_1"])
+    photographs = (comparison.folder / "photographs.txt").read_text().split()
+    assert photographs == ["camvid/images/training/a_1.jpg", "other/c.jpg"]
+    with pytest.raises(DataError, match="--held-out x: 0 of 3 frames"):
+        Comparison(comparison.folder, comparison.photographs, Path(), comparison.camvid, "x").write_lists()
+    with pytest.raises(DataError, match="--camvid .*nowhere: needs images/training"):
+        Comparison(comparison.folder, comparison.photographs, Path(), Path("nowhere"), "b_").write_lists()
+
+
+def test_the_report_is_made_of_the_files(comparison):
+    """One cell is there: its scores, the classes counted from the label maps, its curve."""
+    comparison.write_lists()
+    folder = comparison.folder / "arm_0/finetune"
+    for path in (comparison.camvid / "annotations/training/b_1.png", folder / "predictions/b_1.png"):
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.uint8([[1, 1, 2, 0]])).save(path)
+    (folder / "test/1").mkdir(parents=True)
+    (folder / "test/1/1.json").write_text('{"mIoU": 61.23}')
+    (folder / "1/vis_data").mkdir(parents=True)
+    (folder / "1/vis_data/scalars.json").write_text('{"loss": 2.5, "step": 10}\n{"loss": 1.5, "step": 20}\n')
+    assert comparison.scores("arm_0", "finetune") == dict(mIoU=61.23, classes=[100.0, 100.0])
+    assert comparison.scores("arm_1", "finetune") is None
+    table = comparison.report({"arm_0_finetune": Spent(9, 30.0, "")}).read_text()
+    assert "| arm | 61.2 | - | - | - | 0.5 |" in table and "| none | - | - | - | - | - |" in table
+    assert "finetune: not finished" in table
+    (line,) = comparison.curves().axes[1].lines
+    assert line.get_xdata().tolist() == [10, 20] and line.get_label() == "arm"
+
+
+def test_every_cell_is_a_run_of_its_configuration(comparison):
+    steps = {step.name: step for step in comparison.steps()}
+    assert len(steps) == 2 * (5 * 6 + 4)
+    for name, step in steps.items():
+        assert set(step.after) <= steps.keys()
+        if step.command[0] not in ("tools/pretrain.py", "tools/train.py"):
+            continue
+        words = step.command[step.command.index("--cfg-options") + 1 :]
+        cfg = load_config(step.command[1], dict(word.split("=", 1) for word in words if "=" in word))
+        assert str(cfg.randomness.seed) in name.split("_")
+        if "pretrain" in step.command[0]:
+            continue
+        assert str(cfg.train_cfg.max_iters) == str(cfg.param_scheduler[1].end) == "250"
+        start = cfg.model.backbone.init_cfg
+        assert start == "None" if name.startswith("none") else start.checkpoint.endswith("/backbone.pth")
+        assert (cfg.model.backbone.get("frozen_stages") == 12) == ("probe" in name)
+
+
+def test_the_probe_is_linear_and_trains_nothing_else():
+    cfg = load_config(str(ROOT / PROBE), {"model.backbone.init_cfg": None})
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(cfg.model).train()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    heads = {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}
+    assert trained - heads == {f"backbone.out_norms.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+    assert trained > heads and model.decode_head.conv_seg.weight.shape == (11, 4 * 192, 1, 1)
+
+
+def test_equal_compute_is_counted_from_the_cpu_seconds(comparison):
+    equal = comparison.equal_compute_steps({"arm_0_pretrain": Spent(9, 30.0, ""), "arm_0_finetune": Spent(9, 15.0, "")})
+    assert "train_cfg.max_iters=750" in equal[0].command and "model.backbone.init_cfg=None" in equal[0].command
+
+
+def test_the_table_and_the_criterion():
+    def cell(finetune, probe):
+        return dict(
+            finetune=dict(mIoU=finetune), probe=dict(mIoU=probe), cpu_seconds=dict(pretrain=60.0, finetune=60.0)
+        )
+
+    results = {arm: {0: cell(20.0, 10.0), 1: cell(21.0, 11.0)} for arm in ARMS}
+    results["arm"] = {0: cell(22.0, 13.0), 1: cell(22.5, 12.8)}
+    assert differences(results, "arm", "finetune", (0, 1)) == [2.0, 1.5]
+    assert "| arm | 22.0 / 22.5 | +1.8 | 13.0 / 12.8 | +2.4 | 2.0 |" in table(results, (0, 1))
+    lines = verdict(results, (0, 1))
+    assert lines[0].endswith(": met") and lines[1].endswith(": met")
+    results["arm"][1]["finetune"]["mIoU"] = 20.9  # one seed loses, the mean would do
+    assert verdict(results, (0, 1))[0].endswith("not met")
+    results["arm"][1]["probe"]["mIoU"] = 11.5  # both gain, too little on average
+    assert verdict(results, (0, 1))[1].endswith("not met")

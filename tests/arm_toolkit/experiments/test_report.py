@@ -1,0 +1,244 @@
+"""The quickstart's report: its numbers are those of the files, it needs no other file, it copes with what is missing.
+
+All runs here are fabricated, tiny and wrong on purpose: only how the report reads them is tested.
+"""
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+import arm_pretrain  # noqa: F401 registers ARMPretrainer
+from arm_images.errors import DataError
+from arm_toolkit.experiments import figures as draw
+from arm_toolkit.experiments.report import duration, write_report
+from arm_toolkit.experiments.runs import Run, checkpoint_path, class_iou, read_losses
+
+SCORES = {
+    "det_pretrained": {"coco/bbox_mAP": 0.4117, "coco/segm_mAP": 0.3, "coco/bbox_mAP_50": 0.99},
+    "det_scratch": {"coco/bbox_mAP": 0.33, "coco/segm_mAP": 0.29},
+    "seg_pretrained": {"mIoU": 61.25, "aAcc": 99.0},
+    "seg_scratch": {"mIoU": 65.0},
+    "probe_pretrained": {"mIoU": 50.04},
+    "probe_random": {"mIoU": 48.0},
+}
+
+
+def make_run(folder: Path, steps: int = 20, state: dict | None = None) -> None:
+    """Log, configuration and checkpoint of a training, and its test results if `SCORES` has some."""
+    log = folder / "20260101_000000" / "vis_data" / "scalars.json"
+    log.parent.mkdir(parents=True)
+    lines = [{"loss": 2 - step / steps, "lr": 0.1, "step": step} for step in range(10, steps + 1, 10)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"mIoU": 1.0, "step": steps}]))
+    state = state or {"backbone.a": torch.zeros(3, 500_000), "head.b": torch.zeros(250_000)}
+    torch.save({"state_dict": state, "meta": {}}, folder / "iter_9.pth")
+    (folder / "last_checkpoint").write_text("elsewhere/iter_9.pth")  # as after a move
+    if folder.name in SCORES:
+        results = folder / "test" / "20260101_000001" / "20260101_000001.json"
+        results.parent.mkdir(parents=True)
+        results.write_text(json.dumps(SCORES[folder.name]))
+
+
+def make_pretraining(folder: Path) -> None:
+    model = dict(
+        type="ARMPretrainer",
+        arch=dict(embed_dims=32, num_layers=2),
+        img_size=96,
+        cluster_side=3,
+        decoder_dim=64,
+        decoder_depth=1,
+        data_preprocessor=dict(type="ImgDataPreprocessor", mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0]),
+    )
+    torch.manual_seed(0)
+    make_run(folder, state=MODELS.build(model).state_dict())
+    cfg = Config(dict(default_scope="mmengine", model=model, train_dataloader=dict(dataset=dict(size=96))))
+    cfg.dump(folder / "tiny.py")
+
+
+def make_detections(path: Path, shapes: Path) -> None:
+    """Every true object found, with the score 0.9, and its copy below the threshold."""
+    truth = json.loads((shapes / "coco/annotations/instances_val2017.json").read_text())
+    samples = []
+    for image in truth["images"]:
+        found = [a for a in truth["annotations"] if a["image_id"] == image["id"]] * 2
+        boxes = torch.tensor([a["bbox"] for a in found])
+        instances = dict(
+            scores=torch.tensor([0.9, 0.2]).repeat_interleave(len(found) // 2),
+            labels=torch.tensor([a["category_id"] - 1 for a in found]),
+            bboxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+            masks=[mask_utils.encode(mask_utils.decode(a["segmentation"])) for a in found],
+        )
+        samples.append(dict(img_id=image["id"], pred_instances=instances))
+    path.write_bytes(pickle.dumps(samples))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shapes) -> Path:
+    """A whole quickstart: all runs there."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(shapes, folder / "shapes")
+    make_pretraining(folder / "pretrain")
+    for name in SCORES:
+        make_run(folder / name)
+        if name.startswith("det"):
+            make_detections(folder / name / "predictions.pkl", shapes)
+        else:
+            shutil.copytree(shapes / "ade/annotations/validation", folder / name / "predictions")
+    steps = [dict(name="pretrain", seconds=125.0, command="python tools/pretrain.py 'a<b' @pretrain")]
+    steps += [dict(name=name, seconds=60.0 + i, command="python tools/train.py") for i, name in enumerate(SCORES)]
+    record = dict(steps=steps, total_seconds=3700.0, machine="Test & Sons CPU", versions=dict(torch="9.9"))
+    (folder / "steps.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder) -> tuple[str, str]:
+    """HTML and Markdown of the whole quickstart."""
+    path = write_report(folder)
+    return path.read_text(), path.with_suffix(".md").read_text()
+
+
+def table_row(markdown: str, label: str) -> list[str]:
+    line = next(line for line in markdown.splitlines() if line.startswith(f"| {label} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_table_holds_the_numbers_of_the_files(report):
+    text = report[1]
+    models = ["Mask R-CNN 1.75 M<br>UperNet 1.75 M", "1.50 M"]
+    assert table_row(text, "AR-pretrained") == [
+        "41.2",
+        "30.0",
+        "61.2",
+        "Mask R-CNN 1 min 0 s<br>UperNet 1 min 2 s",
+        *models,
+    ]
+    assert table_row(text, "from scratch") == [
+        "33.0",
+        "29.0",
+        "65.0",
+        "Mask R-CNN 1 min 1 s<br>UperNet 1 min 3 s",
+        *models,
+    ]
+    assert table_row(text, "frozen encoder, AR-pretrained")[:4] == ["–", "–", "50.0", "UperNet 1 min 4 s"]
+    assert table_row(text, "frozen encoder, random")[:4] == ["–", "–", "48.0", "UperNet 1 min 5 s"]
+
+
+def test_the_verdict_follows_from_the_differences(report):
+    text = report[1]
+    assert "Box AP: 41.2 with pretraining, 33.0 without (+8.2): **helped**" in text
+    assert "Mask AP: 30.0 with pretraining, 29.0 without (+1.0): **within noise**" in text
+    assert "mIoU: 61.2 with pretraining, 65.0 without (−3.8): **hurt**" in text
+    assert "same finetuning budget (20 steps of Mask R-CNN, 20 steps of UperNet)" in text
+    assert "One seed on 6 pictures" in text and "Pretraining's time (2 min 5 s) came on top" in text
+
+
+def test_the_summary_names_machine_data_and_time(report):
+    summary = report[1].splitlines()[2]
+    for part in ("Test & Sons CPU", "16 training and 6 validation pictures of 96 × 96", "took 1 h 1 min", "32 wide"):
+        assert part in summary
+
+
+def test_html_needs_no_other_file(report):
+    page = report[0]
+    sources = re.findall(r'\bsrc="([^"]*)"', page)
+    assert len(sources) == 6 and all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"\bhref=|url\(|@import|<script|<link|https?://", page)
+    assert len(page) < 2_500_000
+
+
+def test_html_escapes_what_it_shows(report):
+    assert "'a&lt;b'" in report[0] and "Test &amp; Sons" in report[0]
+
+
+def test_markdown_links_its_pictures(folder, report):
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report[1])
+    assert len(links) == 6 and all((folder / link).is_file() for link in links)
+    assert not list(folder.rglob("*.part"))
+
+
+def test_an_empty_folder_gives_dashes_and_sentences(tmp_path):
+    text = write_report(tmp_path).with_suffix(".md").read_text()
+    for label in draw.ROW_COLOURS:
+        assert table_row(text, label) == ["–"] * 6
+    assert text.count("left out") + text.count("Left out") == 7 and "no verdict" in text
+
+
+def test_one_run_alone_is_reported(tmp_path, folder, shapes):
+    shutil.copytree(shapes, tmp_path / "shapes")
+    for name in ("seg_scratch", "det_pretrained"):
+        shutil.copytree(folder / name, tmp_path / name)
+    text = write_report(tmp_path).with_suffix(".md").read_text()
+    assert table_row(text, "from scratch")[:4] == ["–", "–", "65.0", "–"]
+    assert "Without predictions, so left out: AR-pretrained." in text  # segmentation
+    assert "Without predictions, so left out: from scratch." in text  # detection
+    assert "no verdict" in text
+
+
+def test_unequal_budgets_are_not_judged(tmp_path):
+    make_run(tmp_path / "det_pretrained", steps=20)
+    make_run(tmp_path / "det_scratch", steps=50)
+    text = write_report(tmp_path).with_suffix(".md").read_text()
+    assert "(+8.2): **not comparable**" in text and "Mask R-CNN 20 steps with and 50 without" in text
+    assert "**helped**" not in text
+
+
+def test_a_missing_folder_is_a_users_error(tmp_path):
+    with pytest.raises(DataError, match="tools/quickstart.sh"):
+        write_report(tmp_path / "nothing")
+
+
+def test_undefined_ap_is_no_number():
+    assert Run(Path(), {"coco/bbox_mAP": -1.0}).points("box AP") is None
+    assert Run(Path(), {"mIoU": float("nan")}).points("mIoU") is None
+
+
+def test_class_iou_counts_pixels(tmp_path):
+    for name, labels in (("truth", [[1, 1, 2, 0]]), ("found", [[1, 2, 2, 3]])):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.array(labels, np.uint8)).save(tmp_path / name / "a.png")
+    iou = class_iou(tmp_path / "found", tmp_path / "truth", 3)
+    np.testing.assert_allclose(iou, [50, 50, np.nan])
+    assert class_iou(tmp_path / "missing", tmp_path / "truth", 3) is None
+
+
+def test_a_resumed_training_replaces_what_it_repeats(tmp_path):
+    for start, losses in (("1", {10: 3.0, 20: 2.0, 30: 9.0}), ("2", {20: 1.5})):
+        path = tmp_path / start / "vis_data" / "scalars.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(json.dumps(dict(step=step, loss=loss)) for step, loss in losses.items()))
+    assert read_losses(tmp_path) == [(10, 3.0), (20, 1.5)]
+
+
+def test_reconstruction_keeps_the_first_cluster(folder):
+    run = folder / "pretrain"
+    shown = draw.reconstruct(run / "tiny.py", checkpoint_path(run), folder / "shapes/coco/val2017", rows=4)
+    assert shown.images.shape == (4, 96, 96, 3) and shown.count == 6 and shown.given == 48
+    given, rest = np.s_[:, :48, :48], np.s_[:, 48:, 48:]
+    for pictures in (shown.predictions, shown.means):
+        assert (pictures[given] == shown.images[given]).all()
+        assert (pictures[rest] != shown.images[rest]).any()
+    with Image.open(folder / "shapes/coco/val2017/val_000000.jpg") as image:
+        assert (shown.images[0] == np.asarray(image)).all()
+
+
+def test_smoothing_keeps_ends_and_lines():
+    values = [5.0, 1.0, 2.0, 3.0, 4.0, 5.0, 9.0]
+    smoothed = draw.smooth(values)
+    assert smoothed[0] == 5.0 and smoothed[-1] == 9.0 and smoothed[3] == 3.0 and len(smoothed) == 7
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(4.6, "5 s"), (59.7, "1 min 0 s"), (725, "12 min 5 s"), (7300, "2 h 1 min")]
+)
+def test_duration(seconds, words):
+    assert duration(seconds) == words

@@ -1,0 +1,60 @@
+"""What the tools know and settle of the machine they run on."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from arm_toolkit import machine
+from arm_toolkit.experiments import quickstart
+
+FAULTS = """
+import resource, sys, torch
+from arm_toolkit.machine import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit(3)
+torch.zeros(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(30):
+    torch.zeros(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_used_again():
+    """Tensors of 64 MiB, one after the other: their pages are taken from the system once, not every time."""
+    faults = {}
+    for how in ("default", "keep"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
+        if done.returncode == 3:
+            pytest.skip("the C library has no mallopt")
+        assert done.returncode == 0, done.stderr
+        faults[how] = int(done.stdout)
+    assert faults["keep"] < faults["default"] / 10
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "multiplies"),
+    [
+        (
+            {"model name": "AMD EPYC", "cpu family": "25", "model": "17", "flags": "fma avx512f avx512_bf16"},
+            "AMD EPYC (family 25, model 17)",
+            True,
+        ),
+        (
+            {"model name": "Some", "cpu family": "6", "model": "85", "flags": "avx512f"},
+            "Some (family 6, model 85)",
+            False,
+        ),
+        ({"model name": "ARMv8", "Features": "fp asimd"}, "ARMv8", False),
+    ],
+)
+def test_the_processor(said, name, multiplies, monkeypatch):
+    """Its generation is named, and the quickstart trains in bfloat16 where that saves time."""
+    monkeypatch.setattr(machine, "_cpu_info", lambda: said)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.cpu_name() == name
+    assert machine.cpu_multiplies_bfloat16() is multiplies
+    trained = [step.command for step in quickstart.plan() if step.command[0] in ("tools/train.py", "tools/pretrain.py")]
+    assert len(trained) == 7 and all(("--amp" in command) is multiplies for command in trained)

@@ -1,0 +1,79 @@
+"""A few of our own numbers, in float64, so that a clone without ../shared/golden still notices a change.
+
+They were written by this file (`python tests/configs/test_drift.py`) at a commit where
+tests/arm_backbone/test_golden.py passed.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from arm_backbone import ARM
+from arm_backbone.checkpoint.convert import convert
+from arm_backbone.classifier import ARMClassifier
+from arm_pretrain import ARMPretrainer
+
+FILE = Path(__file__).with_name("drift.json")
+ARCH = dict(embed_dims=32, num_layers=4)
+
+
+def filled(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights from numpy by name, none of them trivial, the same on every machine and version of torch."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        draws = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))
+        if name.endswith("A_log"):
+            base = tensor.double().numpy()
+        else:
+            base = np.ones(1) if ("norm" in name and name.endswith("weight")) or name.endswith(".D") else np.zeros(1)
+        state[name] = torch.tensor(base + 0.1 * draws)
+    model.double().load_state_dict(state)
+    return model.eval()
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(0).standard_normal(shape))
+
+
+def numbers() -> dict[str, list[float]]:
+    """What the models compute, by name."""
+    result = {}
+    for cls_token, pool, size in (
+        ("middle", "avg", 80),
+        ("middle", "token", 64),
+        ("tail", "token", 48),
+        (None, "avg", 48),
+    ):
+        model = filled(ARMClassifier(ARCH, size, cls_token=cls_token, global_pool=pool, num_classes=5))
+        logits = model(images(2, 3, size, size))
+        logits.square().sum().backward()
+        name = f"classifier, class token {cls_token}, pool {pool}, {size} pixels"
+        result[name] = logits.flatten().tolist()
+        result[f"{name}, gradients"] = [p.grad.norm().item() for p in model.parameters()]
+    maps = filled(ARM(ARCH, img_size=64))(images(1, 3, 50, 90))  # rectangular, padded
+    result["backbone"] = [value for level in maps for value in (level.mean().item(), level.std().item())]
+    model = filled(ARMPretrainer(ARCH, img_size=96, cluster_side=2, decoder_dim=64))
+    loss = model(images(2, 3, 96, 96), mode="loss")["loss"]
+    loss.backward()
+    result["pretraining"] = [loss.item(), *model(images(2, 3, 96, 96))[0, ::8, 5].tolist()]
+    result["pretraining, gradients"] = [p.grad.norm().item() for p in model.parameters() if p.requires_grad]
+    model = filled(ARMPretrainer(ARCH, decoder_dim=64))
+    theirs, _ = convert(model.state_dict(), "official-finetune", grid=(14, 14))
+    result["conversion"] = [theirs[name].double().square().mean().sqrt().item() for name in sorted(theirs)]
+    return result
+
+
+def test_numbers_have_not_drifted():
+    expected = json.loads(FILE.read_text())
+    actual = numbers()
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        largest = max(map(abs, values))
+        np.testing.assert_allclose(actual[name], values, rtol=1e-8, atol=1e-9 * largest, err_msg=name)
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(numbers(), indent=1) + "\n")

@@ -1,0 +1,40 @@
+"""Padding: a result must not depend on which images share a batch (docs/padding.md has what padding does)."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from arm_backbone import ARM
+from helpers.paths import ROOT
+
+CONFIGS = sorted(p for folder in ("det_configs", "seg_configs") for p in (ROOT / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_images_are_tested_alone(path):
+    cfg = Config.fromfile(path)
+    assert cfg.test_dataloader.batch_size == 1
+    assert cfg.val_dataloader.batch_size == 1
+
+
+def test_why_padding_changes_features_with_four_scans():
+    """The backward scans start in the padding; a single forward scan meets it only between rows."""
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 64, 64)
+    padded = torch.nn.functional.pad(image, (0, 0, 0, 64))  # below, as a taller image in the batch would
+    for scans, changed in ((4, True), (1, False)):
+        model = ARM(dict(embed_dims=32, num_layers=4), img_size=64, scans=scans).eval()
+        with torch.no_grad():
+            model.pos_embed.zero_()  # otherwise resized to another grid
+            alone, beside = model(image)[-1], model(padded)[-1][:, :, :4]
+        assert (not torch.allclose(alone, beside, atol=1e-5)) == changed
+
+
+def test_images_of_one_size_do_not_disturb_each_other():
+    torch.manual_seed(0)
+    model = ARM(dict(embed_dims=32, num_layers=4), img_size=64).eval()
+    images = torch.randn(3, 3, 64, 96)
+    with torch.no_grad():
+        together, alone = model(images), model(images[1:2])
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[1:2], b)

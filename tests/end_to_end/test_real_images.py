@@ -1,0 +1,83 @@
+"""What real data brings: crowd regions, an image without objects, greyscale files."""
+
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from PIL import Image
+
+from arm_pretrain import ImageCrops
+from arm_toolkit.engine.config import load_config
+from helpers.paths import ROOT
+
+
+def small_detector(cfg: Config) -> torch.nn.Module:
+    cfg.model.backbone.update(arch=dict(embed_dims=32, num_layers=4), init_cfg=None)
+    cfg.model.neck[0].in_channels, cfg.model.neck[1].in_channels = 32, [32] * 4
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model)
+
+
+@pytest.fixture
+def coco(photographs):
+    cfg = load_config(
+        str(ROOT / "det_configs/mask_rcnn_arm_ti_cpu.py"), dict(data_root=str(photographs / "coco2017_mini"))
+    )
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=False)
+        yield cfg, DATASETS.build(cfg.train_dataloader.dataset)
+
+
+def one_loss(cfg: Config, items: list[dict]) -> dict[str, float]:
+    model = small_detector(cfg).train()
+    data = model.data_preprocessor(pseudo_collate(items), training=True)
+    loss, log = model.parse_losses(model(**data, mode="loss"))
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    return {name: float(value) for name, value in log.items()}
+
+
+def test_crowd_regions_are_ignored_not_learned(coco):
+    cfg, dataset = coco
+    crowded = [i for i in range(len(dataset)) if any(x["ignore_flag"] for x in dataset.get_data_info(i)["instances"])]
+    assert len(crowded) >= 10
+    item = dataset[crowded[0]]
+    sample = item["data_samples"]
+    assert len(sample.ignored_instances) >= 1
+    assert len(sample.gt_instances) + len(sample.ignored_instances) == len(
+        dataset.get_data_info(crowded[0])["instances"]
+    )
+    assert one_loss(cfg, [item])["loss"] > 0
+
+
+def test_an_image_without_objects_trains(coco):
+    cfg, dataset = coco
+    (empty,) = [i for i in range(len(dataset)) if not dataset.get_data_info(i)["instances"]]
+    log = one_loss(cfg, [dataset[empty]])
+    assert log["loss_mask"] == 0 and log["loss_bbox"] == 0 and log["loss_rpn_cls"] > 0
+
+
+def test_greyscale_files_become_three_equal_channels(photographs):
+    path = photographs / "coco_sem133" / "images" / "validation" / "000000007888.jpg"
+    assert Image.open(path).mode == "L"
+    cfg = Config.fromfile(ROOT / "seg_configs/upernet_arm_ti_camvid.py")
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        dataset = DATASETS.build(
+            dict(
+                type="BaseSegDataset",
+                data_root=str(path.parents[2]),
+                data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
+                metainfo=json.loads((path.parents[2] / "meta.json").read_text()) | dict(palette=[[0, 0, 0]] * 133),
+                reduce_zero_label=True,
+                pipeline=[s for s in cfg.test_pipeline if s["type"] != "LoadLabels"],
+            )
+        )
+        index = next(i for i in range(len(dataset)) if dataset.get_data_info(i)["img_path"].endswith(path.name))
+        image = dataset[index]["inputs"]
+    assert image.shape[0] == 3 and torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+    listed = ImageCrops(str(path.parent), size=64)
+    crop = listed[[f.name for f in listed.files].index(path.name)]["inputs"]
+    assert crop.shape == (3, 64, 64) and torch.equal(crop[0], crop[2])

@@ -1,0 +1,153 @@
+"""Trainings of seconds, for tests: the quickstart's configurations on the 96-pixel shapes, smaller still."""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from arm_toolkit.engine import launch
+from arm_toolkit.engine.runner import ARMRunner
+from helpers.paths import ROOT
+from helpers.tools import own_globals
+
+ARCH = dict(embed_dims=32, num_layers=4)
+
+
+def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
+    """AR pretraining: 4 iterations of 4 images an epoch, 4 epochs."""
+    cfg = Config.fromfile(ROOT / "pretrain/configs/quickstart.py")
+    cfg.model.update(arch=ARCH, img_size=96, cluster_side=2)
+    cfg.train_dataloader.update(batch_size=4)
+    cfg.train_dataloader.dataset.update(path=str(shapes / "coco/train2017"), size=96)
+    cfg.train_cfg.max_epochs = 4
+    cfg.param_scheduler.warmup = 1
+    cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
+    return _finish(cfg, options)
+
+
+def det_config(shapes: Path, validate: bool = False, **options) -> Config:
+    """Mask R-CNN: 8 iterations of 2 images an epoch, 2 epochs; random crops, drop path, groups by aspect ratio."""
+    cfg = Config.fromfile(ROOT / "det_configs/quickstart_mask_rcnn.py")
+    _move(cfg, cfg.data_root, f"{shapes}/coco/")
+    cfg.model.backbone.update(arch=ARCH, img_size=96, drop_path_rate=0.2, init_cfg=None)
+    cfg.model.neck[0].in_channels = 32
+    cfg.model.neck[1].update(in_channels=[32] * 4, out_channels=32)
+    cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
+    cfg.model.roi_head.bbox_roi_extractor.out_channels = cfg.model.roi_head.mask_roi_extractor.out_channels = 32
+    cfg.model.roi_head.bbox_head.update(in_channels=32, fc_out_channels=32)
+    cfg.model.roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_convs=1)
+    cfg.model.train_cfg.rpn.sampler.num = 32
+    cfg.model.train_cfg.rcnn.sampler.num = 16
+    cfg.model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
+    cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
+    cfg.train_dataloader.batch_size = 2
+    crop = dict(type="RandomCrop", crop_size=(64, 96), allow_negative_crop=True)
+    cfg.train_dataloader.dataset.pipeline.insert(4, crop)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.pipeline[1].scale = (96, 96)
+    cfg.train_cfg.update(max_epochs=2, val_interval=100, val_begin=100)
+    if not validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.param_scheduler[0].end = 4
+    cfg.param_scheduler[1].end = 2
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
+    return _finish(cfg, options)
+
+
+def seg_config(shapes: Path, validate: bool = False, **options) -> Config:
+    """UperNet: 8 iterations of 4 images; crops, colours, drop path and dropout drawn at random."""
+    cfg = Config.fromfile(ROOT / "seg_configs/quickstart_upernet.py")
+    _move(cfg, cfg.data_root, f"{shapes}/ade/")
+    cfg.model.data_preprocessor.size = (96, 96)
+    cfg.model.backbone.update(arch=ARCH, img_size=96, drop_path_rate=0.2, init_cfg=None)
+    cfg.model.neck.in_channels = 32
+    cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
+    cfg.model.auxiliary_head.update(in_channels=32, channels=16)
+    cfg.train_dataloader.batch_size = 4
+    cfg.train_dataloader.dataset.pipeline.insert(3, dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75))
+    cfg.train_dataloader.dataset.pipeline.insert(5, dict(type="PhotoMetricDistortion"))
+    cfg.train_cfg.update(max_iters=8, val_interval=100, val_begin=100)
+    if not validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 2
+    cfg.param_scheduler[1].end = 8
+    cfg.default_hooks.checkpoint.update(interval=4, max_keep_ckpts=-1)
+    return _finish(cfg, options)
+
+
+CONFIGS = dict(pretrain=pretrain_config, det=det_config, seg=seg_config)
+
+
+def _finish(cfg: Config, options: dict) -> Config:
+    cfg.default_hooks.logger.interval = 1
+    cfg.log_processor.window_size = 1  # the log then holds every iteration's own loss
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def _move(node, old: str, new: str):
+    """Replace a prefix of strings in nested dicts and lists, in place."""
+    for key, value in node.items() if isinstance(node, (dict, Config)) else enumerate(node):
+        if isinstance(value, str) and value.startswith(old):
+            node[key] = new + value[len(old) :]
+        elif isinstance(value, (dict, list)):
+            _move(value, old, new)
+
+
+def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
+    """What `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` does with this configuration."""
+    cfg = copy.deepcopy(cfg)
+    parser = argparse.ArgumentParser()
+    launch.add_train_arguments(parser)
+    args = parser.parse_args(["--work-dir", str(work_dir), *arguments])
+    with own_globals():
+        return launch.train(cfg, args, work_dir.name)
+
+
+class Stopped(Exception):
+    """Stands for what kills a run."""
+
+
+@HOOKS.register_module()
+class StopAt(Hook):
+    """Kills a run before an iteration, counted from 1."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        if runner.iter + 1 == self.iteration:
+            raise Stopped
+
+
+@HOOKS.register_module()
+class DumpGradients(Hook):
+    """Writes the weights before the first step, and the gradients that this step gets, in the first process."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def before_train(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+        def dump(*_) -> None:
+            gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+            if runner.rank == 0:
+                torch.save(dict(weights=weights, gradients=gradients), self.path)
+
+        runner.optim_wrapper.optimizer.register_step_pre_hook(dump)
+
+
+def logged(work_dir: Path) -> dict[int, dict]:
+    """Iteration -> what was logged of it; of an iteration that was run twice, the last."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [line for line in lines if not any(key.startswith("position/") for key in line)]  # ReconstructionHook's
+    return {line["step"] if "iter" not in line else line["iter"]: line for line in lines}

@@ -1,0 +1,432 @@
+"""Bad input is one line that names file or key, value and remedy, with exit status 2, and leaves nothing behind."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from arm_toolkit.datasets.samplers import SeededSampler
+from arm_toolkit.engine.checks import _categories
+from helpers.paths import ROOT
+from helpers.runs import CONFIGS, det_config, pretrain_config, seg_config, train
+from helpers.tools import call_tool, run_tool
+
+
+@pytest.fixture(scope="module")
+def files(shapes, tmp_path_factory) -> Path:
+    """A folder with a configuration of every kind, and a checkpoint of a segmenter and of a pretraining."""
+    folder = tmp_path_factory.mktemp("files")
+    for kind, config in CONFIGS.items():
+        options = {} if kind == "pretrain" else dict(validate=True)
+        config(shapes, **options).dump(folder / f"{kind}.py")
+    train(seg_config(shapes, **{"train_cfg.max_iters": 1}), folder / "seg")
+    shutil.copy(folder / "seg/iter_1.pth", folder / "seg.pth")
+    train(pretrain_config(shapes, **{"train_cfg.max_epochs": 2}), folder / "pretrain")
+    shutil.copy(folder / "pretrain/epoch_2.pth", folder / "pretrain.pth")
+    (folder / "cut.pth").write_bytes((folder / "seg.pth").read_bytes()[:-1000])
+    return folder
+
+
+@pytest.fixture
+def refused(files, tmp_path, capsys, monkeypatch):
+    """Runs a tool that must refuse: checks exit status, the one line and what it says, and that nothing is left.
+
+    A name of one of `files` stands for its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(script: str, *arguments, says: str | list[str], started: bool = False) -> str:
+        paths = [files / a if isinstance(a, str) and (files / a).is_file() else a for a in arguments]
+        before = set(tmp_path.rglob("*"))
+        capsys.readouterr()
+        status = call_tool(script, *paths, "--work-dir", tmp_path / f"work{len(before)}")
+        error = capsys.readouterr().err
+        assert status == 2, error
+        assert re.fullmatch(r"error: [^\n]+\n", error), error
+        for words in [says] if isinstance(says, str) else says:
+            assert words in error, error
+        if not started:  # before the first batch
+            assert set(tmp_path.rglob("*")) == before
+        return error
+
+    return check
+
+
+# ---------------------------------------------------------------------------- command line, configuration
+
+OPTIONS = {
+    "an argument of the backbone": ("seg", "model.backbone.depht=3", "ARM takes no such argument"),
+    "an argument of the pretrainer": ("pretrain", "model.depht=3", "ARMPretrainer takes no such argument"),
+    "an argument of the loop": ("seg", "train_cfg.max_iter=5", "IterBasedTrainLoop takes no such argument"),
+    "an argument of the epoch loop": ("det", "train_cfg.max_epoch=5", "EpochBasedTrainLoop takes no such argument"),
+    "an argument of the data set": ("pretrain", "train_dataloader.dataset.sise=9", "ImageCrops takes no such"),
+    "an argument of a transform": ("seg", "train_dataloader.dataset.pipeline.1.on_eror=skip", "LoadImage takes no"),
+    "an argument of the optimizer": ("det", "optim_wrapper.optimizer.lrr=1", "AdamW takes no such argument"),
+    "an argument of the schedule": ("det", "param_scheduler.0.factor=1", "LinearLR takes no such argument"),
+    "an argument of a hook": ("seg", "default_hooks.logger.intervall=1", "LoggerHook takes no such argument"),
+    "what the checkpoint hook would swallow": (
+        "pretrain",
+        "default_hooks.checkpoint.intervall=1",
+        "CheckpointHook takes no such argument; did you mean 'interval'?",
+    ),
+    "what the metric would swallow": ("seg", "val_evaluator.iou_metric=mIoU", "did you mean 'iou_metrics'?"),
+    "an argument of the metric": ("det", "val_evaluator.metrc=bbox", "CocoMetric takes no such argument"),
+    "an argument of the data loader": ("det", "train_dataloader.batchsize=1", "did you mean 'batch_size'?"),
+    "a part of the model": ("det", "model.roi_haed.foo=1", "did you mean 'roi_head'?"),
+    "below a number": ("det", "model.roi_head.bbox_head.num_classes.x=1", "is 3 and has no keys"),
+    "a place in a list": ("det", "model.neck.5.in_channels=1", "model.neck is a list of 2"),
+    "a top-level key": ("seg", "optim_wraper=1", "did you mean 'optim_wrapper'?"),
+    "a part of a top-level key": ("pretrain", "optim_wraper.lr=1", "did you mean 'optim_wrapper'?"),
+    "the type of the model": ("pretrain", "model.type=ARMPretraner", "did you mean 'ARMPretrainer'?"),
+    "the type of the backbone": ("seg", "model.backbone.type=ARMM", "did you mean 'ARM'?"),
+    "the type of the data set": ("det", "train_dataloader.dataset.type=CoccoDataset", "did you mean 'CocoDataset'?"),
+    "the type of a transform": ("det", "train_dataloader.dataset.pipeline.1.type=LoadImge", "'LoadImage'?"),
+    "the type of the optimizer": ("det", "optim_wrapper.optimizer.type=AdmaW", "did you mean 'AdamW'?"),
+    "the type of the loop": ("seg", "train_cfg.type=IterLoop", "did you mean"),
+    "the type of the sampler": ("seg", "train_dataloader.sampler.type=Foo", "there is no data sampler of this name"),
+}
+
+
+@pytest.mark.parametrize("what", OPTIONS)
+def test_wrong_options(what, refused):
+    kind, option, says = OPTIONS[what]
+    key, value = option.split("=")
+    error = refused("train.py", f"{kind}.py", "--cfg-options", option, says=[key.split(".")[-1], value, says])
+    assert key in error
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("seg", ["model.backbone.arch=gigantic"], ["arch='gigantic' is unknown", "tiny, small, base, large, huge"]),
+        ("pretrain", ["model.arch=gigantic"], ["arch='gigantic' is unknown", "tiny, small, base, large, huge"]),
+        (
+            "pretrain",
+            ["model.img_size=100", "train_dataloader.dataset.size=100"],
+            ["img_size=100 does not divide into patches of 16"],
+        ),
+        (
+            "pretrain",
+            ["model.img_size=112", "train_dataloader.dataset.size=112"],
+            ["7 x 7 patches does not divide into clusters of 2 x 2", "multiples of 2 patches"],
+        ),
+        ("pretrain", ["model.img_size=128"], ["model.img_size=128 and train_dataloader.dataset.size=96 differ"]),
+        ("seg", ["train_dataloader.num_workers=-1"], ["train_dataloader: num_workers"]),
+        ("seg", ["optim_wrapper.paramwise_cfg.layer_deca=0.9"], ["layer_deca"]),
+        ("seg", ["data_root"], ["--cfg-options data_root: give KEY=VALUE"]),
+        ("seg", ["val_dataloader.dataset.pipeline.0.on_error=skip"], ["val_dataloader", "on_error='skip'", "'raise'"]),
+        ("pretrain", ["train_dataloader.batch_size=17"], ["train_dataloader", "16 images", "smaller batch_size"]),
+    ],
+)
+def test_wrong_values(kind, options, says, refused):
+    refused("train.py", f"{kind}.py", "--cfg-options", *options, says=says)
+
+
+@pytest.mark.parametrize("option", ["randomness.deterministic=True", "train_dataloader.drop_last=True"])
+def test_arguments_that_are_merely_absent_are_accepted(option, files):
+    """mmengine reads these from parts without a `type`."""
+    from arm_toolkit.engine.config import load_config
+
+    key, value = option.split("=")
+    cfg = load_config(str(files / "det.py"), {key: value})
+    assert cfg.get(key.split(".")[0])[key.split(".")[1]] == value
+
+
+def test_wrong_configuration_files(refused, tmp_path):
+    refused("train.py", "gone.py", says=["configuration gone.py does not exist", "seg_configs/"])
+    refused("test.py", "seg.pth", "seg.py", says=["seg.pth is no .py file", "checkpoint comes second"])
+    base = f'_base_ = ["{ROOT}/seg_configs/quickstart_upernet.py"]\n'
+    for text, says in (
+        ("optim_wraper = dict(optimizer=dict(lr=1))", ["'optim_wraper'", "did you mean 'optim_wrapper'?"]),
+        ("train_cfg = dict(", ["cannot be read"]),
+        ("train_dataloader = dict(batch_size=undefined)", ["cannot be read", "undefined"]),
+    ):
+        Path("mine.py").write_text(base + text + "\n")
+        refused("train.py", "mine.py", says=["mine.py", *says])
+
+
+def test_wrong_command_lines(refused):
+    refused("pretrain.py", "--model", "arm_giant", says=["--model arm_giant is unknown", "arm_tiny, arm_small"])
+    refused("pretrain.py", says="give either a configuration file or --model")
+    refused("pretrain.py", "--model", "arm_tiny", "--epochs", 1, says=["--epochs 1", "at least 2"])
+    says = ["nowhere does not exist", "folder of images"]
+    refused("pretrain.py", "--model", "arm_tiny", "--data", "nowhere", says=says)
+    refused("test.py", "seg.py", "seg.pth", "--out", "maps.pkl", says=["--out maps.pkl", "give a folder"])
+    refused("test.py", "det.py", "seg.pth", "--out", "boxes.json", says=["--out boxes.json", "ending in .pkl"])
+    refused("test.py", "seg.py", "seg.pth", "--tta", "--cfg-options", "tta_model=None", says=["--tta", "no tta_model"])
+    refused("test.py", "pretrain.py", "pretrain.pth", says="no test_dataloader")
+    refused("train.py", "pretrain.py", "--launcher", "slurm", says=["--launcher slurm needs a GPU", "dist_train.sh"])
+
+
+# ------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("seg.pth", ["does not fit the model", "of the model missing", "Give the configuration"]),
+        ("pretrain.pth", ["does not fit the model", "pretrain checkpoint", "init_cfg"]),
+        ("cut.pth", ["is no complete PyTorch checkpoint", "save it again"]),
+        ("seg.py", ["PyTorch checkpoint", "save it again"]),
+        ("gone.pth", ["gone.pth does not exist; give the path"]),
+    ],
+)
+def test_detector_is_not_tested_with_something_else(name, says, refused):
+    refused("test.py", "det.py", name, says=[name, *says])
+
+
+def test_training_does_not_start_from_weights_that_do_not_fit(files, shapes, refused):
+    """Weights of another width; a truncated file; one that is not there, with the command that makes it."""
+
+    def config(checkpoint: Path, **options) -> str:
+        cfg = seg_config(shapes, **options)
+        cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
+        cfg.dump("mine.py")
+        return "mine.py"
+
+    wider = {"model.backbone.arch.embed_dims": 48, "model.neck.in_channels": 48}
+    says = [f"{files}/pretrain.pth does not fit the model", "of another shape", "same architecture"]
+    refused("train.py", config(files / "pretrain.pth", **wider), says=says)
+    says = ["of the model missing", "blocks.4"]
+    refused("train.py", config(files / "pretrain.pth", **{"model.backbone.arch.num_layers": 5}), says=says)
+    refused("train.py", config(files / "cut.pth"), says=["cut.pth is no complete PyTorch checkpoint"])
+    says = ["gone_pretrain.pth does not exist", "convert_checkpoint.py", "init_cfg=None"]
+    refused("train.py", config(Path("gone_pretrain.pth")), says=says)
+    options = ("--cfg-options", "load_from=gone.pth")
+    refused("train.py", config(files / "pretrain.pth"), *options, says="gone.pth does not exist")
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+@pytest.mark.parametrize("kind", ["det", "seg"])
+def test_data_that_are_not_there(kind, script, refused, shapes, tmp_path, tmp_path_factory):
+    arguments = [f"{kind}.py"] + ["seg.pth"] * (script == "test.py") + ["--cfg-options"]
+    loader = "train_dataloader" if script == "train.py" else "test_dataloader"
+    cfg = CONFIGS[kind](shapes, validate=True)
+    says = [f"{loader}.dataset.data_root: /nowhere does not exist", "data_root=PATH"]
+    refused(script, *arguments, f"{loader}.dataset.data_root=/nowhere", says=says)
+    key, value = ("img", "pics") if kind == "det" else ("seg_map_path", "labels")
+    says = [f"{loader}.dataset.data_prefix.{key}: {cfg[loader].dataset.data_root}{value} does not exist", "data_prefix"]
+    refused(script, *arguments, f"{loader}.dataset.data_prefix.{key}={value}", says=says)
+    if kind == "det":
+        says = [f"{loader}.dataset.ann_file", "annotations/gone.json does not exist"]
+        refused(script, *arguments, f"{loader}.dataset.ann_file=annotations/gone.json", says=says)
+        evaluator = loader.replace("train", "val").replace("dataloader", "evaluator")
+        says = f"{evaluator}.ann_file: gone.json does not exist"
+        refused(script, *arguments, f"{evaluator}.ann_file=gone.json", says=says)
+
+
+def test_whole_data_root_that_is_not_there(refused):
+    config = ROOT / "det_configs/mask_rcnn_arm_ti.py"
+    says = "error: train_dataloader.dataset.data_root: /nowhere does not exist; set --cfg-options data_root=PATH\n"
+    refused("train.py", config, "--cfg-options", "data_root=/nowhere", says=says)
+    says = ["train_dataloader.dataset.path: /nowhere does not exist", "folder of images"]
+    refused("train.py", "pretrain.py", "--cfg-options", "train_dataloader.dataset.path=/nowhere", says=says)
+
+
+@pytest.fixture
+def broken(shapes, tmp_path_factory) -> Path:
+    """A copy of the shapes to break."""
+    folder = tmp_path_factory.mktemp("data") / "broken"
+    shutil.copytree(shapes, folder)
+    return folder
+
+
+def victim(data: Path, kind: str) -> Path:
+    """The training image that the first batch begins with."""
+    folder = "ade/images/training" if kind == "seg" else "coco/train2017"
+    return sorted((data / folder).iterdir())[SeededSampler(range(16), seed=0)._order(0)[0]]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_unreadable_image(kind, broken, refused, tmp_path):
+    """The run stops with its name, or trains on without it and warns with its name."""
+    image = victim(broken, kind)
+    image.unlink()  # a hard link
+    image.write_bytes(b"\xff\xd8\xff no picture")
+    options = {"train_cfg.max_epochs": 2} if kind == "pretrain" else {}
+    CONFIGS[kind](broken, **options).dump("mine.py")
+    refused("train.py", "mine.py", says=[str(image), "cannot", "on_error='skip'"], started=True)
+    key = "dataset.on_error" if kind == "pretrain" else "dataset.pipeline.1.on_error"
+    option = f"train_dataloader.{key}=skip"
+    assert call_tool("train.py", "mine.py", "--work-dir", tmp_path / "rest", "--cfg-options", option) == 0
+    assert list((tmp_path / "rest").glob("*.pth"))
+    (log,) = (tmp_path / "rest").glob("*/*.log")
+    assert re.search(rf"WARNING - left out.*{image.name}", log.read_text())
+
+
+def test_missing_image(broken, refused):
+    image = victim(broken, "det")
+    image.unlink()
+    det_config(broken).dump("mine.py")
+    says = [f"image {image} does not exist", "data_root and data_prefix"]
+    refused("train.py", "mine.py", says=says, started=True)
+    listed = [str(file) for file in sorted((broken / "coco/train2017").iterdir())]
+    Path("list.txt").write_text("\n".join([*listed, str(image)]))
+    pretrain_config(broken).dump("mine.py")
+    says = ["list.txt lists 1 files that do not exist", str(image), "prefix"]
+    refused("train.py", "mine.py", "--cfg-options", "train_dataloader.dataset.path=list.txt", says=says)
+
+
+def test_missing_unreadable_and_wrong_labels(broken, refused):
+    image = victim(broken, "seg")
+    labels = broken / "ade/annotations/training" / f"{image.stem}.png"
+    seg_config(broken).dump("mine.py")
+    array = np.array(Image.open(labels))
+    array[0, 0] = 7
+    Image.fromarray(array).save(labels)
+    says = [f"{labels} holds the label 7, but there are 4 classes", "stored from 1, 0 ignored", "num_classes"]
+    refused("train.py", "mine.py", says=says, started=True)
+    labels.write_bytes(b"no image at all")
+    refused("train.py", "mine.py", says=[f"label map {labels} cannot be read", "repair it"], started=True)
+    labels.unlink()
+    refused("train.py", "mine.py", says=f"label map {labels} does not exist", started=True)
+
+
+def test_unreadable_image_in_testing(broken, files, refused):
+    image = sorted((broken / "ade/images/validation").iterdir())[3]
+    image.unlink()
+    image.write_bytes(b"")
+    seg_config(broken, validate=True).dump("mine.py")
+    refused("test.py", "mine.py", "seg.pth", says=[f"image {image} cannot be read"], started=True)
+
+
+def change_coco(data: Path, change) -> Path:
+    file = data / "coco/annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_classes_that_the_file_does_not_have(broken, refused):
+    """mmdet would filter their objects away, in silence, and number the rest anew."""
+    det_config(broken).dump("mine.py")
+    file = change_coco(broken, lambda content: content["categories"][1].update(name="box"))
+    says = ["train_dataloader.dataset.metainfo.classes", f"{file} has no category square", "it has disc, box, triangle"]
+    refused("train.py", "mine.py", says=says)
+    change_coco(broken, lambda content: content["categories"].reverse())
+    change_coco(broken, lambda content: content["categories"][1].update(name="square"))
+    refused("train.py", "mine.py", says=[str(file), "give them in that order: triangle, square, disc"])
+    # 80 classes of COCO, for which the configuration has no metainfo
+    coco = ROOT / "det_configs/mask_rcnn_arm_ti_cpu.py"
+    options = ("--cfg-options", f"data_root={broken}/coco", "model.backbone.init_cfg=None")
+    refused("train.py", coco, *options, says=["has no category person, bicycle", "num_classes of the heads"])
+
+
+def test_categories_are_found_wherever_they_stand(tmp_path):
+    content = dict(images=[], annotations=[dict(note='"categories": [')], categories=[dict(id=1, name='a "]" é')])
+    file = tmp_path / "coco.json"
+    for order in (content, dict(reversed(content.items()))):
+        for options in ({}, dict(indent=1), dict(ensure_ascii=False)):
+            file.write_text(json.dumps(order, **options))
+            assert _categories(file) == content["categories"]
+
+
+@pytest.mark.parametrize("text", ["", '{"images": [', "[]", '{"images": [], "annotations": []}'])
+def test_broken_annotation_file(text, broken, refused):
+    det_config(broken).dump("mine.py")
+    file = broken / "coco/annotations/instances_train2017.json"
+    file.write_text(text)
+    refused("train.py", "mine.py", says=[str(file), "give a COCO instance file"])
+
+
+def test_annotation_file_that_is_broken_behind_its_categories(broken, refused):
+    det_config(broken).dump("mine.py")
+    file = change_coco(broken, lambda content: content.update(annotations=content.pop("annotations")))
+    file.write_text(file.read_text()[:-100])
+    refused("train.py", "mine.py", says=["train_dataloader", "instances_train2017.json"])
+
+
+def test_empty_training_set(broken, refused):
+    det_config(broken).dump("mine.py")
+    change_coco(broken, lambda content: content.update(annotations=[]))
+    refused("train.py", "mine.py", says=["train_dataloader", "data set is empty; check ann_file", "classes"])
+    for image in (broken / "ade/images/training").iterdir():
+        image.unlink()
+    seg_config(broken).dump("mine.py")
+    refused("train.py", "mine.py", says=["train_dataloader", "data set is empty"])
+    for image in (broken / "coco/train2017").iterdir():
+        image.unlink()
+    pretrain_config(broken).dump("mine.py")
+    refused("train.py", "mine.py", says=["train_dataloader", "no image", str(broken / "coco/train2017")])
+
+
+def test_empty_validation_set(broken, refused):
+    for image in (broken / "ade/images/validation").iterdir():
+        image.unlink()
+    seg_config(broken, validate=True).dump("mine.py")
+    refused("train.py", "mine.py", says="val_dataloader: the data set is empty")
+
+
+# --------------------------------------------------------------------------------- as real processes
+
+
+def assert_one_line(stderr: str, *says: str) -> None:
+    assert "Traceback" not in stderr, stderr
+    (error,) = re.findall(r"^error: .*$", stderr, re.M)
+    assert all(words in error for words in says), error
+
+
+@pytest.mark.slow
+def test_processes_exit_with_2(files, tmp_path):
+    result = run_tool("train.py", files / "det.py", "--cfg-options", "model.backbone.depht=3", cwd=tmp_path)
+    assert result.returncode == 2
+    assert_one_line(result.stderr, "model.backbone.depht=3: ARM takes no such argument")
+    assert list(tmp_path.rglob("*.*")) == []
+    result = run_tool("test.py", files / "det.py", files / "cut.pth", "--work-dir", "work", cwd=tmp_path)
+    assert result.returncode == 2
+    assert_one_line(result.stderr, "cut.pth is no complete PyTorch checkpoint")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["det", "pretrain"])
+def test_unreadable_image_met_by_a_worker(kind, broken, tmp_path):
+    """Its traceback does not reach the user, its message does."""
+    image = victim(broken, kind)
+    image.unlink()
+    image.write_bytes(b"no picture")
+    CONFIGS[kind](broken, **{"train_dataloader.num_workers": 1}).dump(tmp_path / "mine.py")
+    result = run_tool("train.py", "mine.py", cwd=tmp_path)
+    assert result.returncode == 2
+    assert_one_line(result.stderr, str(image), "on_error='skip'")
+
+
+@pytest.mark.slow
+def test_unreadable_image_met_by_the_second_process_only(broken, tmp_path):
+    """Its line is printed although it is not the first process."""
+    image = sorted((broken / "coco/train2017").iterdir())[SeededSampler(range(16), seed=0)._order(0)[1]]
+    image.unlink()
+    image.write_bytes(b"no picture")
+    cfg = pretrain_config(broken, **{"train_dataloader.batch_size": 1})
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != "ReconstructionHook"]  # it reads them all
+    cfg.dump(tmp_path / "mine.py")
+    result = run_tool("dist_train.sh", "mine.py", 2, cwd=tmp_path)
+    assert result.returncode != 0
+    ours = result.stderr.split("Sending process")[0]  # torchrun's own report follows
+    ours = re.sub(r"^error: another process has stopped.*\n", "", ours, flags=re.M)  # what the first one may add
+    assert_one_line(ours, str(image), "on_error='skip'")
+
+
+def test_the_traceback_is_one_variable_away(files, monkeypatch, tmp_path):
+    from arm_toolkit.errors import ConfigError
+
+    monkeypatch.setenv("ARM_TRACEBACK", "1")
+    with pytest.raises(ConfigError, match="depht"):
+        call_tool("train.py", files / "seg.py", "--work-dir", tmp_path, "--cfg-options", "model.backbone.depht=3")
+
+
+def test_fixture_configurations_are_good(files, tmp_path):
+    """What the tests above break works unbroken."""
+    for kind in CONFIGS:
+        Config.fromfile(files / f"{kind}.py")
+    assert torch.load(files / "seg.pth", weights_only=True)["meta"]["iter"] == 1
+    assert call_tool("test.py", files / "seg.py", files / "seg.pth", "--work-dir", tmp_path) == 0
