@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .block import NORM_EPS, Block
-from .ops import runs_as_one
+from .ops import ScanOrders, uses_fused_inner
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
-from .scan_order import cls_index, scan_orders
+from .scan_order import cls_index, grid_orders
 
 # ARM Table 1; tiny and small are ours, for small machines
 ARCHS = {
@@ -38,16 +38,16 @@ EXPENSIVE = [
 ]
 
 
-def run_checkpointed(block: nn.Module, x: Tensor, orders: Tensor, with_cp: bool | str) -> Tensor:
+def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, with_cp: bool | str) -> Tensor:
     """A block whose backward computes again, with True all but products and scans, with "all" everything.
 
-    Where the mixer is one autograd function (`runs_as_one`), a block does by itself what True asks for, at less cost.
+    Where the mixer is one autograd function (`uses_fused_inner`), a block does what True means by itself, at less cost.
     """
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)
     if with_cp == "all":
         return checkpoint(block, x, orders, use_reentrant=False)
-    if runs_as_one(x):
+    if uses_fused_inner(x):
         return block(x, orders)
     context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
     return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
@@ -161,9 +161,9 @@ class ARMTrunk(nn.Module):
             x = torch.cat([x[:, :position], cls_token, x[:, position:]], dim=1)
         return x, grid
 
-    def orders(self, grid: tuple[int, int]) -> Tensor:
-        """(K, L) token orders of the scans for a grid (Gh, Gw)."""
-        return scan_orders(*grid, self.scans, self.cls_token_position, device=self.pos_embed.device)
+    def orders(self, grid: tuple[int, int]) -> ScanOrders:
+        """Token orders (K, L) of the scans for a grid (Gh, Gw)."""
+        return grid_orders(*grid, self.scans, self.cls_token_position, device=self.pos_embed.device)
 
     def patch_tokens(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, Gh * Gw, C), without the class token."""
@@ -172,7 +172,7 @@ class ARMTrunk(nn.Module):
         position = cls_index(x.shape[1] - 1, self.cls_token_position)
         return torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
 
-    def run_block(self, index: int, x: Tensor, orders: Tensor) -> Tensor:
+    def run_block(self, index: int, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
         """Block `index` on x (B, L, C), with `with_cp` recomputed in the backward."""
         return run_checkpointed(self.blocks[index], x, orders, self.with_cp)
 

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from arm_backbone.arm import ARMTrunk
+from arm_backbone.ops import ScanOrders
 from arm_backbone.pos_embed import sincos_pos_embed
 
 from .clusters import cluster_order, cluster_patches
@@ -141,7 +142,7 @@ class ARMPretrainer(BaseModel):
             separator = (self.separator + self.separator_pos_embed).to(x.dtype)
         sequence = self.sequences[per_sequence]
         x = sequence.assemble(sequence.inputs, clusters, separator)
-        orders = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+        orders = ScanOrders.trusted(torch.arange(x.shape[1], device=x.device).unsqueeze(0))
         outputs = []
         for i in range(self.encoder.num_layers):
             x = self.encoder.run_block(i, x, orders)

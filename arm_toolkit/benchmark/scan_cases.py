@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arm_backbone.arm import resolve_arch, run_checkpointed
 from arm_backbone.block import Block
-from arm_backbone.ops.cpu import kernels as native
+from arm_backbone.ops.cpu import library as native
 from arm_backbone.ops.dispatch import BACKENDS, resolve_backend, unavailable
 from arm_backbone.ops.scan import cross_scan
 from arm_backbone.scan_order import scan_orders

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch.autograd.profiler import profile
 
 from arm_backbone.ops import resolve_backend
-from arm_backbone.ops.cpu import kernels as native
+from arm_backbone.ops.cpu import library as native
 
 from ..errors import ConfigError
 from ..machine import cpu_name
