@@ -1,6 +1,6 @@
 """Real runs on an NVIDIA GPU: the Triton kernels and mamba-ssm's at the sizes of ARM-B. Skipped where there is none.
 
-`python -m pytest tests/test_gpu.py` wants no more than torch, timm, mmengine and this repository.
+`python -m pytest tests/arm_backbone/ops/test_gpu.py` needs no more than torch, timm, mmengine and this repository.
 """
 
 import pytest
@@ -72,7 +72,7 @@ def compare_float32(result, inputs: list, expected, exact: list) -> None:
     ],
 )
 def test_scan_equals_the_reference(sizes, programs, monkeypatch):
-    scan_triton = pytest.importorskip("arm_backbone.ops.scan_triton")
+    scan_triton = pytest.importorskip("arm_backbone.ops.triton.scan")
     monkeypatch.setattr(scan_triton, "PROGRAMS", programs)
     compare(on_gpu(scan_inputs(**sizes)), ("triton", torch.float32, 5e-6))
 

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
 from arm_backbone.ops import cross_scan, selective_scan
-from arm_backbone.ops.mamba_ssm import cross_scan_mamba_ssm
+from arm_backbone.ops.mamba_ssm import scan as mamba_ssm_scan
+from arm_backbone.ops.scan_inputs import ScanInputs
 from helpers.paths import ROOT
 from helpers.scans import cast, compare, scan_inputs
 
@@ -25,7 +27,7 @@ def test_kernels_in_the_interpreter():
         "-q",
         "-p",
         "no:cacheprovider",
-        str(ROOT / "tests/triton_interpreted.py"),
+        str(Path(__file__).with_name("triton_interpreted.py")),
     ]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
@@ -33,7 +35,7 @@ def test_kernels_in_the_interpreter():
 
 
 SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4)
-FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
+FLAGS = dict(SHARED_U=False, SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
 LOW = (
     *("z", "grad_z", "y", "grad_u", "grad_delta", "grad_B", "grad_C", "x", "out", "grad", "grad_x"),
     *("branch", "grad_branch"),
@@ -41,35 +43,35 @@ LOW = (
 WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
 INTEGERS = (
-    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done"),
+    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done", "divisor"),
     *("step_B", "step_C", "row_x", "row_z", "row_grad", "row_total", "row_branch", "count", "width", "blocks", "used"),
 )
 GATE = dict(ROWS=8, COLUMNS=256)
-NORM = dict(WIDTH=1024, HAS_BRANCH=True, HAS_TOTAL=True)
+NORM = dict(CENTERED=True, HAS_BIAS=True, WIDTH=1024, HAS_BRANCH=True, HAS_TOTAL=True)
 WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True, LAST=True)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("module", "kernel", "constants"),
     [
-        ("scan_triton", "_forward", WHOLE),
+        ("scan_forward", "_forward", WHOLE),
         (
-            "scan_triton",
+            "scan_forward",
             "_forward",
             dict(HAS_STARTS=True, ONLY_STATE=False, KEEP=False, LAST=False, local=None, sums=None),
         ),
-        ("scan_triton", "_forward", dict(HAS_STARTS=False, ONLY_STATE=True, KEEP=False, LAST=False, starts=None)),
-        ("scan_triton", "_combine", dict(REVERSE=True)),
-        ("scan_triton", "_reverse", {}),
-        ("scan_triton", "_backward", dict(HAS_CARRIED=True)),
-        ("scan_triton", "_sum_blocks", dict(WIDTH=16, TOKENS=16)),
-        ("conv_triton", "_forward", {}),
-        ("conv_triton", "_backward", {}),
-        ("gate_triton", "_forward", GATE),
-        ("gate_triton", "_backward", GATE),
-        ("norm_triton", "_forward", NORM),
-        ("norm_triton", "_backward", NORM),
+        ("scan_forward", "_forward", dict(HAS_STARTS=False, ONLY_STATE=True, KEEP=False, LAST=False, starts=None)),
+        ("scan_forward", "_combine", dict(REVERSE=True)),
+        ("scan_backward", "_reverse", {}),
+        ("scan_backward", "_backward", dict(HAS_CARRIED=True)),
+        ("scan_backward", "_sum_blocks", dict(WIDTH=16, TOKENS=16)),
+        ("conv", "_forward", {}),
+        ("conv", "_backward", {}),
+        ("gate", "_forward", GATE),
+        ("gate", "_backward", GATE),
+        ("norm", "_forward", NORM),
+        ("norm", "_backward", NORM),
     ],
 )
 def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
@@ -79,7 +81,7 @@ def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = getattr(import_module(f"arm_backbone.ops.{module}"), kernel)
+    function = getattr(import_module(f"arm_backbone.ops.triton.{module}"), kernel)
     constants = SIZES | FLAGS | constants
     signature, values = {}, {}
     for parameter in function.params:
@@ -95,10 +97,10 @@ def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
                 "*i64" if name in WORDS else "*i32" if name in PAIRS else "*bf16" if name in LOW else "*fp32"
             )
     source = ASTSource(function, signature, values)
-    options = dict(num_warps=4 if module == "norm_triton" else 1)
+    options = dict(num_warps=4 if module == "norm" else 1)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.asm["cubin"][:4] == b"\x7fELF" and f"sm_{capability}" in compiled.asm["ptx"]
-    if module in ("scan_triton", "gate_triton"):  # a step needs no other thread's numbers
+    if module.startswith(("scan", "gate")):  # a step needs no other thread's numbers
         assert compiled.metadata.shared == 0
 
 
@@ -137,7 +139,8 @@ def test_one_kernel_serves_all_lengths(monkeypatch):
     for batch, length in ((2, 197), (1, 256), (16, 5), (1, 1)):
         inputs = [torch.zeros(batch, 4, length, size) for size in (64, 64, 4, 4)]
         orders, A = torch.arange(length).expand(4, -1), torch.zeros(4, 64, 4)
-        scan_triton.scan_forward(*inputs[:2], A, *inputs[2:], None, None, orders, True, True)
+        given = ScanInputs(*inputs[:2], A, *inputs[2:], None, None, orders)
+        scan_triton.scan_forward(given, True, "mean", keep=True, last=True)
         conv_forward(inputs[0][:, 0], torch.zeros(4, 64, 4), torch.zeros(4, 64), orders)
         counts.append(len(compiled))
     assert counts[0] >= 2 and counts[1:] == counts[:1] * 3
@@ -152,14 +155,14 @@ def test_triton_needs_a_gpu():
 
 @pytest.mark.parametrize(("version", "reason"), [("3.2.0", "triton is older than 3.3"), ("3.10.1+git", None)])
 def test_triton_too_old(version, reason, monkeypatch):
-    from arm_backbone.ops import scan
+    from arm_backbone.ops import dispatch
 
     monkeypatch.setattr(triton, "__version__", version)
-    scan._triton_version.cache_clear()
+    dispatch._triton_version.cache_clear()
     try:
-        said = scan.triton_unavailable(torch.device("cuda"))
+        said = dispatch.unavailable("triton", torch.device("cuda"), torch.float32)
     finally:
-        scan._triton_version.cache_clear()
+        dispatch._triton_version.cache_clear()
     assert (said is None) == (reason is None) and (reason or "") in (said or "")
 
 
@@ -195,8 +198,8 @@ def test_mamba_ssm_is_asked_for_only_with_what_it_takes(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", package)
     inputs = cast(scan_inputs(), torch.float32)
     expected = cross_scan(**inputs)
-    y, last_state = cross_scan_mamba_ssm(**inputs, delta_softplus=True)
+    y, last_state = mamba_ssm_scan(ScanInputs(**inputs), True, "mean")
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     assert last_state.shape == (2, 4, 6, 3) and calls == [4]
-    monkeypatch.setattr("arm_backbone.ops.scan.unavailable", lambda *_: None)
+    monkeypatch.setattr("arm_backbone.ops.dispatch.unavailable", lambda *_: None)
     compare(scan_inputs(), ("mamba_ssm", torch.float32, 1e-5))

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter; tests/test_triton.py runs this with TRITON_INTERPRET=1."""
+"""The Triton kernels in Triton's interpreter; test_triton.py runs this with TRITON_INTERPRET=1."""
 
 import pytest
 import torch
@@ -27,22 +27,28 @@ def _patched(tensor, scope) -> None:
 interpreter._patch_lang_tensor = _patched
 
 
-@pytest.fixture(autouse=True, params=[1, 10**6], ids=["whole", "segments"])
+@pytest.fixture(params=[1, 10**6], ids=["whole", "segments"])
 def programs(request, monkeypatch):
     """Each sequence as a whole, or cut into as many segments as there are chunks."""
     monkeypatch.setattr(scan_triton, "PROGRAMS", request.param)
 
 
+scans_both_ways = pytest.mark.usefixtures("programs")
+
+
+@scans_both_ways
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (5, 13), (3, 43)])
 def test_scan_equals_the_reference(grid):
     compare(scan_inputs(batch=1, grid=grid, scans=4 if grid[1] < 20 else 1), TRITON)
 
 
+@scans_both_ways
 @pytest.mark.parametrize(("dim", "state"), [(1, 1), (33, 5), (65, 16)])
 def test_any_width_and_state(dim, state):
     compare(scan_inputs(batch=1, grid=(2, 34), scans=1, dim=dim, state=state), TRITON)
 
 
+@scans_both_ways
 def test_optional_arguments_and_extreme_steps():
     inputs = scan_inputs(batch=1, grid=(6, 12), scans=1) | dict(D=None, delta_bias=None)
     inputs["delta"] = torch.linspace(-40, 40, inputs["delta"].numel(), dtype=torch.float64).view_as(inputs["delta"])
@@ -50,6 +56,7 @@ def test_optional_arguments_and_extreme_steps():
     compare(inputs, TRITON)
 
 
+@scans_both_ways
 def test_parts_of_a_projection(monkeypatch):
     """B and C side by side in the projection's output are read there, or copied where they do not fill words."""
     monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
@@ -63,6 +70,7 @@ def test_parts_of_a_projection(monkeypatch):
         assert all(torch.equal(low[name], high[name]) for name in low)
 
 
+@scans_both_ways
 def test_half_precision_in_and_out():
     inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(3, 25), scans=1), torch.float32).items()}
     expected = cross_scan(**inputs, backend="reference")
@@ -72,6 +80,7 @@ def test_half_precision_in_and_out():
     assert (result.float() - expected).abs().max() < 1e-2 * expected.abs().max()
 
 
+@scans_both_ways
 def test_two_runs_are_bit_equal():
     inputs = cast(scan_inputs(batch=1, grid=(4, 20), scans=1), torch.float32)
     first, second = (gradients(cross_scan(**inputs, backend="triton"), inputs) for _ in range(2))
@@ -110,23 +119,29 @@ def test_gate(shape):
 
 @pytest.mark.parametrize("width", [5, 300])
 @pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
-def test_norm(width, of_sum):
-    values = [torch.randn(shape) for shape in ((2, 4, width), (2, 4, width), (width,), (width,))]
+@pytest.mark.parametrize("kind", ["layer", "layer without bias", "rms"])
+def test_norm(width, of_sum, kind):
+    shapes = ((2, 4, width), (2, 4, width), (width,), *([(width,)] if kind == "layer" else []))
+    values = [torch.randn(shape) for shape in shapes]
     grad, grad_total = torch.randn(2, 2, 4, width)
-    x, branch, weight, bias = exact = [v.double().requires_grad_() for v in values]
+    x, branch, *parameters = exact = [v.double().requires_grad_() for v in values]
     total = x + branch if of_sum else x
-    expected = torch.nn.functional.layer_norm(total, (width,), weight, bias, 1e-5)
+    function = torch.nn.functional.rms_norm if kind == "rms" else torch.nn.functional.layer_norm
+    expected = function(total, (width,), *parameters, eps=1e-5)
     objective = (expected * grad).sum() + ((total * grad_total).sum() if of_sum else 0)
     wanted = torch.autograd.grad(objective, exact, allow_unused=not of_sum)
-    x, branch, weight, bias = values
-    total, out, *rows = norm_triton.norm_forward(x, branch if of_sum else None, weight, bias, 1e-5, torch.float32)
+    x, branch, weight, bias = [*values, None][:4]
+    centered = kind != "rms"
+    given = (x, branch if of_sum else None, weight, bias, 1e-5, centered, torch.float32)
+    total, out, *rows = norm_triton.norm_forward(*given)
     assert_close(out.double(), expected, 1e-6)
-    more = (grad_total if of_sum else None, total, weight, *rows, torch.float64 if of_sum else None)
-    for got, want in zip(norm_triton.norm_backward(grad, *more), wanted, strict=True):
+    more = (grad_total if of_sum else None, total, weight, *rows, centered, torch.float64 if of_sum else None)
+    for got, want in zip(norm_triton.norm_backward(grad, *more), wanted):
         assert (got is None) == (want is None)
         assert got is None or (got.double() - want).abs().max() < 1e-5 * want.abs().max()
 
 
+@scans_both_ways
 @pytest.mark.parametrize(("images", "grid"), [(2, (2, 3)), (1, (2, 35))])
 def test_fused_block(images, grid, monkeypatch):
     """Autograd functions of several operators, which make again what they need, against the operators themselves."""
