@@ -30,17 +30,15 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
     Raises:
         ValueError: for incompatible shapes or devices, or orders that are not permutations.
     """
-    orders = order_tensor(orders)
     if x.ndim != 3 or weight.ndim != 3 or x.shape[2] != weight.shape[1]:
         raise ValueError(
             f"incompatible shapes: x (B, L, D) is {tuple(x.shape)}, weight (K, D, W) {tuple(weight.shape)}"
         )
-    if bias.shape != weight.shape[:2] or orders.shape != (len(weight), x.shape[1]):
+    if bias.shape != weight.shape[:2]:
         raise ValueError(
-            f"bias must be (K, D) and orders (K, L); got {tuple(bias.shape)} and {tuple(orders.shape)} "
-            f"with x {tuple(x.shape)} and weight {tuple(weight.shape)}"
+            f"bias has shape {tuple(bias.shape)}; with weight {tuple(weight.shape)} it must be {tuple(weight.shape[:2])}"
         )
-    return _cross_conv(x, weight, bias, orders)
+    return _cross_conv(x, weight, bias, order_tensor(orders, len(weight), x))
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def mamba_inner(
     Raises:
         ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
     """
-    orders = order_tensor(orders)
-    _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders)
+    _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
+    orders = order_tensor(orders, len(conv_weight), x)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
     dtype = compute_dtype(x)
     kernels = direct_inner(*tensors, taps=conv_weight.shape[2], dtype=dtype) if x.dtype == dtype else None
@@ -67,7 +67,7 @@ def uses_fused_inner(x: Tensor) -> bool:
     return direct_inner(x, taps=1, dtype=compute_dtype(x)) is not None
 
 
-def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders) -> None:
+def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias) -> None:
     directions, channels = conv_weight.shape[:2]
     rank, states = dt_proj_weight.shape[-1], A_log.shape[-1]
     each = (directions, channels)
@@ -79,7 +79,6 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
         "A_log": (A_log, (*each, states)),
         "D": (D, each),
         "delta_bias": (delta_bias, each),
-        "orders": (orders, (directions, x.shape[-2])),
     }
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:

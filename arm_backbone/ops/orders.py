@@ -52,9 +52,23 @@ class ScanOrders:
         return f"ScanOrders({directions} directions, {length} tokens, {self.tensor.device})"
 
 
-def order_tensor(orders: ScanOrders | Tensor) -> Tensor:
-    """The (K, L) tensor of orders; a plain tensor is validated first."""
-    return (orders if isinstance(orders, ScanOrders) else ScanOrders(orders)).tensor
+def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -> Tensor:
+    """The (K, L) tensor of orders for K directions of tokens (..., L, D); a plain tensor is validated first.
+
+    Raises:
+        ValueError: for another shape or device, or if a plain tensor does not hold permutations.
+    """
+    plain = not isinstance(orders, ScanOrders)
+    tensor = orders if plain else orders.tensor
+    expected = (directions, tokens.shape[-2])
+    if tensor.shape != expected and tensor.ndim != 3:
+        raise ValueError(
+            f"orders has shape {tuple(tensor.shape)}; with tokens {tuple(tokens.shape)} and {directions} directions "
+            f"it must be {expected}"
+        )
+    if tensor.device != tokens.device:
+        raise ValueError(f"orders is on {tensor.device}, the tokens on {tokens.device}")
+    return ScanOrders(tensor).tensor if plain else tensor
 
 
 def _validate(orders: Tensor) -> Tensor:

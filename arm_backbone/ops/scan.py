@@ -55,8 +55,8 @@ def cross_scan(
     """
     if reduce not in REDUCE:
         raise ValueError(f"reduce={reduce!r}: give 'mean' or 'sum'")
-    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders))
-    _check(inputs)
+    _check(u, delta, A, B, C, D, delta_bias)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
     return _scan(inputs, delta_softplus, reduce, backend)[0]
 
 
@@ -96,8 +96,8 @@ def selective_scan(
     orders = torch.arange(u.shape[2], device=u.device).unsqueeze(0)
     u_t, delta_t, B_t, C_t = (x.transpose(1, 2).unsqueeze(1) for x in (u, delta, B, C))
     A_k, D_k, bias_k = (None if x is None else x.unsqueeze(0) for x in (A, D, delta_bias))
+    _check(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k)
     inputs = ScanInputs(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders)
-    _check(inputs)
     y, states = _scan(inputs, delta_softplus, "mean", backend)
     y = y.transpose(1, 2)
     if z is not None:
@@ -105,8 +105,7 @@ def selective_scan(
     return (y, states[-1, :, 0].transpose(1, 2)) if return_last_state else y
 
 
-def _check(inputs: ScanInputs) -> None:
-    u, delta, A, B, C, D, delta_bias, orders = inputs
+def _check(u, delta, A, B, C, D, delta_bias) -> None:
     if u.ndim != 4 or A.ndim != 3 or u.shape[1] != A.shape[0] or u.shape[3] != A.shape[1]:
         raise ValueError(f"incompatible shapes: u (B, K, L, D) is {tuple(u.shape)}, A (K, D, N) {tuple(A.shape)}")
     batch, directions, length, channels = u.shape
@@ -116,7 +115,6 @@ def _check(inputs: ScanInputs) -> None:
         "C": (C, (batch, directions, length, A.shape[2])),
         "D": (D, (directions, channels)),
         "delta_bias": (delta_bias, (directions, channels)),
-        "orders": (orders, (directions, length)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is None:

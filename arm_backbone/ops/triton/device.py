@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def device_guard(function: Callable) -> Callable:
-    """Decorator: launch on the first argument's GPU (Triton launches on the current device)."""
+    """Decorator: launch on the GPU of the first argument, a tensor or `ScanInputs`; Triton uses the current device."""
 
     @functools.wraps(function)
     def run(first: Tensor | tuple, *args, **kwargs):
-        device = first.device if isinstance(first, Tensor) else first[0].device
+        device = (first[0] if isinstance(first, tuple) else first).device
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             return function(first, *args, **kwargs)
         with torch.cuda.device(device):
