@@ -18,6 +18,9 @@ class SwiGLU(nn.Module):
         self.w1 = nn.Linear(dim, hidden)
         self.w2 = nn.Linear(dim, hidden)
         self.w3 = nn.Linear(hidden, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         for linear in (self.w1, self.w2, self.w3):
             bound = linear.in_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -36,12 +39,13 @@ class Block(nn.Module):
         scans: scan directions K.
         drop_path: stochastic depth rate of both branches, drawn per sample.
         num_blocks: blocks in the network (scales the mixer's initial output).
+        reference_init: of the mixer.
     """
 
-    def __init__(self, dim: int, scans: int, drop_path: float, num_blocks: int) -> None:
+    def __init__(self, dim: int, scans: int, drop_path: float, num_blocks: int, reference_init: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mixer = MambaMixer(dim, scans, residual_layers=num_blocks)
+        self.mixer = MambaMixer(dim, scans, residual_layers=num_blocks, reference_init=reference_init)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = SwiGLU(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

@@ -39,7 +39,7 @@ class ARMPretrainer(BaseModel):
         images_per_sequence: N; the batch must divide by it (STAR Table 4).
         separator: dict of `type` ("none", "token", "cluster"), `value` ("zeros", "ones", "embedding", "identity") and
             `position` ("SC", "CS", "SCS", "CSC"); None for none.
-        with_cp: recompute encoder blocks in the backward, see `arm_backbone.arm.ARMTrunk`.
+        with_cp: activation checkpointing of the encoder, see `arm_backbone.arm.ARMTrunk`.
         data_preprocessor: mmengine's, turns raw images into normalised ones.
 
     Raises:
@@ -62,7 +62,9 @@ class ARMPretrainer(BaseModel):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
-        self.encoder = ARMTrunk(arch, img_size, patch_size, patch_size, scans=1, with_cp=with_cp)
+        self.encoder = ARMTrunk(
+            arch, img_size, patch_size=patch_size, patch_stride=patch_size, scans=1, with_cp=with_cp
+        )
         dim = self.encoder.embed_dims
         height, width = self.encoder.grid_size
         if (height * patch_size, width * patch_size) != self.encoder.img_size:
@@ -142,10 +144,7 @@ class ARMPretrainer(BaseModel):
         sequence = self.sequences[per_sequence]
         x = sequence.assemble(sequence.inputs, clusters, separator)
         orders = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        outputs = []
-        for i in range(self.encoder.num_layers):
-            x = self.encoder.run_block(i, x, orders)
-            outputs.append(x)
+        outputs = list(self.encoder.block_outputs(x, orders))
         return [outputs[i] for i in self.skip_blocks]
 
     def predict_clusters(self, images: Tensor, patches: Tensor | None = None, per_sequence: int = 1) -> Tensor:
