@@ -70,7 +70,7 @@ class ARMPretrainer(BaseModel):
         if (height * patch_size, width * patch_size) != self.encoder.img_size:
             raise ValueError(f"img_size={img_size!r} does not divide into patches of {patch_size} pixels")
         self.register_buffer("patches", cluster_patches(height, width, cluster_side), persistent=False)  # (M, P)
-        self.clusters = (height // cluster_side, width // cluster_side)
+        self.cluster_side, self.clusters = cluster_side, (height // cluster_side, width // cluster_side)
         self.order = order
         cluster_order(*self.clusters, order)  # refuses an unknown one
 
@@ -84,13 +84,13 @@ class ARMPretrainer(BaseModel):
         self.target = target
         self.skip_blocks = skip_blocks(self.encoder.num_layers, decoder_depth)
         self.decoder = Decoder(dim, decoder_dim, decoder_depth, out_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
 
         # fixed tables, kept with the weights: the authors' differ from ours in the last bit
-        self.encoder.pos_embed.data.copy_(sincos_pos_embed(height, width, dim))
         self.encoder.pos_embed.requires_grad_(False)
-        self.register_buffer("decoder_pos_embed", sincos_pos_embed(height, width, decoder_dim).flatten(1, 2))
+        self.register_buffer("decoder_pos_embed", torch.empty(1, height * width, decoder_dim))
         self._make_separator(**separator or {})
+        self.reset_parameters()
         self.images_per_sequence = images_per_sequence
         self.sequences = {images: self._sequence(images) for images in {1, images_per_sequence}}
 
@@ -104,14 +104,32 @@ class ARMPretrainer(BaseModel):
             raise ValueError("a separator has no token of a tokenizer: predict pixels, or leave separators out")
         tokens = 1 if type == "token" else self.patches.shape[1]
         dim, decoder_dim = self.encoder.embed_dims, self.mask_token.shape[2]
-        values = separator_values(value, tokens, dim)
+        self.separator_value = value
         if value == "embedding":
-            self.separator = nn.Parameter(values.normal_(std=0.02))
+            self.separator = nn.Parameter(torch.empty(1, tokens, dim))
         else:
-            self.register_buffer("separator", values, persistent=False)
-        self.separator_target = separator_values(value, tokens, self.decoder.head.out_features)
-        self.separator_pos_embed = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
-        self.separator_query = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
+            self.register_buffer("separator", torch.empty(1, tokens, dim), persistent=False)
+        target = torch.empty(1, tokens, self.decoder.head.out_features)
+        self.register_buffer("separator_target", target, persistent=False)
+        self.separator_pos_embed = nn.Parameter(torch.empty(1, 1, dim))
+        self.separator_query = nn.Parameter(torch.empty(1, 1, decoder_dim))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise the parameters and tables that no submodule holds, and the encoder's fixed position table."""
+        height, width = self.encoder.grid_size
+        self.patches.copy_(cluster_patches(height, width, self.cluster_side))
+        self.encoder.pos_embed.copy_(sincos_pos_embed(height, width, self.encoder.embed_dims))
+        self.decoder_pos_embed.copy_(sincos_pos_embed(height, width, self.mask_token.shape[2]).flatten(1, 2))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if SEPARATOR not in self.pattern:
+            return
+        for table in (self.separator, self.separator_target):
+            table.copy_(separator_values(self.separator_value, *table.shape[1:]))
+        if self.separator_value == "embedding":
+            nn.init.normal_(self.separator, std=0.02)
+        nn.init.normal_(self.separator_pos_embed, std=0.02)
+        nn.init.normal_(self.separator_query, std=0.02)
 
     @property
     def predicts_pixels(self) -> bool:
