@@ -239,11 +239,12 @@ def arch_of(state: dict[str, Tensor]) -> dict:
         dict with arch, img_size, patch_size, patch_stride, scans, cls_token and in_chans.
 
     Raises:
-        CheckpointError: if the file holds no ARM model, or a tensor with an unknown name.
-        KeyError: if a tensor that shows a size is missing.
-        ValueError: if a tensor that shows a size has another rank.
+        CheckpointError: if the file holds no ARM model, has a tensor with an unknown name, or is not complete.
     """
     trunk = Weights(state).trunk
+    for name, dimensions in (("pos_embed", 4), ("patch_embed.proj.weight", 4), ("blocks.0.mixer.D", 2)):
+        if name not in trunk or trunk[name].ndim != dimensions:
+            raise CheckpointError(f"the checkpoint is not complete: no {name} with {dimensions} dimensions")
     _, height, width, dim = trunk["pos_embed"].shape
     _, in_chans, _, patch = trunk["patch_embed.proj.weight"].shape
     blocks = {int(name.split(".")[1]) for name in trunk if name.startswith("blocks.")}
@@ -262,11 +263,8 @@ def _require_complete(weights: Weights, family: str) -> None:
     """Check that the trunk, and the decoder of a pretraining checkpoint, have every tensor in the right shape."""
     trunk = weights.trunk
     cls_token = "middle" if "cls_pos_embed" in trunk else None  # the token itself is learned in finetuning
-    try:
-        with torch.device("meta"):
-            model = ARMTrunk(**arch_of(trunk) | dict(cls_token=cls_token))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"the {weights.kind} checkpoint is not complete: {error}") from None
+    with torch.device("meta"):
+        model = ARMTrunk(**arch_of(trunk) | dict(cls_token=cls_token))
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name != "cls_token"}
     problem = describe_mismatch(expected, {name: t.shape for name, t in trunk.items() if name != "cls_token"})
     if family == "pretrain":

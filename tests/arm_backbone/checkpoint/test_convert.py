@@ -167,7 +167,7 @@ def test_the_model_decides_on_loading(states):
         (lambda s: s.pop("layers.2.mlp.w1.bias"), "missing .*blocks.2.mlp.w1.bias"),
         (lambda s: s.update(pos_embed=torch.ones(1, 12, 32)), "11 patches, which is not a square"),
         (lambda s: s.update({"layers.3.norm1.weight": torch.ones(7)}), "another shape .*blocks.3.norm1.weight"),
-        (lambda s: s.pop("patch_embed.proj.weight"), "not complete: 'patch_embed.proj.weight'"),
+        (lambda s: s.pop("patch_embed.proj.weight"), "not complete: no patch_embed.proj.weight"),
     ],
 )
 def test_damaged_files_of_the_authors(states, change, message):
@@ -227,7 +227,7 @@ def test_command_line_on_a_file_of_the_authors(states, tmp_path):
         (["--to", "pretrain"], "has no pretraining decoder"),
         (["--to", "classifier", "--ema"], "no EMA weights"),
         (["--to", "classifier", "--img-size", "8"], "--img-size 8: give one size"),
-        (["--to", "classifier", "--patch-stride", "8"], "--patch-stride: say with --img-size"),
+        (["--to", "classifier", "--patch-stride", "8"], "--patch-stride needs --img-size"),
     ],
 )
 def test_command_line_errors_are_one_line_and_leave_no_file(states, tmp_path, arguments, message):
