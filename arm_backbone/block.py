@@ -44,12 +44,13 @@ class Block(nn.Module):
         scans: scan directions K.
         drop_path: stochastic depth rate of both branches, drawn per sample.
         num_blocks: blocks in the network, which scale the initial out_proj of the mixer.
+        reference_init: as in `MambaMixer`.
     """
 
-    def __init__(self, dim: int, scans: int, drop_path: float, num_blocks: int) -> None:
+    def __init__(self, dim: int, scans: int, drop_path: float, num_blocks: int, reference_init: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mixer = MambaMixer(dim, scans, residual_layers=num_blocks)
+        self.mixer = MambaMixer(dim, scans, residual_layers=num_blocks, reference_init=reference_init)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = SwiGLU(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

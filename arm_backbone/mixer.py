@@ -33,6 +33,7 @@ class MambaMixer(nn.Module):
         d_conv: convolution taps W.
         expand: inner channels D as a multiple of dim; ARM has 1.
         residual_layers: blocks in the network; out_proj is initialised with a factor 1/sqrt(residual_layers).
+        reference_init: zero the delta bias of directions 2 to 4, as the reference code does from scratch.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class MambaMixer(nn.Module):
         d_conv: int = 4,
         expand: int = 1,
         residual_layers: int = 1,
+        reference_init: bool = False,
     ) -> None:
         super().__init__()
-        self.dt_rank, self.d_state, self.residual_layers = math.ceil(dim / 16), d_state, residual_layers
+        self.dt_rank, self.d_state = math.ceil(dim / 16), d_state
+        self.residual_layers, self.reference_init = residual_layers, reference_init
         inner = expand * dim
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(scans, inner, d_conv))
@@ -60,11 +63,7 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Mamba's initialisation, with the same distribution for every direction.
-
-        The reference code zeroes the delta bias of directions 2 to 4 when a model starts from scratch; here each
-        direction gets Mamba's initial step sizes.
-        """
+        """Mamba's initialisation, with the same distribution in every direction; see `reference_init`."""
         for weight in (self.in_proj.weight, self.x_proj_weight, self.out_proj.weight):
             fan_in = weight.shape[-1]
             weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
@@ -76,6 +75,8 @@ class MambaMixer(nn.Module):
         # softplus(bias) is log-uniform in [0.001, 0.1], at least 1e-4
         step = torch.empty_like(self.dt_proj_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
         self.dt_proj_bias.copy_(step + torch.log(-torch.expm1(-step)))
+        if self.reference_init:
+            self.dt_proj_bias[1:].zero_()
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(states.log().expand_as(self.A_log))
         self.D.fill_(1)

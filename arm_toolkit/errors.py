@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 
 import torch.distributed
-from mmengine.dist import get_rank
 
 from arm_backbone.checkpoint.files import CheckpointError
 from arm_images.errors import DataError
@@ -55,7 +54,8 @@ def run_tool(main: Callable[[], None]) -> None:
     except USER_ERRORS as error:
         if os.environ.get(TRACEBACK):
             raise
-        if get_rank() == 0 or getattr(error, "met_alone", False):
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        if rank == 0 or getattr(error, "met_alone", False):
             print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     if torch.distributed.is_initialized():

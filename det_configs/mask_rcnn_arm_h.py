@@ -3,9 +3,8 @@
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_h.py 8
 #
 # Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
-# Drop path 0.4: our choice, one step above ARM-L's 0.3. with_cp=True: the
-# cheap parts of a block are computed again in the backward also where no kernels do so
-# (plain PyTorch); "all" does so with whole blocks: the least memory.
+# Drop path 0.4: our choice, one step above ARM-L's 0.3.
+# If memory runs out: --cfg-options model.backbone.with_cp=full (recomputes whole blocks).
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",
@@ -16,7 +15,7 @@ model = dict(
     backbone=dict(
         arch="huge",
         drop_path_rate=0.4,
-        with_cp=True,
+        with_cp="selective",
         init_cfg=dict(checkpoint="checkpoints/arm_h_pretrain.pth"),
     ),
     neck=[

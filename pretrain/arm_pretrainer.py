@@ -40,7 +40,7 @@ class ARMPretrainer(BaseModel):
         images_per_sequence: N; the batch must divide by it (STAR Table 4).
         separator: dict of `type` ("none", "token", "cluster"), `value` ("zeros", "ones", "embedding", "identity") and
             `position` ("SC", "CS", "SCS", "CSC"); None for none.
-        with_cp: recompute encoder blocks in the backward, see `arm_backbone.arm.ARMTrunk`.
+        with_cp: activation checkpointing of the encoder, see `arm_backbone.arm.ARMTrunk`.
         data_preprocessor: mmengine's, turns raw images into normalised ones.
 
     Raises:
@@ -63,13 +63,15 @@ class ARMPretrainer(BaseModel):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
-        self.encoder = ARMTrunk(arch, img_size, patch_size, patch_size, scans=1, with_cp=with_cp)
+        self.encoder = ARMTrunk(
+            arch, img_size, patch_size=patch_size, patch_stride=patch_size, scans=1, with_cp=with_cp
+        )
         dim = self.encoder.embed_dims
         height, width = self.encoder.grid_size
         if (height * patch_size, width * patch_size) != self.encoder.img_size:
             raise ValueError(f"img_size={img_size!r} does not divide into patches of {patch_size} pixels")
         self.register_buffer("patches", cluster_patches(height, width, cluster_side), persistent=False)  # (M, P)
-        self.clusters = (height // cluster_side, width // cluster_side)
+        self.cluster_side, self.clusters = cluster_side, (height // cluster_side, width // cluster_side)
         self.order = order
         cluster_order(*self.clusters, order)  # refuses an unknown one
 
@@ -83,13 +85,13 @@ class ARMPretrainer(BaseModel):
         self.target = target
         self.skip_blocks = skip_blocks(self.encoder.num_layers, decoder_depth)
         self.decoder = Decoder(dim, decoder_dim, decoder_depth, out_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
 
         # fixed tables, kept with the weights: the authors' differ from ours in the last bit
-        self.encoder.pos_embed.data.copy_(sincos_pos_embed(height, width, dim))
         self.encoder.pos_embed.requires_grad_(False)
-        self.register_buffer("decoder_pos_embed", sincos_pos_embed(height, width, decoder_dim).flatten(1, 2))
+        self.register_buffer("decoder_pos_embed", torch.empty(1, height * width, decoder_dim))
         self._make_separator(**separator or {})
+        self.reset_parameters()
         self.images_per_sequence = images_per_sequence
         self.sequences = {images: self._sequence(images) for images in {1, images_per_sequence}}
 
@@ -103,14 +105,32 @@ class ARMPretrainer(BaseModel):
             raise ValueError("a separator has no token of a tokenizer: predict pixels, or leave separators out")
         tokens = 1 if type == "token" else self.patches.shape[1]
         dim, decoder_dim = self.encoder.embed_dims, self.mask_token.shape[2]
-        values = separator_values(value, tokens, dim)
+        self.separator_value = value
         if value == "embedding":
-            self.separator = nn.Parameter(values.normal_(std=0.02))
+            self.separator = nn.Parameter(torch.empty(1, tokens, dim))
         else:
-            self.register_buffer("separator", values, persistent=False)
-        self.separator_target = separator_values(value, tokens, self.decoder.head.out_features)
-        self.separator_pos_embed = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
-        self.separator_query = nn.Parameter(torch.empty(1, 1, decoder_dim).normal_(std=0.02))
+            self.register_buffer("separator", torch.empty(1, tokens, dim), persistent=False)
+        target = torch.empty(1, tokens, self.decoder.head.out_features)
+        self.register_buffer("separator_target", target, persistent=False)
+        self.separator_pos_embed = nn.Parameter(torch.empty(1, 1, dim))
+        self.separator_query = nn.Parameter(torch.empty(1, 1, decoder_dim))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise the parameters and tables that no submodule holds, and the encoder's fixed position table."""
+        height, width = self.encoder.grid_size
+        self.patches.copy_(cluster_patches(height, width, self.cluster_side))
+        self.encoder.pos_embed.copy_(sincos_pos_embed(height, width, self.encoder.embed_dims))
+        self.decoder_pos_embed.copy_(sincos_pos_embed(height, width, self.mask_token.shape[2]).flatten(1, 2))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if SEPARATOR not in self.pattern:
+            return
+        for table in (self.separator, self.separator_target):
+            table.copy_(separator_values(self.separator_value, *table.shape[1:]))
+        if self.separator_value == "embedding":
+            nn.init.normal_(self.separator, std=0.02)
+        nn.init.normal_(self.separator_pos_embed, std=0.02)
+        nn.init.normal_(self.separator_query, std=0.02)
 
     @property
     def predicts_pixels(self) -> bool:
@@ -143,10 +163,7 @@ class ARMPretrainer(BaseModel):
         sequence = self.sequences[per_sequence]
         x = sequence.assemble(sequence.inputs, clusters, separator)
         orders = ScanOrders.trusted(torch.arange(x.shape[1], device=x.device).unsqueeze(0))
-        outputs = []
-        for i in range(self.encoder.num_layers):
-            x = self.encoder.run_block(i, x, orders)
-            outputs.append(x)
+        outputs = list(self.encoder.block_outputs(x, orders))
         return [outputs[i] for i in self.skip_blocks]
 
     def predict_clusters(self, images: Tensor, patches: Tensor | None = None, per_sequence: int = 1) -> Tensor:

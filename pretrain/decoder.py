@@ -81,9 +81,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(dim, dim // HEAD_WIDTH) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, out_dim)
-        self._init_weights()
+        self.reset_parameters()
 
-    def _init_weights(self) -> None:
+    def reset_parameters(self) -> None:
         for linear in (self.skip_proj, self.head):
             bound = linear.in_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from arm_backbone.checkpoint.accounting import misfit
+from arm_backbone.checkpoint.accounting import describe_mismatch
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 
 from .targets import normalised_pixels, patchify
@@ -140,7 +140,9 @@ class DVAETokenizer(nn.Module):
             stem, _, last = name.rpartition(".")
             renamed[f"{stem}.{dict(w='weight', b='bias').get(last, last)}"] = tensor
         parameters = dict(self.named_parameters())
-        problem = misfit({n: p.shape for n, p in parameters.items()}, {n: t.shape for n, t in renamed.items()})
+        problem = describe_mismatch(
+            {n: p.shape for n, p in parameters.items()}, {n: t.shape for n, t in renamed.items()}
+        )
         if problem:
             raise CheckpointError(f"{path} is no encoder of DALL-E's dVAE: {problem}")
         with torch.no_grad():

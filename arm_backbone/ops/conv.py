@@ -35,9 +35,8 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
             f"incompatible shapes: x (B, L, D) is {tuple(x.shape)}, weight (K, D, W) {tuple(weight.shape)}"
         )
     if bias.shape != weight.shape[:2]:
-        raise ValueError(
-            f"bias has shape {tuple(bias.shape)}; with weight {tuple(weight.shape)} it must be {tuple(weight.shape[:2])}"
-        )
+        expected = tuple(weight.shape[:2])
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; with weight {tuple(weight.shape)} it must be {expected}")
     return _cross_conv(x, weight, bias, order_tensor(orders, len(weight), x))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from arm_backbone.arm import ARM
-from arm_backbone.checkpoint.convert import Weights
+from arm_backbone.checkpoint.convert import arch_of
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 
@@ -33,18 +33,10 @@ def load_encoder(path: str, scans: int | None = None) -> ARM:
         CheckpointError: if the file holds no ARM, or has other scans.
     """
     state = model_state(read_checkpoint(path))
-    trunk = Weights(state).trunk
-    patch = trunk["patch_embed.proj.weight"].shape[-1]
-    layers = 1 + max(int(name.split(".")[1]) for name in trunk if name.startswith("blocks."))
-    model = ARM(
-        dict(embed_dims=trunk["pos_embed"].shape[-1], num_layers=layers),
-        img_size=tuple(patch * side for side in trunk["pos_embed"].shape[1:3]),
-        patch_size=patch,
-        patch_stride=patch,
-        scans=scans or len(trunk["blocks.0.mixer.D"]),
-        cls_token="middle" if "cls_token" in trunk else None,
-        out_indices=(layers - 1,),
-    )
+    arguments = arch_of(state) | dict(in_chans=3)
+    if scans is not None:
+        arguments["scans"] = scans
+    model = ARM(**arguments, out_indices=(arguments["arch"]["num_layers"] - 1,))
     load_trunk(model, state, path)
     return model.eval()
 
@@ -58,10 +50,8 @@ def normalise(image: Image.Image) -> Tensor:
 def layers(model: ARM, images: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """(B, Gh * Gw, C) after each block, and the grid (Gh, Gw)."""
     x, grid = model.embed(images)
-    orders = model.orders(grid)
-    for i in range(model.num_layers):
-        x = model.run_block(i, x, orders)
-        yield model.patch_tokens(x), grid
+    for tokens in model.block_outputs(x, model.orders(grid)):
+        yield model.patch_tokens(tokens), grid
 
 
 def principal_colours(features: Tensor) -> Tensor:

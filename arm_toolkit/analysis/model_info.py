@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import arm_backbone  # noqa: F401 registers its models
-from arm_backbone.arm import ARMTrunk
+from arm_backbone.arm import find_trunk
 from arm_backbone.ops.dispatch import resolve_backend
 
 from ..engine.checks import config_errors
@@ -81,7 +81,7 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[st
     """
     if resolve_backend(torch.device("meta"), torch.float32) == "reference":
         raise ConfigError("ARM_SCAN_BACKEND=reference: its operations cannot be counted; unset it")
-    trunk = trunk_prefix(model)
+    trunk, _ = find_trunk(model)
     parts = {} if trunk is None else {trunk + part: Part() for part in TRUNK_PARTS}
     for name, parameter in model.named_parameters():
         parts.setdefault(part_of(name, trunk), Part()).parameters += parameter.numel()
@@ -112,14 +112,6 @@ def _own_flops(counts: dict[str, dict]) -> dict[str, int]:
         for (module, operator), flops in own.items()
         if flops and module not in (None, "Global")
     }
-
-
-def trunk_prefix(model: nn.Module) -> str | None:
-    """What the names of the model's ARM trunk begin with; None without one."""
-    for name, module in model.named_modules():
-        if isinstance(module, ARMTrunk):
-            return f"{name}." if name else ""
-    return None
 
 
 def part_of(name: str, trunk: str | None) -> str:
@@ -193,7 +185,7 @@ def describe(name: str, size: tuple[int, int] | None = None) -> str:
         where = f" on images of {size[0]} x {size[1]} pixels" if size else ""
         raise ConfigError(f"{name} cannot be counted{where}: {one_line(error)}") from error
     notes = [MULTIPLY_ADD]
-    if trunk_prefix(model) is not None:
+    if find_trunk(model)[1] is not None:
         notes.append(SCAN)
     uncounted = {key: value for key, value in UNCOUNTED.items() if hasattr(model, key)}
     if uncounted:

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
-from arm_backbone.checkpoint.load import load_model
+from arm_backbone.checkpoint.load import load_exact
 from arm_pretrain import ARMPretrainer, ImageCrops
 
 SIDE = 1.6  # inches of a picture
@@ -30,7 +30,7 @@ def load_pretrainer(path: Path) -> tuple[ARMPretrainer, Config]:
         raise CheckpointError(f"{path} is no training checkpoint of AR pretraining (epoch_N.pth of its work dir)")
     cfg = Config.fromstring(text, ".py")
     model = MODELS.build(cfg.model).eval()
-    load_model(model, model_state(checkpoint), str(path))
+    load_exact(model, model_state(checkpoint), str(path))
     return model, cfg
 
 

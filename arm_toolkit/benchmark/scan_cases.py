@@ -235,8 +235,8 @@ def block_cases(
                 run = with_backend(backend, _module_run(block, x, orders, setting, with_backward))
                 case.candidates += _launched_and_captured(f"block, {backend}", run, setting)
                 if with_backward:
-                    # with kernels a block does by itself what True asks for
-                    with_cp = "all" if backend in ("triton", "cpu") else True
+                    # a block with kernels already does nearly what "selective" does
+                    with_cp = "full" if backend in ("triton", "cpu") else "selective"
                     run = _module_run(block, x, orders, setting, with_backward, with_cp)
                     name = f"block, {backend}, with_cp={with_cp!r}"
                     case.candidates.append(Candidate(name, with_backend(backend, run)))

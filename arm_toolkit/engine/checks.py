@@ -12,8 +12,8 @@ from pathlib import Path
 import mmengine.registry
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, HOOKS, METRICS, Registry
+from timm.layers import to_2tuple
 
-from arm_backbone.arm import to_pair
 from arm_images.errors import DataError
 
 from ..errors import USER_ERRORS, ConfigError, one_line
@@ -190,7 +190,7 @@ def check_image_size(cfg: Config) -> None:
     model, dataset = cfg.get("model") or {}, (cfg.get("train_dataloader") or {}).get("dataset") or {}
     if "img_size" in model and "size" in dataset:
         of_model, of_data = model["img_size"], dataset["size"]
-        if to_pair(of_model) != to_pair(of_data):
+        if to_2tuple(of_model) != to_2tuple(of_data):
             raise ConfigError(
                 f"model.img_size={of_model} and train_dataloader.dataset.size={of_data} differ; set both alike"
             )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
-from arm_backbone.checkpoint.load import load_model
+from arm_backbone.checkpoint.load import load_exact
 from arm_images.errors import DataError
 
 from ..datasets.samplers import SeededSampler
@@ -135,7 +135,7 @@ class ARMRunner(Runner):
         state, weights = model_state(checkpoint), model.state_dict()
         if is_sharded(model):
             state = {name: part_like(x, weights[name]) if name in weights else x for name, x in state.items()}
-        load_model(model, state, filename)
+        load_exact(model, state, filename)
         self._has_loaded = True
         self.logger.info(f"All {len(weights)} tensors of the model loaded from {filename}")
         self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
-from arm_backbone.checkpoint.load import load_model
+from arm_backbone.checkpoint.load import load_exact
 from arm_pretrain.data import ImageCrops
 from arm_pretrain.targets import patch_statistics, patchify, unpatchify
 
@@ -70,7 +70,7 @@ def reconstruct(config: Path, checkpoint: Path, pictures: Path, rows: int) -> Re
     """
     cfg = Config.fromfile(config)
     model = MODELS.build(cfg.model).eval()
-    load_model(model, model_state(read_checkpoint(checkpoint)), str(checkpoint))
+    load_exact(model, model_state(read_checkpoint(checkpoint)), str(checkpoint))
     crops = ImageCrops(str(pictures), size=cfg.train_dataloader.dataset.size, augment=False)
     losses, shown = [], None
     for start in range(0, len(crops), rows):

@@ -16,8 +16,10 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor
 
 from arm_backbone.checkpoint.convert import convert
-from arm_backbone.checkpoint.load import load_model, load_trunk
-from arm_backbone.checkpoint.official import from_official, names, to_official
+from arm_backbone.checkpoint.load import load_exact as load_model
+from arm_backbone.checkpoint.load import load_trunk
+from arm_backbone.checkpoint.official import from_official, to_official
+from arm_backbone.checkpoint.official import parameter_names as names
 from arm_backbone.classifier import ARMClassifier
 from arm_backbone.mixer import MambaMixer
 from arm_backbone.ops import selective_scan

@@ -169,9 +169,9 @@ def test_wrong_command_lines(refused):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("seg.pth", ["does not fit the model", "of the model missing", "Give the configuration"]),
+        ("seg.pth", ["does not fit the model", "of the model are missing", "Give the configuration"]),
         ("pretrain.pth", ["does not fit the model", "pretrain checkpoint", "init_cfg"]),
-        ("cut.pth", ["is no complete PyTorch checkpoint", "save it again"]),
+        ("cut.pth", ["is not a complete PyTorch checkpoint", "save it again"]),
         ("seg.py", ["PyTorch checkpoint", "save it again"]),
         ("gone.pth", ["gone.pth does not exist; give the path"]),
     ],
@@ -190,11 +190,11 @@ def test_training_does_not_start_from_weights_that_do_not_fit(files, shapes, ref
         return "mine.py"
 
     wider = {"model.backbone.arch.embed_dims": 48, "model.neck.in_channels": 48}
-    says = [f"{files}/pretrain.pth does not fit the model", "of another shape", "same architecture"]
+    says = [f"{files}/pretrain.pth does not fit the model", "have another shape", "same architecture"]
     refused("train.py", config(files / "pretrain.pth", **wider), says=says)
-    says = ["of the model missing", "blocks.4"]
+    says = ["of the model are missing", "blocks.4"]
     refused("train.py", config(files / "pretrain.pth", **{"model.backbone.arch.num_layers": 5}), says=says)
-    refused("train.py", config(files / "cut.pth"), says=["cut.pth is no complete PyTorch checkpoint"])
+    refused("train.py", config(files / "cut.pth"), says=["cut.pth is not a complete PyTorch checkpoint"])
     says = ["gone_pretrain.pth does not exist", "convert_checkpoint.py", "init_cfg=None"]
     refused("train.py", config(Path("gone_pretrain.pth")), says=says)
     options = ("--cfg-options", "load_from=gone.pth")
@@ -383,7 +383,7 @@ def test_processes_exit_with_2(files, tmp_path):
     assert list(tmp_path.rglob("*.*")) == []
     result = run_tool("test.py", files / "det.py", files / "cut.pth", "--work-dir", "work", cwd=tmp_path)
     assert result.returncode == 2
-    assert_one_line(result.stderr, "cut.pth is no complete PyTorch checkpoint")
+    assert_one_line(result.stderr, "cut.pth is not a complete PyTorch checkpoint")
     assert not (tmp_path / "work").exists()
 
 
