@@ -272,7 +272,7 @@ find = PathFinder.find_spec
 def find_spec(name, *args):
     return None if name.partition(".")[0] in HIDDEN else find(name, *args)
 
-PathFinder.find_spec = find_spec
+PathFinder.find_spec = staticmethod(find_spec)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
