@@ -1,14 +1,15 @@
-"""Fixtures: small models, generated data, and the shared folders that a clone alone does not have."""
+"""Fixtures that many tests use, the order in which tests run, and the lines that pytest prints at the end."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.deviations import DEVIATIONS
+from helpers.deviations import DEVIATIONS, merge_deviations
 from helpers.paths import shared_folder
 
-# Tests start processes of their own; two threads each on few cores would wait for each other.
+# Tests start processes of their own: with two threads each, a few cores would be oversubscribed.
 torch.set_num_threads(1)
 
 
@@ -24,7 +25,7 @@ def photographs() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
-    """A small generated data set: coco/ and ade/, 16 training and 6 validation pictures of 96 pixels."""
+    """A small generated data set: coco/ and ade/, 16 training and 6 validation images of 96 pixels."""
     from arm_toolkit.datasets.shapes import write_shapes
 
     folder = tmp_path_factory.mktemp("data") / "shapes"
@@ -37,10 +38,73 @@ def small_arch() -> dict:
     return dict(embed_dims=32, num_layers=4)
 
 
+# ------------------------------------------------------------------------------------------- the order of tests
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark the tests that need ../shared/golden or a GPU, and put the longest first.
+
+    With several workers, single tests go to whichever worker is free and an `xdist_group` goes to one worker as a
+    whole. Long trainings first and single short tests last leave no worker idle at the end.
+    """
+    for item in items:
+        if "golden" in item.fixturenames:
+            item.add_marker("golden")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+    def rank(item) -> int:
+        slow = item.get_closest_marker("slow")
+        if slow and slow.kwargs.get("first"):
+            return 0
+        return 1 if slow else 2 if item.get_closest_marker("xdist_group") else 3
+
+    items.sort(key=rank)
+
+
+# ------------------------------------------------------------------------------------------- the closing lines
+
+
+class Times:
+    """Sums up how long the tests of each part of the suite took, and prints it."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds = dict(quick=0.0, slow=0.0)
+
+    def pytest_runtest_logreport(self, report) -> None:
+        self.seconds["slow" if "slow" in report.keywords else "quick"] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter, config) -> None:
+        workers = getattr(config.option, "numprocesses", None) or 1
+        quick, slow = self.seconds.values()
+        terminalreporter.section("time")
+        terminalreporter.line(
+            f"tests: quick part {quick:.0f} s, slow part {slow:.0f} s (sums over tests), "
+            f"{workers} worker{'s' * (workers > 1)}, {time.perf_counter() - self.start:.0f} s from start to end"
+        )
+
+
+def pytest_configure(config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker's reports reach the process that started it
+        config.pluginmanager.register(Times())
+
+
+def pytest_sessionfinish(session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deviations"] = session.config.stash.get(DEVIATIONS, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    found = getattr(node, "workeroutput", {}).get("deviations", {})
+    merge_deviations(node.config.stash.setdefault(DEVIATIONS, {}), found)
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     deviations = config.stash.get(DEVIATIONS, {})
     if deviations:
-        terminalreporter.section("worst deviation from the reference code, of the largest value of an array")
+        terminalreporter.section("worst deviation from the reference code, relative to the largest value of an array")
         for name, worst in sorted(deviations.items()):
             columns = [f"{p} {d:.1e} ({count} arrays)" for p, (d, count) in sorted(worst.items(), reverse=True)]
             terminalreporter.line(f"{name:24s} {', '.join(columns)}")

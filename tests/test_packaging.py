@@ -13,8 +13,8 @@ import pytest
 
 from helpers.paths import ROOT
 
-PACKAGES = {"arm_backbone": "arm_backbone", "arm_toolkit": "arm_toolkit"}
-PACKAGES["pretrain"] = "arm_pretrain"
+PACKAGES = {name: name for name in ("arm_backbone", "arm_images", "arm_toolkit")} | {"pretrain": "arm_pretrain"}
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]  # compiles, and installs PyTorch
 SOURCES = [*PACKAGES, "setup.py", "pyproject.toml", "tools/versions.txt"]
 SOURCES += ["MANIFEST.in", "LICENSE", "README.md"]
 
@@ -96,7 +96,6 @@ print(json.dumps({
 """
 
 
-@pytest.mark.slow
 def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, tmp_path):
     try:
         run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)

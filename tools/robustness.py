@@ -32,8 +32,7 @@ from arm_backbone.timm_models import default_cfgs
 from arm_images.errors import DataError
 from arm_toolkit.datasets.imagenet_sets import ROBUSTNESS, TITLES
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.evaluation.robustness import top1
-from tools.robustness import load_model, markdown, open_sets
+from arm_toolkit.evaluation.robustness import load_model, markdown, open_sets, top1
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ usage() {
   cat <<'TEXT'
 Usage: bash tools/run_tests.sh [--no-slow] [--help] [PYTEST-ARGUMENTS...]
 
-Makes the environment (tools/install.sh), checks the style (ruff), runs the test suite (pytest). Exits with an error if
-any of the three finds something.
+Installs the environment (tools/install.sh), checks the style (ruff) and runs the test suite (pytest, one worker per
+core). Exits with an error if any of the three fails.
 
-  --no-slow   leaves out the tests marked slow (real trainings, a real pip installation): for the minutes between edits
+  --no-slow   only the quick part: leaves out real trainings, installations and ahead-of-time compilation
 
-Other arguments go to pytest.
+Other arguments go to pytest; -n 0 runs without workers, for a debugger.
 
 Examples:
   bash tools/run_tests.sh
@@ -20,7 +20,9 @@ TEXT
 }
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-arguments=(--durations=10) # which tests take the time
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # it would take those for the cores
+workers=$((cores < 8 ? cores : 8))                        # each takes up to 2 GB
+arguments=(-n "$workers" --dist loadgroup --no-loadscope-reorder --durations=10)
 for argument in "$@"; do
   case "$argument" in
     --no-slow) arguments+=(-m "not slow") ;;
@@ -38,6 +40,6 @@ lint=0
 tests=0
 "$python" -m pytest "${arguments[@]}" || tests=$?
 
-# Last, so that pytest's many lines do not hide it
+# Last, so that pytest's output does not hide it
 [ "$lint" = 0 ] || echo "run_tests: ruff check found something (above the tests)" >&2
 [ "$lint" = 0 ] && [ "$tests" = 0 ]

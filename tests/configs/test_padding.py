@@ -1,20 +1,8 @@
-"""Padding: a result must not depend on which images share a batch (docs/padding.md has what padding does)."""
+"""What padding does to features (docs/padding.md); test_configs.py holds that every test batch is one image."""
 
-import pytest
 import torch
-from mmengine.config import Config
 
 from arm_backbone import ARM
-from helpers.paths import ROOT
-
-CONFIGS = sorted(p for folder in ("det_configs", "seg_configs") for p in (ROOT / folder).glob("*.py"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_images_are_tested_alone(path):
-    cfg = Config.fromfile(path)
-    assert cfg.test_dataloader.batch_size == 1
-    assert cfg.val_dataloader.batch_size == 1
 
 
 def test_why_padding_changes_features_with_four_scans():

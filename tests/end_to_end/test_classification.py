@@ -23,7 +23,7 @@ from arm_toolkit.evaluation.knn import vote
 from arm_toolkit.models.mixup import MixupPreprocessor
 from helpers.paths import ROOT
 from helpers.runs import train
-from helpers.tools import call_tool, run_tool
+from helpers.tools import call_tool, invoke
 
 CONFIGS = sorted(p.name for p in (ROOT / "cls_configs").glob("*.py"))
 SMALL = dict(embed_dims=32, num_layers=4)
@@ -204,7 +204,7 @@ def test_recipes_of_the_paper():
 @pytest.fixture(scope="module")
 def folders(shapes, tmp_path_factory):
     out = tmp_path_factory.mktemp("classes") / "classes"
-    done = run_tool("prepare_data.py", "classes", shapes / "coco", out)
+    done = invoke("prepare_data.py", "classes", shapes / "coco", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -217,7 +217,7 @@ def test_class_folders_are_the_objects_of_the_annotations(shapes, folders):
         expected = sorted((names[a["category_id"]], a["id"]) for a in large)
         found = sorted((p.parent.name, int(p.stem.split("_")[-1])) for p in (folders / split).rglob("*.jpg"))
         assert found == expected
-    done = run_tool("prepare_data.py", "classes", shapes / "coco", folders)
+    done = invoke("prepare_data.py", "classes", shapes / "coco", folders)
     assert done.returncode == 2 and "exists; remove it" in done.stderr
 
 
@@ -254,24 +254,22 @@ def test_resumed_finetuning_continues_exactly(folders, tmp_path):
     assert not torch.equal(average["head.weight"], weights["module.head.weight"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cls_token", ["middle", "tail"])
-def test_finetuning_learns(tmp_path, cls_token):
+@pytest.mark.slow(first=True)
+def test_finetuning_learns(tmp_path):
     """Trained, tested, and its frozen features judged: all far above the chance of one in three."""
     data, work = tmp_path / "shapes", tmp_path / "run"
     assert call_tool("prepare_data.py", "shapes", data) == 0
     assert call_tool("prepare_data.py", "classes", data / "coco", tmp_path / "classes") == 0
     config = ROOT / "cls_configs/quickstart_arm.py"
-    options = [f"data_root={tmp_path / 'classes'}", "model.init_cfg=None", f"model.cls_token={cls_token}"]
+    options = [f"data_root={tmp_path / 'classes'}", "model.init_cfg=None"]
     options += ["train_cfg.max_epochs=7", "optim_wrapper.optimizer.lr=2e-3"]
-    options += ["model.global_pool=token"] if cls_token == "tail" else []
-    done = run_tool("train.py", config, "--work-dir", work, "--cfg-options", *options)
+    done = invoke("train.py", config, "--work-dir", work, "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     checkpoint = work / "epoch_7.pth"
-    done = run_tool("test.py", config, checkpoint, "--work-dir", tmp_path / "test", "--cfg-options", *options)
+    done = invoke("test.py", config, checkpoint, "--work-dir", tmp_path / "test", "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("accuracy/top1: ")[-1].split()[0]) > 65
-    done = run_tool("knn.py", config, checkpoint, "--cfg-options", *options)
+    done = invoke("knn.py", config, checkpoint, "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("top-1 ")[-1]) > 65
     probe = f"""
@@ -283,7 +281,7 @@ optim_wrapper = dict(optimizer=dict(lr=0.01))
     (tmp_path / "probe.py").write_text(probe)
     options = [o for o in options if not o.startswith(("model.init_cfg", "train_cfg", "optim_wrapper"))]
     options += ["train_cfg.max_epochs=2", "default_hooks.checkpoint.interval=1"]
-    done = run_tool("train.py", tmp_path / "probe.py", "--work-dir", tmp_path / "probe", "--cfg-options", *options)
+    done = invoke("train.py", tmp_path / "probe.py", "--work-dir", tmp_path / "probe", "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("accuracy/top1: ")[-1].split()[0]) > 65
 

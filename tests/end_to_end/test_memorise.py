@@ -15,7 +15,7 @@ from arm_toolkit.machine import cpu_multiplies_bfloat16
 from helpers.paths import ROOT
 from helpers.tools import run_tool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(first=True)
 
 OBJECTS = ("000000000034", "000000000036", "000000000394", "000000057345")  # few, large, no crowd
 SCENES = ("000000000285", "000000006012", "000000007784", "000000009448")  # few, large regions

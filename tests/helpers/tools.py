@@ -1,11 +1,12 @@
-"""Running the tools as a user would: in a process of their own, or in this one to save the imports."""
+"""Running the tools: in a process of their own as a user would, or in this one to save the imports."""
 
+import io
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,7 @@ from .paths import ROOT
 
 
 def run_tool(*arguments: str | Path, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
-    """Run a script of tools/ (or any command) as a user would; output captured."""
+    """Run a script of tools/ (or any command) in a process of its own; output captured."""
     command = [str(a) for a in arguments]
     if command[0].endswith(".py"):
         command = [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]]
@@ -42,7 +43,7 @@ def own_globals() -> Iterator[None]:
 
 
 def call_tool(script: str, *arguments) -> int:
-    """Run a script of tools/ in this process (six seconds of imports less) and return its exit status."""
+    """Run a script of tools/ in this process, which has its imports already, and return its exit status."""
     argv = [str(ROOT / "tools" / script), *map(str, arguments)]
     with mock.patch.object(sys, "argv", argv), own_globals():
         try:
@@ -50,3 +51,15 @@ def call_tool(script: str, *arguments) -> int:
         except SystemExit as end:
             return end.code or 0
     return 0
+
+
+def invoke(script: str, *arguments, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """As `run_tool` for a Python script, but in this process."""
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(cwd or before)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            status = call_tool(script, *arguments)
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())

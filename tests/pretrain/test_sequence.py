@@ -9,7 +9,7 @@ from arm_pretrain.sequence import SEPARATOR, Element, Sequence, image_pattern, s
 from arm_pretrain.targets import normalised_pixels, patchify
 from arm_pretrain.tokenizers import DVAETokenizer, KMeansTokenizer, fit_centroids, nearest
 from helpers.small_models import pretrainer
-from helpers.tools import run_tool
+from helpers.tools import invoke
 
 ARCH = dict(embed_dims=32, num_layers=4)
 
@@ -232,7 +232,7 @@ def test_k_means_finds_the_groups():
 def test_tokens_are_fitted_and_predicted(shapes, tmp_path):
     """The tool, the tokenizer, the model: cross entropy of the token of every patch in the order of the sequence."""
     file = tmp_path / "kmeans.safetensors"
-    done = run_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 8, "--size", 96)
+    done = invoke("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 8, "--size", 96)
     assert done.returncode == 0 and "8 tokens from 576 patches" in done.stdout, done.stderr
     tokenizer = KMeansTokenizer(str(file))
     model = pretrainer(target=dict(type="KMeansTokenizer", checkpoint=str(file)), order="column_forward").float()
@@ -245,7 +245,7 @@ def test_tokens_are_fitted_and_predicted(shapes, tmp_path):
     torch.testing.assert_close(model(images, mode="loss")["loss"], expected)
     with pytest.raises(ValueError, match="predicts tokens, not pixels"):
         model(images, mode="predict")
-    done = run_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 10**6, "--size", 96)
+    done = invoke("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 10**6, "--size", 96)
     assert done.returncode == 2 and "too few for 1000000 tokens" in done.stderr
 
 

@@ -16,7 +16,7 @@ from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_backbone.checkpoint.official import cluster_mask, to_official
 from arm_pretrain import ARMPretrainer
 from helpers.runs import det_config
-from helpers.tools import run_tool
+from helpers.tools import invoke, run_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 
@@ -207,7 +207,7 @@ def test_command_line_on_a_file_of_the_authors(states, tmp_path):
     source, target = tmp_path / "checkpoint-99.pth", tmp_path / "arm.safetensors"
     ema = {k: v + 1 for k, v in states["official-finetune"].items()}
     authors_file(source, states["official-finetune"], model_ema=ema)
-    done = run_tool("convert_checkpoint.py", source, target, "--to", "classifier", "--ema", "--img-size", 64, 96)
+    done = invoke("convert_checkpoint.py", source, target, "--to", "classifier", "--ema", "--img-size", 64, 96)
     assert done.returncode == 0, done.stderr
     assert "(official-finetune, EMA, " in done.stdout and "4 directions stacked" in done.stdout
     state = model_state(read_checkpoint(target))
@@ -215,7 +215,7 @@ def test_command_line_on_a_file_of_the_authors(states, tmp_path):
     torch.testing.assert_close(state["head.bias"], states["classifier"]["head.bias"] + 1)
 
     back = tmp_path / "back.pth"
-    done = run_tool("convert_checkpoint.py", source, back, "--to", "official-finetune")
+    done = invoke("convert_checkpoint.py", source, back, "--to", "official-finetune")
     assert done.returncode == 0, done.stderr
     written = torch.load(back, weights_only=True)["model"]  # what the authors' script reads
     assert all(torch.equal(written[k], v) for k, v in states["official-finetune"].items())
@@ -233,7 +233,7 @@ def test_command_line_on_a_file_of_the_authors(states, tmp_path):
 def test_command_line_errors_are_one_line_and_leave_no_file(states, tmp_path, arguments, message):
     source, target = tmp_path / "source.pth", tmp_path / "target.pth"
     authors_file(source, states["official-finetune"])
-    done = run_tool("convert_checkpoint.py", source, target, *arguments)
+    done = invoke("convert_checkpoint.py", source, target, *arguments)
     assert done.returncode == 2 and not target.exists()
     assert len(done.stderr.strip().splitlines()) == 1 and message in done.stderr
 
@@ -248,10 +248,10 @@ def test_hostile_files(states, tmp_path, monkeypatch):
     for place in ("optimizer", "args"):
         source = tmp_path / f"{place}.pth"
         torch.save(dict(model=states["official-finetune"], **{place: Hostile()}), source)
-        done = run_tool("convert_checkpoint.py", source, "out.pth", "--to", "classifier", cwd=tmp_path)
+        done = invoke("convert_checkpoint.py", source, "out.pth", "--to", "classifier", cwd=tmp_path)
         assert done.returncode == 2 and "--trust" in done.stderr and source.name in done.stderr
         assert not (tmp_path / "arm_was_here").exists() and not (tmp_path / "out.pth").exists()
-    done = run_tool("convert_checkpoint.py", source, "out.pth", "--to", "classifier", "--trust", cwd=tmp_path)
+    done = invoke("convert_checkpoint.py", source, "out.pth", "--to", "classifier", "--trust", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "arm_was_here").exists()  # that is what --trust means
 
 
@@ -285,7 +285,7 @@ def test_a_file_of_the_authors_starts_a_detector(states, shapes, tmp_path):
 
     source, converted = tmp_path / "checkpoint-99.pth", tmp_path / "arm_in1k.pth"
     authors_file(source, states["official-finetune"], model_ema=states["official-finetune"])
-    done = run_tool("convert_checkpoint.py", source, converted, "--to", "classifier", "--ema")
+    done = invoke("convert_checkpoint.py", source, converted, "--to", "classifier", "--ema")
     assert done.returncode == 0, done.stderr
     cfg = det_config(shapes)
     cfg.model.backbone.update(

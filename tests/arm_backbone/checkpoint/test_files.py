@@ -11,7 +11,7 @@ from arm_backbone import ARM
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
 from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_pretrain import ARMPretrainer
-from helpers.tools import run_tool
+from helpers.tools import invoke
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_command_line_conversion(pretrained, tmp_path, small_arch):
     _, path = pretrained
     for suffix in (".pth", ".safetensors"):
         target = tmp_path / f"backbone{suffix}"
-        done = run_tool("convert_checkpoint.py", path, target, "--to", "backbone", "--img-size", 64)
+        done = invoke("convert_checkpoint.py", path, target, "--to", "backbone", "--img-size", 64)
         assert done.returncode == 0, done.stderr
         assert "one scan copied to 4" in done.stdout and "belongs to pretraining alone" in done.stdout
         checkpoint = read_checkpoint(target)
@@ -60,12 +60,12 @@ def test_command_line_conversion(pretrained, tmp_path, small_arch):
 
 def test_command_line_errors_leave_no_file(tmp_path):
     source, target = tmp_path / "gone.pth", tmp_path / "out.pth"
-    done = run_tool("convert_checkpoint.py", source, target, "--to", "backbone")
+    done = invoke("convert_checkpoint.py", source, target, "--to", "backbone")
     assert done.returncode == 2 and done.stderr.strip().splitlines() == [
         f"error: {source} does not exist; give the path of an existing .pth or .safetensors file"
     ]
     torch.save({"fc.weight": torch.zeros(2)}, source)
-    done = run_tool("convert_checkpoint.py", source, target, "--to", "backbone")
+    done = invoke("convert_checkpoint.py", source, target, "--to", "backbone")
     assert done.returncode == 2 and "no ARM weights" in done.stderr and not target.exists()
 
 

@@ -13,6 +13,7 @@ from helpers.paths import ROOT
 
 CSRC = ROOT / "arm_backbone/ops/cpu/csrc"
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpu build")]
 SETS = ["plain", "avx2", "avx512"]
 
 

@@ -1,4 +1,4 @@
-"""Real runs on an NVIDIA GPU: the Triton kernels and mamba-ssm's at the sizes of ARM-B. Skipped where there is none.
+"""Real runs on an NVIDIA GPU: the Triton kernels and mamba-ssm's at the sizes of ARM-B. Skipped without one.
 
 `python -m pytest tests/arm_backbone/ops/test_gpu.py` needs no more than torch, timm, mmengine and this repository.
 """
@@ -15,7 +15,7 @@ from arm_backbone.scan_order import scan_orders
 from helpers.scans import assert_close, cast, compare, gradients, scan_inputs
 
 CUDA = torch.device("cuda")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+pytestmark = pytest.mark.gpu
 
 
 class Watch(TorchDispatchMode):

@@ -87,6 +87,7 @@ def test_what_is_not_a_number_stays_visible(run, name):
     assert result[:, :7].isfinite().all() and result[:, 7:].isnan().any(2).all()
 
 
+@pytest.mark.xdist_group("long sequences")  # one reference, which takes the time
 def test_long_sequences(run):
     """16,384 tokens: small errors of a decay would multiply up."""
     inputs = scan_inputs(batch=1, grid=(128, 128), scans=1, dim=5, state=3)

@@ -50,7 +50,7 @@ def gradient_config(kind: str, shapes: Path) -> Config:
 def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_path):
     cfg = gradient_config(kind, shapes)
     cfg.custom_hooks[0].path = str(tmp_path / "start.pth")
-    cfg.custom_imports.imports.append("small_runs")
+    cfg.custom_imports.imports.append("helpers.runs")
     cfg.train_dataloader.batch_size = 2
     cfg.dump(tmp_path / "config.py")
     env = dict(PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))

@@ -42,42 +42,33 @@ def test_sharded_training_equals_ddp(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_drawing_before_a_checkpoint_loses_no_gradient(shapes, tmp_path):
-    """Four batches an epoch, three a step: one is in the sum that the first epoch's checkpoint keeps."""
-    options = {
+@pytest.mark.parametrize("options", [SHARDED, {}], ids=["sharded", "ddp"])
+def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
+    """Four batches an epoch, three a step: the checkpoint after the first epoch keeps the sums of both processes.
+
+    A drawing just before the checkpoint must not lose them.
+    """
+    every = {
         "default_hooks.checkpoint.interval": 1,
         "optim_wrapper.accumulative_counts": 3,
         "train_cfg.max_epochs": 2,
     }
-    cfg = pretrain_config(shapes, **options, **SHARDED)
+    cfg = pretrain_config(shapes, **every, **options)
+    assert cfg.custom_hooks[1].type == "ReconstructionHook"
     cfg.custom_hooks[1].interval = 1
-    two_processes(cfg, tmp_path / "run")
-    checkpoint = torch.load(tmp_path / "run/epoch_1.pth", weights_only=True)
+    two_processes(cfg, tmp_path / "whole")
+    checkpoint = torch.load(tmp_path / "whole/epoch_1.pth", weights_only=True)
     trained = {name for name in checkpoint["state_dict"] if name not in ("encoder.pos_embed", "decoder_pos_embed")}
-    assert checkpoint["accumulated_gradients"].keys() == trained
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [SHARDED, {}], ids=["sharded", "ddp"])
-def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
-    """Three batches a step, a checkpoint after four; the sums of both processes are kept."""
-    every = {
-        "default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=4, max_keep_ckpts=-1),
-        "optim_wrapper.accumulative_counts": 3,
-        "train_cfg.max_epochs": 2,
-    }
-    two_processes(pretrain_config(shapes, **every, **options), tmp_path / "whole")
-    checkpoint = torch.load(tmp_path / "whole/iter_4.pth", weights_only=True)
-    assert checkpoint["accumulated_gradients"] and checkpoint["optimizer"]["state"]
+    assert checkpoint["accumulated_gradients"].keys() == trained and checkpoint["optimizer"]["state"]
     tensors = [
         checkpoint["state_dict"],
         checkpoint["accumulated_gradients"],
         *checkpoint["optimizer"]["state"].values(),
     ]
     assert all(type(value) is torch.Tensor for part in tensors for value in part.values())
-    start = ("--resume", tmp_path / "whole/iter_4.pth")
-    two_processes(pretrain_config(shapes, **every, **options), tmp_path / "rest", *start)
-    assert_same_weights(tmp_path / "whole/iter_8.pth", tmp_path / "rest/iter_8.pth", rtol=1e-4, atol=1e-5)
+    start = ("--resume", tmp_path / "whole/epoch_1.pth")
+    two_processes(cfg, tmp_path / "rest", *start)
+    assert_same_weights(tmp_path / "whole/epoch_2.pth", tmp_path / "rest/epoch_2.pth", rtol=1e-4, atol=1e-5)
     one = train(pretrain_config(shapes, **every), tmp_path / "one", *map(str, start))  # whole tensors: any launcher
     assert one.iter == 8
 

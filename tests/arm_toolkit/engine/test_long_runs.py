@@ -1,11 +1,14 @@
 """Training for weeks: resuming anywhere, being killed at any time, and a loss that is not finite."""
 
+import functools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from helpers.paths import ROOT
 from helpers.runs import logged, pretrain_config, train
 from helpers.tools import call_tool, run_tool
 
+pytestmark = pytest.mark.xdist_group("long runs")
 EVERY = {
     "train_cfg.max_epochs": 3,  # of 4 iterations
     "default_hooks.checkpoint.interval": 1,
@@ -35,30 +39,45 @@ def assert_same(one, two) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
-@pytest.mark.parametrize("stopped", [2, 5, 8])
-def test_resuming_within_an_epoch_is_bit_equal(shapes, tmp_path, stopped, accumulated):
-    """Also in the middle of a sum of gradients: with three iterations a step, 2, 5 and 8 are."""
-    cfg = pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": accumulated})
-    train(cfg, tmp_path / "whole")
-    train(cfg, tmp_path / "rest", "--resume", str(tmp_path / f"whole/iter_{stopped}.pth"))
-    assert_same(tmp_path / "whole/iter_12.pth", tmp_path / "rest/iter_12.pth")
-    moved = (
-        weights(tmp_path / f"whole/iter_{stopped}.pth")["mask_token"]
-        - weights(tmp_path / "whole/iter_12.pth")["mask_token"]
-    )
+def every_iteration(shapes, accumulated: int = 1):
+    """A checkpoint after each of 12 iterations, `accumulated` of them to a step."""
+    return pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": accumulated})
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory) -> Callable[[int], Path]:
+    """Work dir of the uninterrupted run with so many iterations to a step, trained once."""
+
+    @functools.cache
+    def run(accumulated: int = 1) -> Path:
+        folder = tmp_path_factory.mktemp(f"whole{accumulated}") / "whole"
+        train(every_iteration(shapes, accumulated), folder)
+        return folder
+
+    return run
+
+
+# of 4 iterations an epoch; with three to a step, 2 and 8 are in the middle of one
+@pytest.mark.parametrize(("stopped", "accumulated"), [(5, 1), (8, 1), (2, 3), (8, 3)])
+def test_resuming_within_an_epoch_is_bit_equal(shapes, whole, tmp_path, stopped, accumulated):
+    """Also at an epoch's end, and in the middle of a sum of gradients."""
+    folder = whole(accumulated)
+    checkpoint, last = folder / f"iter_{stopped}.pth", folder / "iter_12.pth"
+    train(every_iteration(shapes, accumulated), tmp_path / "rest", "--resume", str(checkpoint))
+    assert_same(last, tmp_path / "rest/iter_12.pth")
+    moved = weights(checkpoint)["mask_token"] - weights(last)["mask_token"]
     assert moved.abs().max() > 1e-6  # there was something to get wrong
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / f"whole/iter_{stopped}.pth") == []
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint) == []
 
 
-@pytest.mark.parametrize("stopped", [4, 5])
-def test_resuming_in_bfloat16_with_a_moving_average_is_bit_equal(shapes, tmp_path, stopped):
-    """Two iterations a step: 5 is in the middle of one."""
-    cfg = pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": 2})
+def test_resuming_in_bfloat16_with_a_moving_average_is_bit_equal(shapes, tmp_path):
+    """Two iterations a step: 5 is in the middle of one, 4 at the end of an epoch."""
+    cfg = every_iteration(shapes, accumulated=2)
     cfg.custom_hooks.append(dict(type="WeightEMAHook", decay=0.9))
     train(cfg, tmp_path / "whole", "--amp")
-    train(cfg, tmp_path / "rest", "--amp", "--resume", str(tmp_path / f"whole/iter_{stopped}.pth"))
-    assert_same(tmp_path / "whole/iter_12.pth", tmp_path / "rest/iter_12.pth")
+    for stopped in (4, 5):
+        train(cfg, tmp_path / f"rest{stopped}", "--amp", "--resume", str(tmp_path / f"whole/iter_{stopped}.pth"))
+        assert_same(tmp_path / "whole/iter_12.pth", tmp_path / f"rest{stopped}/iter_12.pth")
     last = torch.load(tmp_path / "whole/iter_12.pth", weights_only=True)
     average, current = last["state_dict"], last["ema_state_dict"]
     assert not torch.equal(average["mask_token"], current["module.mask_token"])
@@ -92,7 +111,7 @@ def test_a_resumed_epoch_sees_the_rest_of_its_images(shapes, tmp_path):
     assert len({file for entry in whole[:4] for file in entry[1:]}) == 16  # an epoch sees every image once
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, whole, tmp_path, monkeypatch):
     loss, calls = ARMPretrainer.loss, []
 
     def broken(self, *args):
@@ -111,8 +130,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, tmp_path, monke
     # what the loss was not finite for is now the sixth batch of a run that goes on
     train(cfg, tmp_path / "run", "--resume")
     monkeypatch.setattr(ARMPretrainer, "loss", loss)
-    train(cfg, tmp_path / "whole")
-    assert_same(tmp_path / "whole/iter_12.pth", tmp_path / "run/iter_12.pth")
+    assert_same(whole() / "iter_12.pth", tmp_path / "run/iter_12.pth")
 
 
 def test_the_tool_says_it_in_one_line(shapes, tmp_path, monkeypatch, capfd):

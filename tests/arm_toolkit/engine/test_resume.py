@@ -1,8 +1,10 @@
 """Stopped and resumed: the same curve, the same weights; and no checkpoint is lost or foreign."""
 
+import functools
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from helpers.runs import CONFIGS, Stopped, det_config, logged, pretrain_config, 
 from helpers.tools import call_tool, run_tool
 from helpers.weights import assert_same_weights, weights
 
+pytestmark = pytest.mark.xdist_group("resume")
 TIMES = {"time", "data_time", "images_per_s", "loader_images_per_s"}
 
 
@@ -43,6 +46,19 @@ def data(shapes, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Callable[[str], Path]:
+    """Work dir of the uninterrupted run of each kind, trained once."""
+
+    @functools.cache
+    def run(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind) / "whole"
+        train(CONFIGS[kind](data), folder)
+        return folder
+
+    return run
+
+
 def assert_same_curve(one: Path, other: Path, iterations: int) -> None:
     """Learning rates, losses and gradient norms of all iterations."""
     one, other = logged(one), logged(other)
@@ -66,9 +82,9 @@ RUNS = [("pretrain", 10, 8, 16, "epoch_4.pth"), ("det", 10, 8, 16, "epoch_2.pth"
 
 
 @pytest.mark.parametrize(("kind", "dies_at", "saved_at", "iterations", "last"), RUNS, ids=CONFIGS)
-def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iterations, last, data, tmp_path):
+def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iterations, last, data, whole, tmp_path):
     """Also what is drawn at random: crops, colours, drop path, dropout, proposals, and the batches by aspect ratio."""
-    train(CONFIGS[kind](data), tmp_path / "whole")
+    folder = whole(kind)
     with pytest.raises(Stopped):
         train(CONFIGS[kind](data, custom_hooks=[dict(type="StopAt", iteration=dies_at)]), tmp_path / "parts")
     before = len(list((tmp_path / "parts").glob("*/vis_data/scalars.json")))
@@ -79,25 +95,24 @@ def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iteration
     resumed = [json.loads(line) for line in Path(runner.log_dir, "vis_data/scalars.json").read_text().splitlines()]
     resumed = [line for line in resumed if "loss" in line]
     assert resumed[-(iterations - saved_at)]["iter"] == saved_at + 1
-    assert_same_curve(tmp_path / "whole", tmp_path / "parts", iterations)
-    assert_same_weights(tmp_path / "whole" / last, tmp_path / "parts" / last, rtol=1e-6, atol=1e-7)
+    assert_same_curve(folder, tmp_path / "parts", iterations)
+    assert_same_weights(folder / last, tmp_path / "parts" / last, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
-def test_resumes_in_a_new_process_from_a_given_file(data, tmp_path):
+def test_resumes_in_a_new_process_from_a_given_file(data, whole, tmp_path):
     """The detector, whose run has most that is drawn at random."""
-    cfg = det_config(data)
-    train(cfg, tmp_path / "whole")
-    cfg.dump(tmp_path / "config.py")
-    checkpoint = tmp_path / "whole/epoch_1.pth"
+    det_config(data).dump(tmp_path / "config.py")
+    folder = whole("det")
+    checkpoint = folder / "epoch_1.pth"
     result = run_tool("train.py", tmp_path / "config.py", "--work-dir", tmp_path / "rest", "--resume", checkpoint)
     assert result.returncode == 0, result.stderr
-    whole, rest = logged(tmp_path / "whole"), logged(tmp_path / "rest")
+    before, rest = logged(folder), logged(tmp_path / "rest")
     assert sorted(rest) == list(range(9, 17))
     for step in rest:
         for key in ("lr", "loss"):
-            assert rest[step][key] == pytest.approx(whole[step][key], rel=1e-6)
-    assert_same_weights(tmp_path / "whole/epoch_2.pth", tmp_path / "rest/epoch_2.pth", rtol=1e-6, atol=1e-7)
+            assert rest[step][key] == pytest.approx(before[step][key], rel=1e-6)
+    assert_same_weights(folder / "epoch_2.pth", tmp_path / "rest/epoch_2.pth", rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -130,15 +145,22 @@ def test_a_seed_that_nobody_set_is_resumed_too(data, tmp_path):
     assert [rest[step]["loss"] for step in (3, 4)] == pytest.approx([whole[step]["loss"] for step in (3, 4)])
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_checkpoints_hold_no_foreign_objects(kind, data, tmp_path):
+@pytest.fixture(scope="module")
+def validated(data, tmp_path_factory) -> Path:
+    """Work dir of a segmentation run that keeps its best checkpoint."""
+    folder = tmp_path_factory.mktemp("validated")
+    options = {"default_hooks.checkpoint.save_best": "mIoU", "train_cfg.val_interval": 4, "train_cfg.val_begin": 1}
+    train(seg_config(data, validate=True, **options, **{"train_cfg.max_iters": 4}), folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "validated"])
+def test_checkpoints_hold_no_foreign_objects(kind, whole, request):
     """Training state, and the best checkpoint where one is kept: they load with weights_only=True."""
-    options = {}
-    if kind == "seg":  # validates
-        options = {"default_hooks.checkpoint.save_best": "mIoU", "train_cfg.val_interval": 4, "train_cfg.val_begin": 1}
-    train(CONFIGS[kind](data, validate=kind == "seg", **options), tmp_path)
-    files = sorted(tmp_path.glob("*.pth"))
-    assert len(files) == (3 if kind == "seg" else 2)
+    folder = request.getfixturevalue("validated") if kind == "validated" else whole(kind)
+    files = sorted(folder.glob("*.pth"))
+    assert len(files) == 2
+    assert files[0].name.startswith("best") == (kind == "validated")
     for file in files:
         assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == []
         checkpoint = torch.load(file, weights_only=True)

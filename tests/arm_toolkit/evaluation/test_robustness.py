@@ -15,7 +15,7 @@ from arm_images.errors import DataError
 from arm_toolkit.datasets.imagenet_sets import SetNotFound, class_indices, open_set
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.evaluation.robustness import eval_transform, top1
-from helpers.tools import call_tool, run_tool
+from helpers.tools import call_tool, invoke
 
 MODEL = "arm_tiny_patch16_224"
 V2 = "imagenetv2-matched-frequency-format-val"
@@ -257,7 +257,7 @@ def test_the_tool_end_to_end(model, checkpoint, tmp_path):
     real_json(data, [squashed, cropped])
 
     options = ("--model", MODEL, "--data", data, "--batch-size", 2)
-    done = run_tool("robustness.py", checkpoint, *options, "--workers", 1, "--out", out)
+    done = invoke("robustness.py", checkpoint, *options, "--workers", 1, "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "| set | images | top-1 (%) |",
@@ -278,7 +278,7 @@ def test_the_tool_end_to_end(model, checkpoint, tmp_path):
     assert (written["model"], written["checkpoint"], written["keep_ratio"]) == (MODEL, str(checkpoint), False)
     assert [path.name for path in out.parent.iterdir()] == ["table.json"]
 
-    done = run_tool("robustness.py", checkpoint, *options, "--workers", 0, "--sets", "val", "v2", "--keep-ratio")
+    done = invoke("robustness.py", checkpoint, *options, "--workers", 0, "--sets", "val", "v2", "--keep-ratio")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2:] == ["| ImageNet val | 1 | 100.0 |", "| ImageNet-V2 | 1 | 0.0 |"]
 
