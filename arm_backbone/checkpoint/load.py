@@ -37,7 +37,7 @@ def fitted(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[dict[
         reason = next((reason for start, reason in MAY_START_FRESH.items() if name.startswith(start)), None)
         if reason is not None:
             accounting.new[name] = reason
-    _require_fit(target, state, where, accounting.new)
+    require_fit(target, state, where, accounting.new)
     return state, accounting
 
 
@@ -54,11 +54,11 @@ def load_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     Raises:
         CheckpointError: when one is missing, left over or of another shape.
     """
-    _require_fit(model.state_dict(), state, where)
+    require_fit(model.state_dict(), state, where)
     model.load_state_dict(state)
 
 
-def _require_fit(target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None) -> None:
+def require_fit(target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None) -> None:
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
     problem = misfit(*shapes, may_miss or {})
     if problem:

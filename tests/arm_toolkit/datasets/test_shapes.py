@@ -179,7 +179,7 @@ def test_lost_files_are_noticed(tmp_path):
     out = tmp_path / "data"
     write_shapes(out, train=2, val=1, size=96)
     (out / "ade" / "annotations" / "training" / "train_000001.png").unlink()
-    with pytest.raises(DataError, match="holds 1 files instead of 2.*--force"):
+    with pytest.raises(DataError, match="contains 1 files instead of 2.*--force"):
         write_shapes(out, train=2, val=1, size=96)
 
 
@@ -257,7 +257,7 @@ def test_command_line(tmp_path, prepare_data):
         (["shapes", "OUT/file"], "is a file"),
         (["check", "coco", "OUT/nowhere"], "does not exist"),
         (["check", "coco", "OUT/file"], "--images FOLDER"),
-        (["check", "coco", "OUT", "--images", "x"], "--images x goes with a file"),
+        (["check", "coco", "OUT", "--images", "x"], "--images x is for a single annotation file"),
         (["check", "ade", "OUT/nowhere"], "not a folder"),
         (["check", "ade", "OUT", "--num-classes", "1000"], "--num-classes is 1000"),
         (["check", "images", "OUT/nowhere"], "does not exist"),

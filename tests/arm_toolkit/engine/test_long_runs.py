@@ -101,7 +101,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, tmp_path, monke
 
     monkeypatch.setattr(ARMPretrainer, "loss", broken)
     cfg = pretrain_config(shapes, **EVERY)
-    with pytest.raises(NonFiniteLoss, match=r"iteration 6: the loss is nan; the batch of .*\.jpg.* --resume") as error:
+    with pytest.raises(
+        NonFiniteLoss, match=r"iteration 6: the loss is nan and .*; the batch of .*\.jpg.* --resume"
+    ) as error:
         train(cfg, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run/iter_6.pth").exists()

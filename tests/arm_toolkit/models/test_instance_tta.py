@@ -307,7 +307,7 @@ def test_flip_missing_in_meta_keys_is_an_error(tta, picture):
 
 
 def test_unknown_setting_is_an_error():
-    with pytest.raises(ConfigError, match="nothing reads iou_thr"):
+    with pytest.raises(ConfigError, match="unknown keys iou_thr"):
         InstanceTTAModel(PixelDetector(), tta_cfg=dict(iou_thr=0.5))
 
 
