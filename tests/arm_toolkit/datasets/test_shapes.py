@@ -1,4 +1,4 @@
-"""The generated data set: the same every time, and its annotations say what its pictures show."""
+"""The generated data set is reproducible, and its annotations match its images."""
 
 import json
 import runpy
@@ -216,7 +216,7 @@ def test_parameters_out_of_range_are_named(tmp_path, wrong):
 
 @pytest.fixture
 def prepare_data(monkeypatch, capsys):
-    """Run the tool as from the command line; gives exit status, stdout and stderr."""
+    """Run the tool as from the command line; returns exit status, stdout and stderr."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Fully sharded pretraining on two gloo processes: what DDP gives, and checkpoints of whole tensors."""
+"""Fully sharded pretraining in two gloo processes: equals DDP, and checkpoints hold whole tensors."""
 
 import re
 
@@ -15,7 +15,7 @@ SHARDED = dict(model_wrapper_cfg=dict(type="fully_shard"))
 
 
 def two_processes(cfg, work_dir, *arguments) -> str:
-    """What the tool printed."""
+    """Train in two processes; returns what the tool printed."""
     cfg.train_dataloader.batch_size = 2
     config = work_dir.with_suffix(".py")
     cfg.dump(config)
@@ -43,7 +43,7 @@ def test_sharded_training_equals_ddp(shapes, tmp_path):
 
 @pytest.mark.slow
 def test_a_drawing_before_a_checkpoint_loses_no_gradient(shapes, tmp_path):
-    """Four batches an epoch, three a step: one is in the sum that the first epoch's checkpoint keeps."""
+    """Four batches per epoch, three per step: the first epoch's checkpoint has a partial sum of one batch."""
     options = {
         "default_hooks.checkpoint.interval": 1,
         "optim_wrapper.accumulative_counts": 3,
@@ -60,7 +60,7 @@ def test_a_drawing_before_a_checkpoint_loses_no_gradient(shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [SHARDED, {}], ids=["sharded", "ddp"])
 def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
-    """Three batches a step, a checkpoint after four; the sums of both processes are kept."""
+    """Three batches per step, a checkpoint after four: it has the partial sums of both processes."""
     every = {
         "default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=4, max_keep_ckpts=-1),
         "optim_wrapper.accumulative_counts": 3,
@@ -78,7 +78,9 @@ def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
     start = ("--resume", tmp_path / "whole/iter_4.pth")
     two_processes(pretrain_config(shapes, **every, **options), tmp_path / "rest", *start)
     assert_same_weights(tmp_path / "whole/iter_8.pth", tmp_path / "rest/iter_8.pth", rtol=1e-4, atol=1e-5)
-    one = train(pretrain_config(shapes, **every), tmp_path / "one", *map(str, start))  # whole tensors: any launcher
+    one = train(
+        pretrain_config(shapes, **every), tmp_path / "one", *map(str, start)
+    )  # whole tensors: one process can resume too
     assert one.iter == 8
 
 

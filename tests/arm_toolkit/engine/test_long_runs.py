@@ -1,4 +1,4 @@
-"""Training for weeks: resuming anywhere, being killed at any time, and a loss that is not finite."""
+"""Long training: resume anywhere, survive kills at any time, stop at a non-finite loss."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def assert_same(one, two) -> None:
 @pytest.mark.parametrize("accumulated", [1, 3])
 @pytest.mark.parametrize("stopped", [2, 5, 8])
 def test_resuming_within_an_epoch_is_bit_equal(shapes, tmp_path, stopped, accumulated):
-    """Also in the middle of a sum of gradients: with three iterations a step, 2, 5 and 8 are."""
+    """Also within an accumulated gradient: with three iterations per step, 2, 5 and 8 are."""
     cfg = pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": accumulated})
     train(cfg, tmp_path / "whole")
     train(cfg, tmp_path / "rest", "--resume", str(tmp_path / f"whole/iter_{stopped}.pth"))
@@ -47,13 +47,13 @@ def test_resuming_within_an_epoch_is_bit_equal(shapes, tmp_path, stopped, accumu
         weights(tmp_path / f"whole/iter_{stopped}.pth")["mask_token"]
         - weights(tmp_path / "whole/iter_12.pth")["mask_token"]
     )
-    assert moved.abs().max() > 1e-6  # there was something to get wrong
+    assert moved.abs().max() > 1e-6  # the test can fail
     assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / f"whole/iter_{stopped}.pth") == []
 
 
 @pytest.mark.parametrize("stopped", [4, 5])
 def test_resuming_in_bfloat16_with_a_moving_average_is_bit_equal(shapes, tmp_path, stopped):
-    """Two iterations a step: 5 is in the middle of one."""
+    """Two iterations per step: 5 is within one."""
     cfg = pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": 2})
     cfg.custom_hooks.append(dict(type="WeightEMAHook", decay=0.9))
     train(cfg, tmp_path / "whole", "--amp")
@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, tmp_path, monke
     dumped = torch.load(tmp_path / "run/non_finite_batch_0.pth", weights_only=True)
     assert dumped["iteration"] == 6 and len(dumped["inputs"]) == len(dumped["files"]) == 4
     assert all(file in str(error.value) for file in dumped["files"])
-    # what the loss was not finite for is now the sixth batch of a run that goes on
+    # the bad batch is now the sixth batch of a run that continues
     train(cfg, tmp_path / "run", "--resume")
     monkeypatch.setattr(ARMPretrainer, "loss", loss)
     train(cfg, tmp_path / "whole")
@@ -126,7 +126,7 @@ def test_the_tool_says_it_in_one_line(shapes, tmp_path, monkeypatch, capfd):
 
 
 def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
-    """mmengine's note is emptied before it is written anew."""
+    """mmengine truncates `last_checkpoint` before writing it."""
     assert newest_checkpoint(tmp_path) is None
     for age, name in enumerate(("iter_9.pth", "iter_10.pth", "best_x.pth")):
         (tmp_path / name).write_bytes(b"")
@@ -142,11 +142,11 @@ def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
 
 @pytest.mark.slow
 def test_killed_five_times_and_resumed(shapes, tmp_path):
-    """kill -9 at random moments, of writing a checkpoint too: the last weights are those of the uninterrupted run."""
+    """kill -9 at random moments, also while a checkpoint is written: the final weights equal an uninterrupted run's."""
     options = EVERY | {"train_cfg.max_epochs": 10, "default_hooks.checkpoint.max_keep_ckpts": 2}
     cfg = pretrain_config(shapes, **options)
     cfg.dump(tmp_path / "config.py")
-    # in a process like the others: a number of threads that an earlier test left would round differently
+    # in its own process: another number of threads would round differently
     whole = run_tool("train.py", tmp_path / "config.py", "--work-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     work, log = tmp_path / "run", tmp_path / "log"

@@ -24,7 +24,7 @@ TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 
 
 
 def picture(path: Path, value: int = 128, mode: str = "RGB") -> Path:
-    """A tiny picture of one grey value; lossless, whatever its suffix."""
+    """Write a tiny image of one grey value; lossless for any suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (8, 8), value).convert(mode).save(path, "png")
     return path
@@ -36,7 +36,7 @@ def value_of(image: Image.Image) -> torch.Tensor:
 
 
 def prefers(*ranking: int, classes: int = 1000):
-    """A model that ranks these classes first, whatever it sees."""
+    """A model that ranks these classes first for every image."""
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(images), classes)
@@ -47,7 +47,7 @@ def prefers(*ranking: int, classes: int = 1000):
 
 
 def sees_class(images: torch.Tensor) -> torch.Tensor:
-    """A model whose class is the grey value of the picture."""
+    """A model that predicts an image's grey value as its class."""
     return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 1000).float()
 
 
@@ -70,7 +70,7 @@ def test_classes_are_the_sorted_wnids():
 
 
 def test_v2_folders_are_class_numbers(tmp_path):
-    """Sorted as strings, 10 would be the second of these folders and 2 the third."""
+    """Sorted as strings, folder 10 would come before folder 2."""
     for i in (0, 2, 10, 200):
         picture(tmp_path / V2 / str(i) / "a.jpeg", i)
     dataset = open_set("v2", tmp_path, value_of)
@@ -93,11 +93,11 @@ def test_real_counts_any_of_several_labels_and_no_image_without(tmp_path):
     assert dataset.published == 3
     assert top1(dataset, prefers(7)) == pytest.approx(200 / 3)
     assert top1(dataset, prefers(5)) == pytest.approx(100 / 3)
-    assert top1(dataset, prefers(0, 5, 7, 9)) == 0  # only the first place counts
+    assert top1(dataset, prefers(0, 5, 7, 9)) == 0  # only the most likely class counts
 
 
 def test_real_images_may_lie_in_class_folders_elsewhere(tmp_path):
-    """Their number says which label is theirs, not the order of the files."""
+    """An image's number selects its label, not the order of the files."""
     real_json(tmp_path, [1], [2], [3])
     for number, wnid in ((1, SHARK), (2, TENCH), (3, GOLDFISH)):
         picture(tmp_path / "elsewhere" / wnid / val_name(number), number)
@@ -142,7 +142,7 @@ def test_every_picture_becomes_rgb(mode, tmp_path):
 
 
 def test_preprocessing_squashes_or_keeps_the_ratio():
-    """The left fifth of a wide picture is white: squashed it stays visible, the centre of the usual resize is black."""
+    """The left fifth of a wide image is white: visible when squashed, but outside the centre crop."""
     model = timm.create_model(MODEL)
     image = Image.new("RGB", (500, 100))
     image.paste((255, 255, 255), (0, 0, 100, 100))
@@ -226,7 +226,7 @@ def test_models_of_other_classes_are_refused(tmp_path):
 def model():
     torch.manual_seed(0)
     model = timm.create_model(MODEL).eval()
-    torch.nn.init.normal_(model.head.weight)  # decided predictions
+    torch.nn.init.normal_(model.head.weight)  # predictions without ties
     return model
 
 
@@ -249,7 +249,7 @@ def rows(table: str) -> list[list[str]]:
 
 
 def test_the_tool_end_to_end(model, checkpoint, tmp_path):
-    """The class that a folder stands for is what the model sees in a wide picture squashed (V2), or cropped (val)."""
+    """Folders are named by the model's prediction for a wide image, squashed (V2) or cropped (val)."""
     noise = torch.randint(0, 256, (60, 180, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     wide = tmp_path / "wide.png"
     Image.fromarray(noise.numpy()).resize((720, 240), Image.Resampling.NEAREST).save(wide)
@@ -290,7 +290,7 @@ def test_the_tool_end_to_end(model, checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("pool", "cls_token"), [("token", "middle"), ("token", "tail"), ("avg", "none")])
 def test_the_tool_with_other_pooling_or_class_token(pool, cls_token, model, tmp_path, capsys):
-    """The folder is the class that this model sees in the picture; weights for another are refused (below)."""
+    """The folder is named by this model's prediction; weights for another model are refused (below)."""
     noise = torch.randint(0, 256, (40, 40, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     image = tmp_path / V2 / "a.png"
     image.parent.mkdir()
@@ -317,7 +317,7 @@ def test_the_tool_with_other_pooling_or_class_token(pool, cls_token, model, tmp_
 
 @pytest.fixture
 def tool_refuses(tmp_path, capsys, monkeypatch):
-    """Runs the tool in this process on a set R of one image: one line, exit status 2, nothing written or evaluated."""
+    """Run the tool in this process on a set R of one image: one line, exit status 2, nothing written or evaluated."""
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "data" / "imagenet-r" / TENCH / "a.jpg")
 
