@@ -78,9 +78,7 @@ def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
     start = ("--resume", tmp_path / "whole/iter_4.pth")
     two_processes(pretrain_config(shapes, **every, **options), tmp_path / "rest", *start)
     assert_same_weights(tmp_path / "whole/iter_8.pth", tmp_path / "rest/iter_8.pth", rtol=1e-4, atol=1e-5)
-    one = train(
-        pretrain_config(shapes, **every), tmp_path / "one", *map(str, start)
-    )  # whole tensors: one process can resume too
+    one = train(pretrain_config(shapes, **every), tmp_path / "one", *map(str, start))  # whole tensors: 1 process too
     assert one.iter == 8
 
 
