@@ -137,6 +137,14 @@ class ARMPretrainer(BaseModel):
         """Not tokens."""
         return not self._tokenizer
 
+    def sharded_parts(self) -> list[nn.Module]:
+        """Modules that fully sharded training shards one by one."""
+        return [*self.encoder.blocks, *self.decoder.blocks]
+
+    def forward_methods(self) -> tuple[str, ...]:
+        """Methods besides `forward` that compute with the weights, for fully sharded training."""
+        return ("losses_by_position", "reconstruct", "generate")
+
     def _sequence(self, images: int) -> Sequence:
         separator = getattr(self, "separator", None)
         return Sequence(images, self.pattern, self.patches.shape[1], 0 if separator is None else separator.shape[1])

@@ -40,7 +40,7 @@ from arm_backbone.ops import BACKENDS
 from arm_toolkit.benchmark.model_cases import dense_cases, model_cases, pretrain_cases
 from arm_toolkit.benchmark.scan_cases import SCANS, Grid, block_cases, scan_cases
 from arm_toolkit.benchmark.timing import Case, Setting, busy, exponents, machine, plot, run_cases
-from arm_toolkit.engine.config import Options
+from arm_toolkit.engine.arguments import Options
 from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.machine import keep_freed_memory
 

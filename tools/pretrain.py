@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 from arm_backbone.arm import ARCHS
+from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.config import load_config
-from arm_toolkit.engine.launch import add_train_arguments, train
+from arm_toolkit.engine.launch import train
 from arm_toolkit.errors import ConfigError, run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / "pretrain" / "configs"

@@ -8,6 +8,7 @@ import argparse
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,18 +118,27 @@ def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file under a temporary name, then rename it, so that readers see the old file or the complete new one.
+    """Write a file or a new folder beside its final place, then rename it: readers never see half of it.
 
     Yields:
-        the path to write to: `path` with ".part" appended. It is removed if the block raises.
+        the path to write to, `path` with ".part" appended; nothing exists there at first, and what the block wrote is
+        removed if it raises.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
+        _remove(partial)  # left by a process that was killed
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_checkpoint(

@@ -55,7 +55,7 @@ def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[di
         reason = next((reason for prefix, reason in MAY_START_FRESH.items() if name.startswith(prefix)), None)
         if reason is not None:
             accounting.new[name] = reason
-    _require_match(target, result, where, accounting.new)
+    require_match(target, result, where, accounting.new)
     return result, accounting
 
 
@@ -78,13 +78,21 @@ def load_exact(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     Raises:
         CheckpointError: if a tensor is missing, unknown to the model or has another shape; the model is unchanged.
     """
-    _require_match(model.state_dict(), state, where)
+    require_match(model.state_dict(), state, where)
     model.load_state_dict(state)
 
 
-def _require_match(
+def require_match(
     target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None
 ) -> None:
+    """Require a file's tensors to be those of a model.
+
+    Args:
+        may_miss: names that the file need not have.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape, and the remedy.
+    """
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
     problem = describe_mismatch(*shapes, may_miss or {})
     if problem:

@@ -15,6 +15,8 @@ from arm_backbone.checkpoint.files import CheckpointError, model_state, read_che
 from arm_backbone.checkpoint.load import load_exact
 from arm_pretrain import ARMPretrainer, ImageCrops
 
+from ..engine.config import config_from_text
+
 SIDE = 1.6  # inches of a picture
 
 
@@ -28,7 +30,7 @@ def load_pretrainer(path: Path) -> tuple[ARMPretrainer, Config]:
     text = (checkpoint.get("meta") or {}).get("cfg") if isinstance(checkpoint.get("meta"), dict) else None
     if not isinstance(text, str) or "ARMPretrainer" not in text:
         raise CheckpointError(f"{path} is no training checkpoint of AR pretraining (epoch_N.pth of its work dir)")
-    cfg = Config.fromstring(text, ".py")
+    cfg = config_from_text(text)
     model = MODELS.build(cfg.model).eval()
     load_exact(model, model_state(checkpoint), str(path))
     return model, cfg

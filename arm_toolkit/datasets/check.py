@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # as in arm_pretrain
+from arm_images.find import EXTENSIONS
+
 ADE_SPLITS = ("training", "validation")
 IGNORED = (0, 255)  # stored labels that `reduce_zero_label` turns into "ignored"
 FEW = 0.001  # share of boxes with faults that true COCO has as well, and that loaders survive
@@ -343,7 +344,7 @@ def check_images(
     names = _list_pictures(path, report)
     if not names:
         if report.ok:
-            report.error(f"no pictures; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+            report.error(f"no pictures; looked for {', '.join(sorted(EXTENSIONS))}")
         return report
 
     missing, unreadable, modes, sizes = [], [], Counter(), []
@@ -379,7 +380,7 @@ def check_images(
 def _list_pictures(path: Path, report: Report) -> list[str]:
     """Names of the pictures, relative to the folder or as the list has them."""
     if path.is_dir():
-        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
         return sorted(str(file.relative_to(path)) for file in files)
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]

@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from arm_toolkit.engine import launch
+from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.runner import ARMRunner
 from helpers.paths import ROOT
 from helpers.tools import own_globals
@@ -104,7 +105,7 @@ def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
     """What `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` does with this configuration."""
     cfg = copy.deepcopy(cfg)
     parser = argparse.ArgumentParser()
-    launch.add_train_arguments(parser)
+    add_train_arguments(parser)
     args = parser.parse_args(["--work-dir", str(work_dir), *arguments])
     with own_globals():
         return launch.train(cfg, args, work_dir.name)

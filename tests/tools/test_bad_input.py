@@ -88,7 +88,7 @@ OPTIONS = {
     "the type of a transform": ("det", "train_dataloader.dataset.pipeline.1.type=LoadImge", "'LoadImage'?"),
     "the type of the optimizer": ("det", "optim_wrapper.optimizer.type=AdmaW", "did you mean 'AdamW'?"),
     "the type of the loop": ("seg", "train_cfg.type=IterLoop", "did you mean"),
-    "the type of the sampler": ("seg", "train_dataloader.sampler.type=Foo", "there is no data sampler of this name"),
+    "the type of the sampler": ("seg", "train_dataloader.sampler.type=Foo", "no data sampler has this name"),
 }
 
 
@@ -139,7 +139,7 @@ def test_arguments_that_are_merely_absent_are_accepted(option, files):
 
 def test_wrong_configuration_files(refused, tmp_path):
     refused("train.py", "gone.py", says=["configuration gone.py does not exist", "seg_configs/"])
-    refused("test.py", "seg.pth", "seg.py", says=["seg.pth is no .py file", "checkpoint comes second"])
+    refused("test.py", "seg.pth", "seg.py", says=["seg.pth is not a .py file", "checkpoint comes second"])
     base = f'_base_ = ["{ROOT}/seg_configs/quickstart_upernet.py"]\n'
     for text, says in (
         ("optim_wraper = dict(optimizer=dict(lr=1))", ["'optim_wraper'", "did you mean 'optim_wrapper'?"]),
@@ -259,7 +259,7 @@ def test_unreadable_image(kind, broken, refused, tmp_path):
     assert call_tool("train.py", "mine.py", "--work-dir", tmp_path / "rest", "--cfg-options", option) == 0
     assert list((tmp_path / "rest").glob("*.pth"))
     (log,) = (tmp_path / "rest").glob("*/*.log")
-    assert re.search(rf"WARNING - left out.*{image.name}", log.read_text())
+    assert re.search(rf"WARNING - (left out|skipped).*{image.name}", log.read_text())
 
 
 def test_missing_image(broken, refused):
@@ -314,7 +314,7 @@ def test_classes_that_the_file_does_not_have(broken, refused):
     refused("train.py", "mine.py", says=says)
     change_coco(broken, lambda content: content["categories"].reverse())
     change_coco(broken, lambda content: content["categories"][1].update(name="square"))
-    refused("train.py", "mine.py", says=[str(file), "give them in that order: triangle, square, disc"])
+    refused("train.py", "mine.py", says=[str(file), "list them in that order: triangle, square, disc"])
     # 80 classes of COCO, for which the configuration has no metainfo
     coco = ROOT / "det_configs/mask_rcnn_arm_ti_cpu.py"
     options = ("--cfg-options", f"data_root={broken}/coco", "model.backbone.init_cfg=None")
