@@ -35,9 +35,7 @@ def load_pretrainer(path: Path) -> tuple[BaseModel, Config]:
     cfg = Config.fromstring(text, ".py") if isinstance(text, str) else Config()
     kind = (cfg.get("model") or {}).get("type")
     if not isinstance(kind, str) or MODELS.get(kind) is None:
-        raise CheckpointError(
-            f"{path} is not a training checkpoint of pretraining; give an epoch_N.pth of its work dir"
-        )
+        raise CheckpointError(f"{path} is not a checkpoint of a pretraining run; give an epoch_N.pth of its work dir")
     model = MODELS.build(cfg.model).eval()
     if not isinstance(model, Reconstructs):
         raise CheckpointError(f"{path}: {kind} cannot show reconstructions; give a checkpoint of a pretraining model")
