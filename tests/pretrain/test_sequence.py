@@ -10,7 +10,7 @@ from arm_pretrain.sequence import Element, Sequence
 from arm_pretrain.targets import normalized_pixels, patchify
 from arm_pretrain.tokenizers import DVAETokenizer, KMeansTokenizer, fit_centroids, nearest
 from helpers.small_models import pretrainer
-from helpers.tools import run_tool
+from helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 
@@ -229,11 +229,11 @@ def test_k_means_finds_separate_groups():
         fit_centroids([patches[:2]], 3)
 
 
-def test_tokens_are_fitted_and_predicted(shapes, tmp_path):
-    """Fit with the tool, load, train: the loss is the cross entropy of each patch's token, in the order of the sequence."""
+def test_tokens_are_fitted_and_predicted(shapes, tmp_path, capsys):
+    """The tool fits them; the loss is the cross entropy of each patch's token, in the order of the sequence."""
     file = tmp_path / "kmeans.safetensors"
-    done = run_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 8, "--size", 96)
-    assert done.returncode == 0 and "8 tokens from 576 patches" in done.stdout, done.stderr
+    assert call_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 8, "--size", 96) == 0
+    assert "8 tokens from 576 patches" in capsys.readouterr().out
     tokenizer = KMeansTokenizer(str(file))
     model = pretrainer(target=dict(type="KMeansTokenizer", checkpoint=str(file)), order="column_forward").float()
     assert not any("centroids" in name for name in model.state_dict())
@@ -245,8 +245,8 @@ def test_tokens_are_fitted_and_predicted(shapes, tmp_path):
     torch.testing.assert_close(model(images, mode="loss")["loss"], expected)
     with pytest.raises(ValueError, match="predicts tokens, not pixels"):
         model(images, mode="predict")
-    done = run_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 10**6, "--size", 96)
-    assert done.returncode == 2 and "too few for 1000000 tokens" in done.stderr
+    assert call_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 10**6, "--size", 96) == 2
+    assert "too few for 1000000 tokens" in capsys.readouterr().err
 
 
 def test_the_dvae_loads_weights_with_their_published_names(tmp_path):
