@@ -25,10 +25,14 @@ from .targets import normalized_pixels, patch_statistics, patchify, target_name,
 class ARMPretrainer(BaseModel):
     """Reads the clusters of one image, or of several, with one causal scan, and predicts each from those before it.
 
-    Where STAR's paper gives no details: the batch counts images; a separator's target is its own constant, the same for
-    every pixel of a token (0 for a learned embedding), and is not normalized; the last cluster of a sequence predicts
-    the separator of the image that would follow, or without separators an image's last cluster predicts the next
-    image's first; the position embeddings of separators are learned, in the encoder and in the decoder.
+    Choices where STAR's paper gives no details:
+
+    * The batch size counts images, not sequences.
+    * A separator's target is its own constant, the same for every pixel of a token and not normalized; the target of a
+      learned embedding is 0.
+    * The last cluster of a sequence predicts the separator of the image that would follow. Without separators, the last
+      cluster of an image predicts the first cluster of the next image.
+    * The position embeddings of separators are learned, in the encoder and in the decoder.
 
     Implements `arm_pretrain.protocol.Reconstructs` and `Shardable`.
 
@@ -274,8 +278,8 @@ class ARMPretrainer(BaseModel):
     def teacher_forced(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """Images in which every predicted cluster replaces the true one, predicted from the true clusters before it.
 
-        With separators all clusters are predicted, without them all but the first. Normalized pixels get the mean and
-        deviation of the true patch.
+        All clusters are predicted if the sequence starts with a separator, otherwise all but the first. Normalized
+        pixels get the mean and deviation of the true patch.
 
         Args:
             images: normalized (B, 3, H, W).
@@ -292,7 +296,8 @@ class ARMPretrainer(BaseModel):
         and from the predictions before it.
 
         Raises:
-            ValueError: if the model predicts tokens, or `given` is not within 1 (with separators 0) and M.
+            ValueError: if the model predicts tokens, or unless 1 <= `given` <= M (0 is allowed if the sequence starts
+                with a separator).
         """
         patches = self.draw_patches() if patches is None else patches
         least = min(self._predicted_steps())

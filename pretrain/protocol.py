@@ -1,6 +1,6 @@
-"""What tools, hooks and sharding need of a pretraining model, besides mmengine's `forward(inputs, data_samples, mode)`.
+"""Interfaces of a pretraining model for tools, hooks and sharding, in addition to mmengine's `forward`.
 
-A model that lacks a member is refused with one line where it is needed; it still trains.
+Every model trains without them. Whatever needs an interface raises one line if the model does not have it.
 
 Legend: B images.
 """
@@ -26,12 +26,12 @@ class Reconstruction:
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """A model that shows its predictions: for `tools/reconstruct.py` and `ReconstructionHook`.
+    """A model that shows its predictions, in `tools/reconstruct.py` and `ReconstructionHook`.
 
     Attributes:
         images_per_sequence: the batch of `losses_by_position` must be a multiple of it; 1 if images are independent.
         units_per_image: prediction units of an image (ARM: clusters).
-        predicts_pixels: whether `reconstruct` can be called.
+        predicts_pixels: whether `reconstruct` is possible.
     """
 
     images_per_sequence: int
@@ -45,7 +45,7 @@ class Reconstructs(Protocol):
         """Predict normalized images (B, 3, H, W).
 
         Args:
-            given: number of units that the model sees where it continues from its own predictions.
+            given: number of true units that a model starts from when it continues with its own predictions.
 
         Raises:
             ValueError: if `predicts_pixels` is False, or `given` is out of range.
@@ -57,10 +57,10 @@ class Shardable(Protocol):
     """A model that `model_wrapper_cfg = dict(type="fully_shard")` can distribute over processes.
 
     Attributes:
-        sharded_methods: names of the methods besides `forward` that use the weights and are called from outside.
+        sharded_methods: names of the methods, other than `forward`, that are called from outside and use the weights.
     """
 
     sharded_methods: tuple[str, ...]
 
     def shard_units(self) -> list[nn.Module]:
-        """The modules whose weights are gathered one at a time, usually the blocks."""
+        """The modules whose weights are gathered together, one module at a time; usually the blocks."""

@@ -10,6 +10,8 @@ from arm_pretrain.protocol import Reconstructs, Shardable
 from arm_pretrain.separators import image_pattern
 from arm_pretrain.sequence import Sequence
 from arm_pretrain.targets import normalized_pixels, patchify, unpatchify
+from helpers.runs import pretrain_config, train
+from helpers.weights import assert_same_weights
 
 
 def pretrainer(img_size=96, side=2, **kwargs):
@@ -114,6 +116,15 @@ def test_the_former_spelling_of_the_target_is_accepted():
     images = torch.randn(1, 3, 96, 96)
     assert old.target == new.target
     assert torch.equal(old(images, mode="loss")["loss"], new(images, mode="loss")["loss"])
+
+
+def test_a_run_with_the_former_spelling_can_be_resumed(shapes, tmp_path):
+    cfg = pretrain_config(shapes, **{"train_cfg.max_epochs": 2, "default_hooks.checkpoint.interval": 1})
+    cfg.model.target = "normalised_pixels"
+    train(cfg, tmp_path / "old")
+    cfg.model.target = "normalized_pixels"
+    train(cfg, tmp_path / "new", "--resume", str(tmp_path / "old/epoch_1.pth"))
+    assert_same_weights(tmp_path / "old/epoch_2.pth", tmp_path / "new/epoch_2.pth")
 
 
 def test_it_implements_what_tools_hooks_and_sharding_need():

@@ -80,12 +80,12 @@ def test_groups_of_features_have_different_colours():
 
 def test_the_tool_draws_a_checkpoint(shapes, tmp_path, capsys):
     train(pretrain_config(shapes, **{"train_cfg.max_epochs": 2}), tmp_path / "run")
-    checkpoint, pictures = tmp_path / "run/epoch_2.pth", shapes / "coco/val2017"
+    checkpoint, images = tmp_path / "run/epoch_2.pth", shapes / "coco/val2017"
     assert load_encoder(str(checkpoint)).scans == 1
-    assert call_tool("visualize_features.py", checkpoint, pictures, "--out", tmp_path / "one", "--count", 2) == 0
+    assert call_tool("visualize_features.py", checkpoint, images, "--out", tmp_path / "one", "--count", 2) == 0
     assert "--scans 4" in capsys.readouterr().out
     arguments = ("--out", tmp_path / "four", "--count", 2, "--scans", 4)
-    assert call_tool("visualize_features.py", checkpoint, pictures, *arguments) == 0
+    assert call_tool("visualize_features.py", checkpoint, images, *arguments) == 0
     assert {p.name for p in (tmp_path / "one").iterdir()} == {"features.png", "receptive_field.png"}
     names = {"features.png", "receptive_field.png", "directions.png"}
     assert {p.name for p in (tmp_path / "four").iterdir()} == names

@@ -104,11 +104,11 @@ def test_the_tool_draws_one_row_per_image(checkpoint, shapes, tmp_path, capsys):
     arguments = [checkpoint, shapes / "coco/val2017", "--out", out, "--count", 3, "--given", 2]
     assert call_tool("reconstruct.py", *arguments) == 0
     assert "3 images" in capsys.readouterr().out
-    picture = np.asarray(Image.open(out).convert("RGB")).astype(float)
-    assert picture.shape[0] > 3 * 100 and picture.shape[1] > 4 * 100
+    figure = np.asarray(Image.open(out).convert("RGB")).astype(float)
+    assert figure.shape[0] > 3 * 100 and figure.shape[1] > 4 * 100
     # input, teacher-forced, free-running and error differ
-    quarter = picture.shape[1] // 4
-    columns = [picture[60:, i * quarter : (i + 1) * quarter] for i in range(4)]
+    quarter = figure.shape[1] // 4
+    columns = [figure[60:, i * quarter : (i + 1) * quarter] for i in range(4)]
     assert all(np.abs(a - b).mean() > 1 for a, b in zip(columns, columns[1:], strict=False))
 
 

@@ -28,9 +28,9 @@ def test_losses_and_figures_are_in_tensorboard_and_in_the_work_dir(shapes, tmp_p
     losses = {event.step: event.value for event in events.Scalars("loss")}
     assert losses == pytest.approx({step: line["loss"] for step, line in logged(tmp_path / "run").items()})
     assert len(events.Scalars("grad_norm")) == 16
-    pictures = sorted((folder / "vis_image").glob("reconstruction_*.png"))
-    assert [p.stem for p in pictures] == ["reconstruction_12", "reconstruction_16"]
-    first, last = (np.asarray(Image.open(p)) for p in pictures)
+    figures = sorted((folder / "vis_image").glob("reconstruction_*.png"))
+    assert [p.stem for p in figures] == ["reconstruction_12", "reconstruction_16"]
+    first, last = (np.asarray(Image.open(p)) for p in figures)
     assert first.shape == last.shape and (first != last).any()
 
 
