@@ -87,7 +87,7 @@ class SkippedFilesHook(Hook):
         files = getattr(runner.train_dataloader.dataset, "files", None)
         if not isinstance(files, ImageFiles):
             return
-        skipped = files.skipped.to(torch.uint8)
+        skipped = torch.from_numpy(files.skipped).to(torch.uint8)
         all_reduce(skipped, "max")
         names = [str(files[i]) for i in skipped.nonzero().flatten().tolist()]
         if names and get_rank() == 0:

@@ -1,11 +1,13 @@
 """mmengine's Runner with strict and safe checkpoints, on GPUs or CPU processes."""
 
+import logging
 from pathlib import Path
 
 from mmengine.device import get_device
 from mmengine.dist import all_reduce
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
@@ -70,6 +72,12 @@ class ARMRunner(Runner):
         super().call_hook(fn_name, **kwargs)
         self.started = self.started or fn_name in ("before_train", "before_test")
 
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """As mmengine's; warnings of `arm_images` go to the same console and file, from data loader workers too."""
+        logger = super().build_logger(*args, **kwargs)
+        logging.getLogger("arm_images").handlers = list(logger.handlers)
+        return logger
+
     def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
         """Like mmengine's.
 
@@ -86,6 +94,8 @@ class ARMRunner(Runner):
             if "need at least one array to concatenate" in str(error):  # from mmengine's data set without entries
                 raise DataError(f"{name}: {EMPTY}") from error
             raise
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
         if len(loader.dataset) == 0:
             raise DataError(f"{name}: {EMPTY}")
         if len(loader) == 0:

@@ -88,7 +88,7 @@ def test_broken_trees_are_named(tree, damage, message):
 
 def test_unreadable_image_is_fatal_or_replaced_with_its_own_label(tree):
     (tree / "train/ant/b.jpg").write_bytes(b"no image")
-    with pytest.raises(OSError, match="cannot read .*b.jpg.*on_error='skip'"):
+    with pytest.raises(DataError, match="cannot read .*b.jpg.*on_error='skip'"):
         ClassFolder(str(tree), "train", TESTING)[1]
     item = ClassFolder(str(tree), "train", TESTING, on_error="skip")[1]
     assert item["data_samples"] == 1  # the next readable file is a bee
