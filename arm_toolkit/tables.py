@@ -16,7 +16,6 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], ali
     titles = [_cell(title) for title in columns]
     table = PrettyTable(titles)
     table.set_style(TableStyle.MARKDOWN)
-    table.min_width = 3  # of the dashes below a title
     for title, side in zip(titles, align or "l" * len(titles), strict=True):
         table.align[title] = side
     table.add_rows([list(map(_cell, row)) for row in rows])
