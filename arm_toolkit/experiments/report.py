@@ -161,7 +161,7 @@ def _effect(runs: dict[str, Run]) -> str:
     kinds = ("helped", "hurt", "within noise", "not comparable")
     judged = {kind: [what for what, _, _, found in compared if found == kind] for kind in kinds}
     parts = [f"**{kind}**: {', '.join(names)}" for kind, names in judged.items() if names]
-    return f"Effect of pretraining on each measure: {'; '.join(parts)}."
+    return f"**Result.** Effect of pretraining on each measure: {'; '.join(parts)}."
 
 
 def _results(runs: dict[str, Run], meta: dict) -> list[Section]:
