@@ -1,5 +1,9 @@
 """Operators of the mixer: selective scan and causal convolution, in any number of token orders."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .conv import cross_conv
 from .dispatch import BACKENDS, computing_type, resolve_backend
 from .gate import gated_linear, silu_gate
@@ -18,7 +22,21 @@ __all__ = [
     "mamba_inner",
     "resolve_backend",
     "runs_as_one",
+    "scan_backend",
     "scan_flops",
     "selective_scan",
     "silu_gate",
 ]
+
+
+@contextmanager
+def scan_backend(name: str) -> Iterator[None]:
+    """Choose the back end of all scans in a `with` block; it overrides ARM_SCAN_BACKEND."""
+    before = os.environ.get("ARM_SCAN_BACKEND")
+    os.environ["ARM_SCAN_BACKEND"] = name
+    try:
+        yield
+    finally:
+        del os.environ["ARM_SCAN_BACKEND"]
+        if before is not None:
+            os.environ["ARM_SCAN_BACKEND"] = before
