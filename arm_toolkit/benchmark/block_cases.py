@@ -50,8 +50,8 @@ def block_cases(
                 run = with_backend(backend, _block_run(block, x, orders, setting, with_backward))
                 case.candidates += launched_and_captured(f"block, {backend}", run, setting)
                 if with_backward:
-                    # with kernels a block already does what True adds
-                    with_cp = "all" if backend in ("triton", "cpu") else True
+                    # a block with kernels already does nearly what "selective" does
+                    with_cp = "full" if backend in ("triton", "cpu") else "selective"
                     run = _block_run(block, x, orders, setting, with_backward, with_cp)
                     name = f"block, {backend}, with_cp={with_cp!r}"
                     case.candidates.append(Candidate(name, with_backend(backend, run)))

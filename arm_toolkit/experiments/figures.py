@@ -139,7 +139,7 @@ def draw_labels(axes: Axes, labels: np.ndarray, count: int) -> None:
     axes.imshow(table[labels], interpolation="nearest")
 
 
-def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[str]) -> None:
+def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[str], fontsize: float = 9.5) -> None:
     """Draw an image with masks, boxes, class names and scores into a panel."""
     height, width = image.shape[:2]
     shaded = 0.9 * image / 255
@@ -161,7 +161,7 @@ def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[st
             text,
             ha="right" if at_right else "left",
             va="top",
-            fontsize=9.5,
+            fontsize=fontsize,
             color="black",
             bbox=dict(facecolor=colour, edgecolor="none", pad=1.2, alpha=0.9),
         )

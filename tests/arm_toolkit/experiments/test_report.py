@@ -20,6 +20,7 @@ from pycocotools import mask as mask_utils
 import arm_pretrain  # noqa: F401 registers ARMPretrainer
 from arm_images.errors import DataError
 from arm_toolkit.experiments.figures import ROW_COLOURS, smooth
+from arm_toolkit.experiments.overview import write_overview
 from arm_toolkit.experiments.reconstruction import reconstruct
 from arm_toolkit.experiments.report import duration, write_quickstart_report
 from arm_toolkit.experiments.runs import Run, checkpoint_path, class_iou, read_json, read_losses
@@ -236,6 +237,16 @@ def test_reconstruction_keeps_the_first_cluster(folder):
         assert (changed[rest] != shown.images[rest]).any()
     with Image.open(folder / "shapes/coco/val2017/val_000000.jpg") as image:
         assert (shown.images[0] == np.asarray(image)).all()
+
+
+def test_the_overview_is_one_small_image(folder, tmp_path):
+    file = tmp_path / "docs" / "overview.png"
+    write_overview(folder, file)
+    with Image.open(file) as image:
+        assert image.format == "PNG" and image.width == 1600
+    assert file.stat().st_size < 300_000 and list(file.parent.iterdir()) == [file]
+    with pytest.raises(DataError, match="finish the quickstart first: bash tools/quickstart.sh"):
+        write_overview(tmp_path, file)
 
 
 def test_smoothing_keeps_ends_and_lines():
