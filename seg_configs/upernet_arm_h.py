@@ -1,11 +1,11 @@
-# UperNet, ARM-H (1536 x 24). No published dense result exists for it.
+# UperNet with ARM-H (1536 wide, 24 blocks). No dense-prediction result has been published for ARM-H.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_h.py 8
 #
 # Batch 16 = 8 GPUs x 2 crops of 512 x 512; 160,000 iterations.
-# Drop path 0.4: our choice, one step above ARM-L's 0.3. with_cp=True: the
-# cheap parts of a block are computed again in the backward also where no kernels do so
-# (plain PyTorch); "all" does so with whole blocks: the least memory.
+# Drop path 0.4 is our choice, one step above ARM-L's 0.3.
+# with_cp="selective" recomputes the cheap activations of a block where the scan runs in plain PyTorch (the kernels
+# do so anyway); "full" recomputes whole blocks and needs the least memory.
 _base_ = [
     "_base_/upernet_arm.py",
     "_base_/ade20k.py",
