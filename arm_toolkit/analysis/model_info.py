@@ -86,11 +86,12 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[st
     for name, parameter in model.named_parameters():
         parts.setdefault(part_of(name, trunk), Part()).parameters += parameter.numel()
     forward = _Forward(model).eval().requires_grad_(False)
+    batch = getattr(model, "images_per_sequence", 1)  # STAR reads several images as one sequence
     # as matrix products, attention is counted on every device
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(torch.empty(1, in_chans, *size))
+        forward(torch.empty(batch, in_chans, *size))
     for name, flops in _own_flops(counter.get_flop_counts()).items():
-        parts.setdefault(part_of(name, trunk), Part()).flops += flops
+        parts.setdefault(part_of(name, trunk), Part()).flops += flops // batch
     return parts
 
 
