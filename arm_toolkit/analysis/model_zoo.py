@@ -75,8 +75,8 @@ SECTIONS = (
         "Pretraining on ImageNet-1K",
         "pretrain/configs",
         "Parameters and GFLOPs include the decoder. The paper's figures are ImageNet top-1 after finetuning at\n"
-        "224 x 224. Measured: `arm_b` pretrains at 1,510 images/s with 6.6 GB on one H200 (batch 128, bfloat16, without\n"
-        "data loading).",
+        "224 x 224. Measured: `arm_b` pretrains at 1,510 images/s with 6.6 GB on one H200 (batch 128, bfloat16,\n"
+        "without data loading).",
     ),
     Section("ARM's ablations: ARM-B, 300 epochs", "pretrain/configs/ablations"),
     Section("STAR's studies: ARM-B", "pretrain/configs/star", "GFLOPs are per image of a sequence."),
