@@ -7,6 +7,7 @@ Parameters and FLOPs are counted as in tools/model_info.py; the paper's result i
 
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,7 @@ through `tools/convert_checkpoint.py`.
 
 Parameters and GFLOPs are those of one forward pass of one image of the given size (height x width).
 
-* {MULTIPLY_ADD}
-* {SCAN}
+{textwrap.fill(MULTIPLY_ADD + " " + SCAN, 120, break_on_hyphens=False)}
 """
 
 
@@ -81,7 +81,7 @@ SECTIONS = (
     Section("ARM's ablations: ARM-B, 300 epochs", "pretrain/configs/ablations"),
     Section("STAR's studies: ARM-B", "pretrain/configs/star", "GFLOPs are per image of a sequence."),
     Section(
-        "Pretraining on photographs, on a CPU",
+        "Pretraining on natural images, on a CPU",
         "pretrain/configs/photographs",
         "Measured: `arm` at 38 images/s on one CPU core in bfloat16, 16 in float32. See [pretraining](pretraining.md).",
     ),
