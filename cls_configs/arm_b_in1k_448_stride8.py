@@ -5,7 +5,7 @@
 #
 # Batch 256 = 8 GPUs x 32 images; 4 batches are accumulated per step: 1024.
 _base_ = "arm_b_in1k.py"
-model = dict(img_size=448, patch_stride=8, with_cp=True)
+model = dict(img_size=448, patch_stride=8, with_cp="selective")
 train_dataloader = dict(batch_size=32, dataset=dict(transform=dict(input_size=448)))
 val_dataloader = dict(dataset=dict(transform=dict(input_size=448, crop_pct=1.0)))
 test_dataloader = val_dataloader

@@ -7,7 +7,7 @@
 _base_ = "arm_l_in1k.py"
 model = dict(
     arch="huge",
-    with_cp=True,
+    with_cp="selective",
     init_cfg=dict(checkpoint="checkpoints/arm_h_pretrain.pth"),
 )
 train_dataloader = dict(batch_size=16)

@@ -4,8 +4,7 @@
 #
 # Batch 16 = 8 GPUs x 2 images; 36 epochs of 7,330 iterations.
 # Drop path 0.3 is our choice: the value of ARM-L's ImageNet finetuning.
-# with_cp="selective" recomputes the cheap activations of a block where the scan runs in plain PyTorch (the kernels
-# do so anyway); "full" recomputes whole blocks and needs the least memory.
+# If memory runs out: --cfg-options model.backbone.with_cp=full (recomputes whole blocks in the backward).
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",
@@ -16,7 +15,7 @@ model = dict(
     backbone=dict(
         arch="large",
         drop_path_rate=0.3,
-        with_cp=True,
+        with_cp="selective",
         init_cfg=dict(checkpoint="checkpoints/arm_l_pretrain.pth"),
     ),
     neck=[

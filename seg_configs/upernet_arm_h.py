@@ -4,8 +4,7 @@
 #
 # Batch 16 = 8 GPUs x 2 crops of 512 x 512; 160,000 iterations.
 # Drop path 0.4 is our choice, one step above ARM-L's 0.3.
-# with_cp="selective" recomputes the cheap activations of a block where the scan runs in plain PyTorch (the kernels
-# do so anyway); "full" recomputes whole blocks and needs the least memory.
+# If memory runs out: --cfg-options model.backbone.with_cp=full (recomputes whole blocks in the backward).
 _base_ = [
     "_base_/upernet_arm.py",
     "_base_/ade20k.py",
@@ -16,7 +15,7 @@ model = dict(
     backbone=dict(
         arch="huge",
         drop_path_rate=0.4,
-        with_cp=True,
+        with_cp="selective",
         init_cfg=dict(checkpoint="checkpoints/arm_h_pretrain.pth"),
     ),
     neck=dict(in_channels=1536),

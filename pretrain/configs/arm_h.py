@@ -2,7 +2,7 @@
 #   tools/dist_train.sh pretrain/configs/arm_h.py 8     # batch 512 = 8 GPUs x 64 images
 _base_ = ["./_base_/arm_imagenet_1600e.py"]
 
-model = dict(arch="huge", with_cp=True)
+model = dict(arch="huge", with_cp="selective")
 train_dataloader = dict(batch_size=64)
 train_cfg = dict(max_epochs=800)
 optim_wrapper = dict(optimizer=dict(lr=3e-4))  # 1.5e-4 x 512 / 256
