@@ -93,14 +93,15 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[st
         raise ConfigError("ARM_SCAN_BACKEND=reference: its FLOPs cannot be counted; unset it")
     trunk, _ = find_trunk(model)
     parts = {} if trunk is None else {trunk + part: Part() for part in TRUNK_PARTS}
+    batch = getattr(model, "images_per_sequence", 1)  # STAR reads several images as one sequence
     for name, parameter in model.named_parameters():
         parts.setdefault(part_of(name, trunk), Part()).parameters += parameter.numel()
     forward = _Forward(model).eval().requires_grad_(False)
     # SDPBackend.MATH: attention as matrix products, which are counted on every device
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(torch.empty(1, in_chans, *size))
+        forward(torch.empty(batch, in_chans, *size))
     for name, flops in _own_flops(counter.get_flop_counts()).items():
-        parts.setdefault(part_of(name, trunk), Part()).flops += flops
+        parts.setdefault(part_of(name, trunk), Part()).flops += flops // batch
     return parts
 
 
