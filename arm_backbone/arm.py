@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .block import NORM_EPS, Block
-from .ops import ScanOrders, uses_fused_inner
+from .ops.inner import uses_fused_inner
+from .ops.orders import ScanOrders
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
 from .scan_order import cls_index, grid_orders

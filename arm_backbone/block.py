@@ -4,7 +4,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .mixer import MambaMixer
-from .ops import ScanOrders, add_layer_norm, compute_dtype, gated_linear, layer_norm
+from .ops.gate import gated_linear
+from .ops.library import compute_dtype
+from .ops.norm import add_layer_norm, layer_norm
+from .ops.orders import ScanOrders
 
 NORM_EPS = 1e-5
 

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .ops import ScanOrders, gated_linear, mamba_inner
+from .ops.gate import gated_linear
+from .ops.inner import mamba_inner
+from .ops.orders import ScanOrders
 
 
 class MambaMixer(nn.Module):

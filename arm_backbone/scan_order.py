@@ -7,7 +7,7 @@ Legend: H, W grid height and width in tokens, which may differ; L sequence lengt
 import torch
 from torch import Tensor
 
-from .ops import ScanOrders
+from .ops.orders import ScanOrders
 
 CLS_POSITIONS = (None, "middle", "tail")
 
