@@ -21,6 +21,7 @@ class SwiGLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Uniform weights within 1 / sqrt(inputs), zero biases."""
         for linear in (self.w1, self.w2, self.w3):
             bound = linear.in_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -39,7 +40,7 @@ class Block(nn.Module):
         scans: scan directions K.
         drop_path: stochastic depth rate of both branches, drawn per sample.
         num_blocks: blocks in the network (scales the mixer's initial output).
-        reference_init: of the mixer.
+        reference_init: see `MambaMixer`.
     """
 
     def __init__(self, dim: int, scans: int, drop_path: float, num_blocks: int, reference_init: bool = False) -> None:

@@ -35,6 +35,11 @@ def test_overlapping_patches_round_up_too(small_arch):
     assert maps[0].shape == (2, 32, 7, 9)
 
 
+def test_image_size_as_a_number_a_pair_or_a_list(small_arch):
+    sizes = (64, (48, 80), [48, 80])  # configurations hold lists
+    assert [ARM(small_arch, img_size=size).grid_size for size in sizes] == [(4, 4), (3, 5), (3, 5)]
+
+
 def test_every_parameter_receives_a_gradient(small_arch):
     for cls_token in (None, "middle"):
         model = ARM(small_arch, img_size=64, cls_token=cls_token)
