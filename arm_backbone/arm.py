@@ -105,6 +105,7 @@ class PatchEmbed(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """LeCun normal weights, zero biases."""
         lecun_normal_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -124,8 +125,8 @@ class ARMTrunk(nn.Module):
         in_chans: image channels.
         drop_path_rate: stochastic depth, rising with depth.
         with_cp: activation checkpointing of each block. False: none. "selective": keep the results of matmuls and
-            scans, recompute the rest (the GPU and CPU kernels do nearly that without being told). "full", or True:
-            keep only the block's input, recompute everything.
+            scans, recompute the rest; with the GPU and CPU kernels a block does nearly that in any case. "full" or
+            True: keep only the block's input, recompute everything.
         reference_init: zero the delta biases of directions 2 to 4, as the reference code does when it trains from
             scratch, instead of giving every direction Mamba's initial step sizes.
 
@@ -165,7 +166,7 @@ class ARMTrunk(nn.Module):
         if cls_token is not None:
             self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims))
             self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims))
-        ARMTrunk.reset_parameters(self)  # before the blocks: a seed stands for an order of drawing
+        ARMTrunk.reset_parameters(self)  # before the blocks, so that a seed gives the weights it always gave
         self.blocks = nn.ModuleList(
             Block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init)
             for rate in drop_path_rates(drop_path_rate, self.num_layers)

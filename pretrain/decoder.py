@@ -89,6 +89,7 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Initialise the linear layers as the reference code does."""
         for linear in (self.skip_proj, self.head):
             bound = linear.in_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)

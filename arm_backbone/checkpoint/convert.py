@@ -27,10 +27,10 @@ _TRUNK_NAME = re.compile(
 _PREFIX = {"pretrain": "encoder.", "dense": "backbone.", "classifier": "", "backbone": ""}  # of the trunk's keys
 _WITH_LEVELS = ("backbone", "dense")  # kinds that have output norms
 _REST = {  # prefixes of the keys outside the trunk, and what they hold
-    "pretrain": (("decoder.", "mask_token", "decoder_pos_embed", "separator"), "belongs to pretraining alone"),
+    "pretrain": (("decoder.", "mask_token", "decoder_pos_embed", "separator"), "belongs to pretraining only"),
     "dense": (("",), "belongs to the neck or the heads"),
     "classifier": (("norm.", "head."), "belongs to the classification head"),
-    "backbone": (("out_norms.",), "norm of an output level"),
+    "backbone": (("out_norms.",), "belongs to the levels of a backbone"),
 }
 
 
@@ -55,14 +55,15 @@ def detect_kind(state: dict[str, Tensor]) -> str:
 class Weights:
     """The tensors of a checkpoint of any kind under our names, split into the trunk and the rest.
 
-    The methods change tensors to fit a model and keep the account.
+    The methods fit the tensors to a model and record what they did.
 
     Args:
         state: tensors by name.
         cls_token: place of the class token in the sequence of an official classifier, which its file does not record.
 
     Attributes:
-        kind: of the file; `family` is the same with the authors' kinds replaced by ours.
+        kind: kind of the file.
+        family: the kind of ours that corresponds to it ("pretrain" for "official-pretrain").
         trunk: tensors of `ARMTrunk` by its names.
         rest: all other tensors by our names; `rest_is` says what they are.
         accounting: what happened to the tensors so far.
@@ -162,8 +163,9 @@ class Weights:
 
     def add_cls_position(self) -> None:
         """Give a new class token a zero position embedding, as the reference code does."""
-        if "cls_pos_embed" not in self.trunk:
-            self.trunk["cls_pos_embed"] = torch.zeros_like(self.trunk["pos_embed"][:, 0, :1])
+        table = self.trunk.get("pos_embed")
+        if table is not None and "cls_pos_embed" not in self.trunk:
+            self.trunk["cls_pos_embed"] = torch.zeros_like(table[:, 0, :1])
             self.accounting.used["cls_pos_embed"] = "zero (position of a new class token)"
 
 

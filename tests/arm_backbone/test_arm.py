@@ -1,4 +1,4 @@
-"""The backbone as users meet it: any image size, trained and frozen, plain and recomputed."""
+"""The backbone: images of any size, training and freezing, activation checkpointing, errors."""
 
 from collections import Counter
 
@@ -35,6 +35,11 @@ def test_overlapping_patches_round_up_too(small_arch):
     assert maps[0].shape == (2, 32, 7, 9)
 
 
+def test_image_size_as_a_number_a_pair_or_a_list(small_arch):
+    sizes = (64, (48, 80), [48, 80])  # configurations hold lists
+    assert [ARM(small_arch, img_size=size).grid_size for size in sizes] == [(4, 4), (3, 5), (3, 5)]
+
+
 def test_every_parameter_receives_a_gradient(small_arch):
     for cls_token in (None, "middle"):
         model = ARM(small_arch, img_size=64, cls_token=cls_token)
@@ -58,7 +63,7 @@ def test_recomputed_and_plain_blocks_agree(small_arch):
 
 
 class Calls(TorchDispatchMode):
-    """Counts operators by name."""
+    """Counts the operators that are called, by name."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count[str(function)] += 1
@@ -118,7 +123,7 @@ def test_trunk_in_a_model(small_arch):
         trunk.layer_depth("neck.weight")
 
 
-def test_frozen_stages_do_not_train_nor_drop(small_arch):
+def test_frozen_stages_neither_train_nor_drop_paths(small_arch):
     model = ARM(small_arch, img_size=64, drop_path_rate=0.9, frozen_stages=2).train()
     trained = {
         n.split(".")[1] if n.startswith("blocks") else n.split(".")[0]
@@ -157,13 +162,13 @@ def test_a_bright_pixel_peaks_in_its_cell_on_every_level(position):
     for stride, with_pixel, without in levels:
         change = (with_pixel - without).abs().sum(1)[0]
         peak = divmod(change.argmax().item(), change.shape[1])
-        # finer levels know the 16-pixel patch, not the pixel
+        # finer levels resolve the 16-pixel patch, not the pixel
         unit = max(stride, 16)
         assert tuple(p * stride // unit for p in peak) == tuple(p // unit for p in position), stride
 
 
 def test_transposed_image_gives_transposed_features(small_arch):
-    """With the same parameters in all directions, rows and columns are equal in rights."""
+    """If all directions have the same parameters, the model treats rows and columns the same."""
     torch.manual_seed(0)
     model = ARM(small_arch, img_size=(48, 80)).eval()
     with torch.no_grad():
@@ -181,7 +186,7 @@ def test_transposed_image_gives_transposed_features(small_arch):
 
 
 def test_position_embedding_follows_the_image(model):
-    """A bigger image gets the bicubic resize, at every forward, and the table takes its gradient through it."""
+    """Every forward pass resizes the table to the image, and the table gets its gradient through the resize."""
     grid = model(images(96, 128))[0].shape[2:]
     assert grid == (6, 8)
     resized = resize_pos_embed(model.pos_embed, 6, 8)
@@ -235,7 +240,7 @@ def test_bad_arguments_are_named(arguments, message):
         ARM(**{"arch": "tiny"} | arguments)
 
 
-def test_pyramid_wants_four_maps_and_a_known_norm():
+def test_pyramid_needs_four_maps_and_a_known_norm():
     with pytest.raises(ValueError, match="type='LN'"):
         ARMPyramid(32, dict(type="LN"))
     with pytest.raises(ValueError, match="4 maps, not 1"):

@@ -1,4 +1,4 @@
-"""Parameter groups: who decays, and how fast each layer learns."""
+"""Parameter groups: weight decay by name, learning rate by depth."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_unknown_keys_and_models_without_arm_are_refused(small_arch):
     assert ARMOptimWrapperConstructor.KEYS == ("layer_decay", "decay_exempt")
 
 
-def test_frozen_parameters_are_left_out(small_arch):
+def test_frozen_parameters_are_in_no_group(small_arch):
     model = Detector(small_arch)
     model.backbone.requires_grad_(False)
     names = [name for group in wrapper(model).optimizer.param_groups for name in group["param_names"]]

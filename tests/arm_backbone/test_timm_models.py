@@ -1,4 +1,4 @@
-"""The classifiers under timm's contract: what its generic tools, and the tests of its own models, expect of a name."""
+"""The classifiers in timm: what timm's tools, and its tests of its own models, expect of a registered name."""
 
 import argparse
 import re
@@ -26,7 +26,7 @@ MIDDLE = GRID * GRID // 2  # place of the class token
 
 
 def small(name: str = NAME, **kwargs) -> nn.Module:
-    """A name's model, narrow and shallow, always with the same weights."""
+    """A small model under a registered name, always with the same weights."""
     torch.manual_seed(0)
     arguments = dict(arch=dict(embed_dims=DIM, num_layers=BLOCKS), img_size=SIZE, num_classes=CLASSES) | kwargs
     if arguments.get("cls_token", "middle") is None:  # create_model drops arguments that are None
@@ -40,12 +40,12 @@ def images(height: int = SIZE, width: int = SIZE, batch: int = 2, channels: int 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """Not to be changed."""
+    """Shared by all tests of this file, which must not change it."""
     return small().requires_grad_(False)
 
 
 def saved(folder, state: dict[str, Tensor], key: str | None = None) -> dict:
-    """The overlay that makes timm load these tensors."""
+    """Save these tensors; return the arguments that make timm load them."""
     path = folder / "weights.pth"
     torch.save(state if key is None else {key: state, "args": argparse.Namespace(lr=1.0), "epoch": 3}, path)
     return dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
@@ -62,7 +62,7 @@ def test_registry_has_our_names_and_no_weights_to_fetch():
 
 
 @pytest.mark.parametrize("name", default_cfgs)
-def test_every_name_builds_and_its_cfg_tells_the_truth(name):
+def test_every_name_builds_and_matches_its_cfg(name):
     with torch.device("meta"):
         model = timm.create_model(name).eval()
         cfg = model.default_cfg
@@ -75,7 +75,7 @@ def test_every_name_builds_and_its_cfg_tells_the_truth(name):
     assert model.get_submodule(cfg["first_conv"]).in_channels == 3
     head = model.get_submodule(cfg["classifier"])
     assert head is model.get_classifier() and head.out_features == cfg["num_classes"] == model.num_classes
-    assert model.global_pool == "avg" and cfg["pool_size"] is None  # the pooling needs no size of its own
+    assert model.global_pool == "avg" and cfg["pool_size"] is None  # pooling does not depend on the size
     assert model.num_features == model.head_hidden_size == ARCHS[arch]["embed_dims"]
     assert len(model.blocks) == len(model.feature_info) == ARCHS[arch]["num_layers"]
     assert {info["reduction"] for info in model.feature_info} == {int(stride or 16)}
@@ -87,12 +87,12 @@ def test_every_name_builds_and_its_cfg_tells_the_truth(name):
     ("arguments", "shape"),
     [
         (dict(), (64, 64, 3)),
-        (dict(), (48, 80, 3)),  # another size than the position table's
+        (dict(), (48, 80, 3)),  # not the size of the position table
         (dict(img_size=96), (96, 96, 3)),
         (dict(img_size=(32, 96)), (32, 96, 3)),
         (dict(in_chans=1), (64, 64, 1)),
         (dict(cls_token="tail", global_pool="token"), (64, 64, 3)),
-        (dict(drop_rate=0.0, drop_path_rate=0.1), (64, 64, 3)),  # timm's train.py always gives drop_rate
+        (dict(drop_rate=0.0, drop_path_rate=0.1), (64, 64, 3)),  # timm's train.py always passes drop_rate
         (dict(name="arm_base_patch16_stride8_448"), (64, 64, 3)),
     ],
 )
@@ -160,7 +160,7 @@ def test_recomputing_keeps_no_activations():
 
 
 def test_layers_of_the_group_matcher(model):
-    """Embeddings, one group a block, head; the norm is with the last block or with the head."""
+    """One group for the embeddings, one per block, one for the head; the norm belongs to the last block or the head."""
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     assert layers.keys() == {name for name, _ in model.named_parameters()}
     for name, layer in layers.items():
@@ -187,7 +187,7 @@ def test_layer_decay_rises_to_the_head():
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 def test_timm_decays_what_the_reference_code_decays(layer_decay):
-    """With a leading scan dimension, biases and D are matrices, which timm would decay unless told."""
+    """With a leading dimension of directions, biases and D are matrices, which timm would decay by their rank."""
     model = small()
     names = {name for name, _ in model.named_parameters()}
     assert model.no_weight_decay() and model.no_weight_decay() <= names
@@ -256,7 +256,7 @@ def test_new_head_follows_the_model():
 )
 @torch.no_grad()
 def test_features_only(model, out_indices, blocks):
-    """Maps as feature_info describes them, the whole model's own; blocks that nothing reads are cut off."""
+    """The maps match feature_info and those of the whole model; blocks after the last one are removed."""
     given = {} if out_indices is None else dict(out_indices=out_indices)
     extractor = small(features_only=True, **given)
     extractor.load_state_dict({f"model.{name}": value for name, value in model.state_dict().items()}, strict=False)
@@ -302,7 +302,7 @@ def test_intermediates_agree_with_one_another(cls_token):
         assert torch.equal(pairs[-1][0], normed[0])
 
 
-def test_intermediates_refuse_what_there_is_not(model):
+def test_intermediates_refuse_unknown_formats_and_blocks(model):
     with pytest.raises(ValueError, match="output_fmt='NHWC'"):
         model.forward_intermediates(images(), output_fmt="NHWC")
     with pytest.raises(AssertionError, match="out of range"):
@@ -312,14 +312,14 @@ def test_intermediates_refuse_what_there_is_not(model):
 # -------------------------------------------------------------------------------------------- data
 
 
-def test_transform_squashes_the_whole_picture_into_the_square():
-    """As the reference code does; a crop of this wide picture's centre would see neither strip."""
+def test_transform_resizes_the_whole_image_to_a_square():
+    """As in the reference code; a centre crop of this wide image would contain neither strip."""
     config = timm.data.resolve_model_data_config(small(img_size=224))
     assert config["input_size"] == (3, 224, 224) and config["interpolation"] == "bicubic"
-    picture = Image.new("RGB", (800, 100))
-    picture.paste((255, 0, 0), (0, 0, 160, 100))
-    picture.paste((0, 0, 255), (640, 0, 800, 100))
-    pixels = timm.data.create_transform(**config, is_training=False)(picture)
+    image = Image.new("RGB", (800, 100))
+    image.paste((255, 0, 0), (0, 0, 160, 100))
+    image.paste((0, 0, 255), (640, 0, 800, 100))
+    pixels = timm.data.create_transform(**config, is_training=False)(image)
     assert pixels.shape == (3, 224, 224)
     colours = pixels * torch.tensor(config["std"])[:, None, None] + torch.tensor(config["mean"])[:, None, None]
     for column, colour in ((5, (1, 0, 0)), (112, (0, 0, 0)), (218, (0, 0, 1))):
@@ -368,7 +368,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def other_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict that no new model has."""
+    """A state dict that differs from that of any new model."""
     generator = torch.Generator().manual_seed(3)
     return {n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in model.state_dict().items()}
 
@@ -381,8 +381,8 @@ def test_other_classes_get_a_fresh_head_on_the_same_trunk(tmp_path):
     assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-def test_a_finetuned_head_is_kept_if_its_number_of_classes_is_told(tmp_path):
-    """timm takes a file for one of the cfg's 1000 classes, and drops its head, unless the overlay says otherwise."""
+def test_a_finetuned_head_is_kept_if_the_overlay_gives_its_classes(tmp_path):
+    """timm assumes the cfg's 1000 classes and drops a head of a file, unless the overlay gives another number."""
     state = other_weights(small(num_classes=7))
     weights = saved(tmp_path, state)
     dropped = small(num_classes=7, **weights).state_dict()
@@ -417,7 +417,7 @@ def test_position_table_follows_the_image_size(tmp_path):
 
 @torch.no_grad()
 def test_grey_images_take_the_sum_of_the_colours_filters(tmp_path):
-    """timm's rule: a grey image gives what the same image in colour gives."""
+    """timm's rule: a grey image gives the same output as its copy in three equal channels."""
     colour = small(num_classes=1000)
     grey = small(num_classes=1000, in_chans=1, **saved(tmp_path, colour.state_dict()))
     assert torch.equal(grey.patch_embed.proj.weight, colour.patch_embed.proj.weight.sum(1, keepdim=True))
@@ -437,7 +437,7 @@ def test_a_file_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize("batch", [None, torch.export.Dim("batch")], ids=["fixed", "any-batch"])
 @torch.no_grad()
 def test_export(model, batch):
-    """The scan is a registered operator, and stays one in the exported program."""
+    """The exported program contains every scan as one operator."""
     program = torch.export.export(model, (images(),), dynamic_shapes=None if batch is None else ({0: batch},))
     scans = [node for node in program.graph.nodes if node.target == torch.ops.arm.cross_scan.default]
     assert len(scans) == BLOCKS

@@ -1,4 +1,4 @@
-"""Conversion: every kind into every kind it can become, every tensor accounted for, everything else refused."""
+"""Conversion of every kind into every possible other one, with an account of every tensor; all else is refused."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from arm_backbone import ARM, ARMClassifier
-from arm_backbone.checkpoint.convert import TARGETS, convert, detect_kind
+from arm_backbone.checkpoint.convert import TARGETS, arch_of, convert, detect_kind
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
 from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_backbone.checkpoint.official import cluster_mask, to_official
@@ -43,7 +43,7 @@ def states() -> dict[str, dict]:
     }
 
 
-CAN = {  # source -> targets; a decoder or a single scan cannot be made of nothing
+CAN = {  # source -> possible targets; nothing else has a decoder and a single scan
     "pretrain": set(TARGETS),
     "official-pretrain": set(TARGETS),
     "backbone": {"backbone", "classifier", "official-finetune"},
@@ -53,8 +53,8 @@ CAN = {  # source -> targets; a decoder or a single scan cannot be made of nothi
 }
 
 
-def is_left_out(key: str, source: str, target: str) -> bool:
-    """Whether a tensor has no place in the target; everything else must be in it."""
+def is_dropped(key: str, source: str, target: str) -> bool:
+    """Whether the target has no place for a tensor; it must have every other one."""
     if source in ("backbone", "dense"):
         return key.startswith("rpn_head") or ("out_norms" in key and target != "backbone")
     if source in ("classifier", "official-finetune"):
@@ -76,7 +76,7 @@ def test_every_kind_into_every_other(states, source, target):
     result, accounting = convert(state, target)
     assert set(accounting.used) == set(result)
     assert all(tensor.isfinite().all() or name == "mask" for name, tensor in result.items())
-    assert set(accounting.dropped) == {key for key in state if is_left_out(key, source, target)}
+    assert set(accounting.dropped) == {key for key in state if is_dropped(key, source, target)}
     assert all(accounting.dropped.values())
     again, _ = convert(result, target)
     assert again.keys() == result.keys() and all(torch.equal(again[k], result[k]) for k in result)
@@ -106,7 +106,7 @@ def test_one_scan_becomes_four(states):
 
 
 def test_class_token_at_the_tail(states):
-    """The same tensors, another place in the authors' sequence; read back from the wrong place they differ."""
+    """Reading the authors' sequence with the wrong place of the class token gives other tensors."""
     tail, _ = convert(states["classifier"], "official-finetune", cls_token="tail")
     middle, _ = convert(states["classifier"], "official-finetune", cls_token="middle")
     own = states["classifier"]["cls_pos_embed"][:, 0]
@@ -127,8 +127,8 @@ def test_without_a_class_token(states):
         convert(states["classifier"], "official-finetune", cls_token=None)
 
 
-def test_a_class_token_is_never_lost_in_silence(states):
-    """A backbone without one does not take a finetuned classifier as it is."""
+def test_a_class_token_is_never_lost_silently(states):
+    """A backbone without a class token refuses a classifier that has one."""
     with pytest.raises(CheckpointError, match="unknown to the model .*cls_token"):
         load_trunk(ARM(ARCH, img_size=192), states["classifier"], "in1k.pth")
 
@@ -150,7 +150,7 @@ def test_grid_and_patch_size(states):
 
 
 def test_the_model_decides_on_loading(states):
-    """Another image size, patch size, stride and number of classes than the file's."""
+    """Its image size, patch size, stride and number of classes may differ from the file's."""
     model = ARMClassifier(ARCH, img_size=64, patch_size=8, patch_stride=4, num_classes=3)
     accounting = load_trunk(model, states["official-finetune"], "in1k.pth")
     assert accounting.used["pos_embed"] == "resized from 12x12 to 15x15"
@@ -181,6 +181,36 @@ def test_damaged_files_of_the_authors(states, change, message):
 def test_a_tensor_of_unknown_name_is_refused(states, kind):
     with pytest.raises(CheckpointError, match=f"1 tensors of a {kind} checkpoint are unknown: surprise"):
         convert(states[kind] | {"surprise": torch.ones(1)}, "backbone")
+
+
+def test_sizes_are_inferred_from_the_weights(states):
+    expected = dict(arch=ARCH, img_size=(192, 192), patch_size=16, patch_stride=16, in_chans=3)
+    for kind, scans, cls_token in (
+        ("pretrain", 1, None),
+        ("official-pretrain", 1, None),
+        ("backbone", 4, None),
+        ("dense", 4, None),
+        ("classifier", 4, "middle"),
+        ("official-finetune", 4, "middle"),
+    ):
+        assert arch_of(states[kind]) == expected | dict(scans=scans, cls_token=cls_token), kind
+    grey = convert(state_of(ARM(ARCH, img_size=(32, 80), patch_size=8, patch_stride=8, in_chans=1)), "backbone")[0]
+    assert arch_of(grey) == expected | dict(
+        img_size=(32, 80), patch_size=8, patch_stride=8, in_chans=1, scans=4, cls_token=None
+    )
+    for name, tensor in (("pos_embed", torch.ones(1, 144, 32)), ("patch_embed.proj.weight", torch.ones(3))):
+        with pytest.raises(CheckpointError, match=f"not complete: no {name} with 4 dimensions"):
+            arch_of(states["backbone"] | {name: tensor})
+
+
+@pytest.mark.parametrize("target", ["backbone", "classifier"])
+def test_a_trunk_that_is_not_complete(states, target):
+    for gone in ("pos_embed", "patch_embed.proj.weight", "blocks.3.norm2.bias"):
+        state = {name: tensor for name, tensor in states["backbone"].items() if name != gone}
+        with pytest.raises(CheckpointError, match=f"not complete: .*{gone}"):
+            convert(state, target)
+        with pytest.raises(CheckpointError, match=f"x.pth does not fit the model: .*missing .*{gone}"):
+            load_trunk(ARMClassifier(ARCH, img_size=192), state, "x.pth")
 
 
 def test_a_decoder_that_is_not_complete(states):
@@ -280,7 +310,7 @@ def test_checkpoints_of_other_models(tmp_path):
 
 @pytest.mark.slow
 def test_a_file_of_the_authors_starts_a_detector(states, shapes, tmp_path):
-    """Through conversion, two processes of training, and mmdet's own loading, without a word about weights."""
+    """Convert, train in two processes, load with mmdet: no step warns about weights."""
     from mmdet.apis import init_detector
 
     source, converted = tmp_path / "checkpoint-99.pth", tmp_path / "arm_in1k.pth"

@@ -1,4 +1,4 @@
-"""Checkpoints: read safely, converted with an account, refused when they do not fit."""
+"""Checkpoint files: read safely, written completely, loaded only if every tensor fits."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ def pretrained(tmp_path, small_arch):
 
 
 def test_converted_weights_give_the_same_features(pretrained, small_arch):
-    """With one scan, the backbone computes what the pretraining encoder does on the same sequence."""
+    """With one scan, the backbone computes what the pretraining encoder computes on the same sequence."""
     model, path = pretrained
     backbone = ARM(small_arch, img_size=96, scans=1, out_indices=(3,)).eval()
     load_trunk(backbone, model_state(read_checkpoint(path)), str(path))
@@ -50,7 +50,7 @@ def test_command_line_conversion(pretrained, tmp_path, small_arch):
         target = tmp_path / f"backbone{suffix}"
         done = invoke("convert_checkpoint.py", path, target, "--to", "backbone", "--img-size", 64)
         assert done.returncode == 0, done.stderr
-        assert "one scan copied to 4" in done.stdout and "belongs to pretraining alone" in done.stdout
+        assert "one scan copied to 4" in done.stdout and "belongs to pretraining only" in done.stdout
         checkpoint = read_checkpoint(target)
         state = model_state(checkpoint)
         assert state["pos_embed"].shape == (1, 4, 4, 32)
@@ -128,7 +128,7 @@ def test_four_different_scans_never_become_one(small_arch):
         load_trunk(ARM(small_arch, img_size=96, scans=1), state, "four.pth")
 
 
-def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_files_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "out.pth"
     write_checkpoint(target, {"a": torch.zeros(1)}, {})
     old = target.read_bytes()
