@@ -41,6 +41,14 @@ def test_words(path):
     assert not found
 
 
+def test_words_of_configurations():
+    files = [path for folder in ("det", "seg", "cls") for path in (ROOT / f"{folder}_configs").rglob("*.py")]
+    files += (ROOT / "pretrain/configs").rglob("*.py")
+    comments = {path: re.findall(r"#.*", path.read_text()) for path in files if "photographs" not in path.parts}
+    avoided = re.compile(rf"\b(?:{AVOIDED})\b", re.I)
+    assert not [(path, line) for path, lines in comments.items() for line in lines if avoided.search(line)]
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_prose_is_not_wider_than_a_screen(path):
     lines = path.read_text().splitlines()
