@@ -1,5 +1,6 @@
-"""The documentation is well-formed: links and paths exist, the README is short, words are used consistently."""
+"""The documentation is well-formed: links, paths and names exist, the README is short, words are used consistently."""
 
+import pkgutil
 import re
 
 import pytest
@@ -33,6 +34,21 @@ def test_links_resolve(path):
 def test_named_paths_exist(path):
     missing = [span for span in spans(path) if PATHS.fullmatch(span) and not (ROOT / span).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_named_modules_and_functions_exist(path):
+    if path.name == "CHANGELOG.md":  # the last column of its tables: the names of today
+        text = "".join(line.split("|")[-2] for line in path.read_text().splitlines() if line.startswith("| "))
+        found = re.findall(r"`([^`]+)`", text)
+    else:
+        found = spans(path)
+    for span in found:
+        if match := re.match(r"(arm_\w+(?:\.\w+)*)(?:\.\{([\w,]+)\})?", span):
+            parent, several = match.groups()
+            for dotted in [f"{parent}.{part}" for part in several.split(",")] if several else [parent]:
+                if "." in dotted:
+                    pkgutil.resolve_name(dotted)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
