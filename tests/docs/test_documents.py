@@ -1,5 +1,6 @@
-"""The documentation is well-formed: links and paths exist, the README is short, words are used consistently."""
+"""The documentation is well-formed: links, paths and names exist, the README is short, words are used consistently."""
 
+import pkgutil
 import re
 
 import pytest
@@ -36,9 +37,32 @@ def test_named_paths_exist(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_named_modules_and_functions_exist(path):
+    if path.name == "CHANGELOG.md":  # the last column of its tables: the names of today
+        text = "".join(line.split("|")[-2] for line in path.read_text().splitlines() if line.startswith("| "))
+        found = re.findall(r"`([^`]+)`", text)
+    else:
+        found = spans(path)
+    for span in found:
+        if match := re.match(r"(arm_\w+(?:\.\w+)*)(?:\.\{([\w,]+)\})?", span):
+            parent, several = match.groups()
+            for dotted in [f"{parent}.{part}" for part in several.split(",")] if several else [parent]:
+                if "." in dotted:
+                    pkgutil.resolve_name(dotted)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_words(path):
     found = re.findall(rf"\b(?:{AVOIDED})\b", prose(path), re.I)
     assert not found
+
+
+def test_words_of_configurations():
+    files = [path for folder in ("det", "seg", "cls") for path in (ROOT / f"{folder}_configs").rglob("*.py")]
+    files += (ROOT / "pretrain/configs").rglob("*.py")
+    comments = {path: re.findall(r"#.*", path.read_text()) for path in files if "photographs" not in path.parts}
+    avoided = re.compile(rf"\b(?:{AVOIDED})\b", re.I)
+    assert not [(path, line) for path, lines in comments.items() for line in lines if avoided.search(line)]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)

@@ -30,7 +30,7 @@ def test_repeats_the_papers_results():
     [
         "det_configs/mask_rcnn_arm_ti_cpu.py",
         "seg_configs/upernet_arm_b.py",
-        "cls_configs/arm_h_in1k.py",
+        "cls_configs/arm_l_in1k.py",
         "pretrain/configs/ablations/target_tokens.py",
         "pretrain/configs/star/images_4.py",
     ],
