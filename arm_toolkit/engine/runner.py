@@ -163,7 +163,7 @@ class ARMRunner(Runner):
             model = model.module
         state = model_state(checkpoint)
         (load_weights if is_sharded(model) else load_model)(model, state, filename)
-        self._has_loaded = True  # mmengine's private flag, which its own load_checkpoint sets: `load_from` is loaded once
+        self._has_loaded = True  # mmengine's private flag: it loads `load_from` once
         self.logger.info(f"All {len(state)} tensors of the model loaded from {filename}")
         self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})
         if "message_hub" in checkpoint:
