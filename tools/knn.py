@@ -9,13 +9,17 @@ Example:
 
 import argparse
 
-from arm_toolkit.engine.arguments import Options
+from arm_toolkit.engine.arguments import ConfigFile, Options
 from arm_toolkit.errors import ConfigError, run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="classification configuration: model, validation data and their preprocessing")
+    parser.add_argument(
+        "config",
+        action=ConfigFile,
+        help="classification configuration: model, validation data and their preprocessing",
+    )
     parser.add_argument("checkpoint", help="the encoder's weights, of any kind")
     parser.add_argument("--k", type=int, default=20, help="number of neighbours (20)")
     parser.add_argument("--temperature", type=float, default=0.07, help="temperature of the vote's weights (0.07)")

@@ -7,13 +7,13 @@ Example, drawing every test image with its predictions (on several devices: tool
 import argparse
 from pathlib import Path
 
-from arm_toolkit.engine.arguments import add_arguments
+from arm_toolkit.engine.arguments import ConfigFile, add_arguments
 from arm_toolkit.errors import run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="configuration that the checkpoint was trained with")
+    parser.add_argument("config", action=ConfigFile, help="configuration that the checkpoint was trained with")
     parser.add_argument("checkpoint", help="trained checkpoint (.pth)")
     parser.add_argument(
         "--out",

@@ -7,13 +7,13 @@ Example, on one device (on several: tools/dist_train.sh):
 import argparse
 from pathlib import Path
 
-from arm_toolkit.engine.arguments import add_train_arguments
+from arm_toolkit.engine.arguments import ConfigFile, add_train_arguments
 from arm_toolkit.errors import run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="configuration file, e.g. det_configs/mask_rcnn_arm_b.py")
+    parser.add_argument("config", action=ConfigFile, help="configuration file, e.g. det_configs/mask_rcnn_arm_b.py")
     add_train_arguments(parser)
     args = parser.parse_args()
 

@@ -4,8 +4,31 @@ Imports nothing heavy: `--help` and a wrong argument end before PyTorch and Open
 """
 
 import argparse
+from pathlib import Path
 
 from ..errors import ConfigError
+
+
+def check_config_path(path: str) -> None:
+    """Check that a path is a configuration file.
+
+    Raises:
+        ConfigError: if it does not exist or is not a .py file.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"configuration {path} does not exist; see det_configs/, seg_configs/, cls_configs/ and pretrain/configs/"
+        )
+    if Path(path).suffix != ".py":
+        raise ConfigError(f"configuration {path} is not a .py file; a checkpoint comes second on the command line")
+
+
+class ConfigFile(argparse.Action):
+    """An argument that must be the path of a configuration, see `check_config_path`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        check_config_path(values)
+        setattr(namespace, self.dest, values)
 
 
 class Options(argparse.Action):

@@ -12,6 +12,7 @@ from mmengine.utils import import_modules_from_strings
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, one_line
+from .arguments import check_config_path
 
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
 # read by mmengine, mmdet or our tools besides the Runner's arguments
@@ -53,12 +54,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     Raises:
         ConfigError: naming the file or key, the value and the remedy.
     """
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"configuration {path} does not exist; see det_configs/, seg_configs/, cls_configs/ and pretrain/configs/"
-        )
-    if Path(path).suffix != ".py":
-        raise ConfigError(f"configuration {path} is not a .py file; a checkpoint comes second on the command line")
+    check_config_path(path)
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # noqa: BLE001 a configuration is code and can raise anything

@@ -85,6 +85,7 @@ class ARMRunner(Runner):
             DataError: if the data set is empty, or too small for one batch per process.
         """
         parts = ("train_dataloader", "val_dataloader", "test_dataloader")
+        # mmengine keeps each part's configuration in a private attribute of that name until it is built
         name = next((part for part in parts if getattr(self, f"_{part}") is dataloader), "data loader")
         file = dataloader["dataset"].get("ann_file")
         try:
@@ -155,8 +156,7 @@ class ARMRunner(Runner):
         return shard(model.to(get_device())) if self.distributed else model.to(get_device())
 
     def _init_model_weights(self) -> None:
-        # Overrides a private method, for want of a public one: mmengine initialises by submodule, in place and from
-        # whole tensors, which shards do not allow. A pretraining model's constructor has initialised it already.
+        # A private method, because there is no public one. A sharded model's constructor has initialised it already.
         if not is_sharded(self.model):
             super()._init_model_weights()
 
@@ -173,7 +173,7 @@ class ARMRunner(Runner):
             model = model.module
         state = model_state(checkpoint)
         (load_weights if is_sharded(model) else load_exact)(model, state, filename)
-        self._has_loaded = True  # mmengine's own flag, as in the method that this one replaces: loads `load_from` once
+        self._has_loaded = True  # mmengine's private flag: it loads `load_from` once
         self.logger.info(f"All {len(state)} tensors of the model loaded from {filename}")
         self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})
         if "message_hub" in checkpoint:

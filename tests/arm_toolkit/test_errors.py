@@ -36,17 +36,18 @@ except SystemExit as end:
     assert loaded(code) == set()
 
 
-def test_a_wrong_option_loads_nothing_heavy():
-    code = """
-import runpy, sys
-sys.argv = ["tools/train.py", "det_configs/mask_rcnn_arm_b.py", "--cfg-options", "data_root"]
-try:
-    runpy.run_path("tools/train.py", run_name="__main__")
-except SystemExit as end:
-    assert end.code == 2
-"""
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert "error: --cfg-options data_root: give KEY=VALUE" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gone.py"], "configuration gone.py does not exist"),
+        (["README.md"], "README.md is not a .py file"),
+        (["det_configs/mask_rcnn_arm_b.py", "--cfg-options", "data_root"], "data_root: give KEY=VALUE"),
+    ],
+)
+def test_wrong_arguments_load_nothing_heavy(arguments, says):
+    command = [sys.executable, "-X", "importtime", "tools/train.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "error: " in done.stderr and says in done.stderr
     assert not [name for name in HEAVY if f" {name}\n" in done.stderr]
 
 

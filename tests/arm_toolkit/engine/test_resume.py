@@ -2,10 +2,12 @@
 
 import functools
 import json
+import logging
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
+from arm_toolkit.engine.checkpoint_hook import SafeCheckpointHook
 from helpers.runs import CONFIGS, Stopped, det_config, logged, pretrain_config, seg_config, train
 from helpers.tools import call_tool, run_tool
 from helpers.weights import assert_same_weights, weights
@@ -202,6 +205,22 @@ def test_death_in_writing_a_checkpoint_loses_nothing(where, data, tmp_path, monk
     assert read_checkpoint(tmp_path / "epoch_2.pth")["meta"]["epoch"] == 2
     assert train(cfg, tmp_path, "--resume").epoch == 4
     assert [file.name for file in tmp_path.glob("*.pth*")] == ["epoch_4.pth"]  # now the old one is removed
+
+
+def test_outdated_checkpoints_are_removed_last_unless_written_again(tmp_path):
+    """A resumed run can write the best checkpoint under the name that is outdated."""
+    hook = SafeCheckpointHook(by_epoch=False, save_best="mIoU")
+    runner = SimpleNamespace(work_dir=str(tmp_path), logger=logging.getLogger(), message_hub=SimpleNamespace())
+    runner.message_hub.runtime_info = {}
+    hook.before_train(runner)
+    old, again = tmp_path / "best_mIoU_iter_2.pth", tmp_path / "best_mIoU_iter_4.pth"
+    for file in (old, again):
+        file.write_bytes(b"")
+        hook.file_backend.remove(str(file))
+    assert hook.file_backend.isfile(str(old)) and again.exists()
+    hook.best_ckpt_path = str(again)
+    hook.after_val_epoch(runner, {})  # saves nothing, removes what is outdated
+    assert not old.exists() and again.exists()
 
 
 def test_nothing_to_resume_is_one_line(data, tmp_path, capsys):
