@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from arm_pretrain.protocol import Shardable
+from arm_pretrain import ARMPretrainer
 
 from ..errors import ConfigError
 
@@ -24,10 +24,10 @@ def shard(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: if it is no pretraining model.
     """
-    if not isinstance(model, Shardable):
+    if not isinstance(model, ARMPretrainer):
         raise ConfigError(
             f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: leave model_wrapper_cfg out, "
-            "it needs a model with shard_units() (arm_pretrain.protocol.Shardable)"
+            "it shards ARMPretrainer alone"
         )
     processes = get_world_size()
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
@@ -36,10 +36,10 @@ def shard(model: nn.Module) -> nn.Module:
         """The first that divides evenly: the scans' weights begin with the number of scans, which is 1."""
         return next((Shard(i) for i, size in enumerate(parameter.shape) if size % processes == 0), None)
 
-    for part in (*model.shard_units(), model):
+    for part in (*model.sharded_parts(), model):
         # the root too: between its forwards a checkpoint needs its gradients as shards
         fully_shard(part, mesh=mesh, shard_placement_fn=dimension, reshard_after_forward=True)
-    for method in model.sharded_methods:
+    for method in model.forward_methods():
         register_fsdp_forward_method(model, method)
     everything = sum(parameter.numel() for parameter in model.parameters())
     here = sum(parameter.to_local().numel() for parameter in model.parameters())
