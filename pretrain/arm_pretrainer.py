@@ -35,7 +35,7 @@ class ARMPretrainer(BaseModel):
       cluster of an image predicts the first cluster of the next image.
     * The position embeddings of separators are learned, in the encoder and in the decoder.
 
-    Implements `arm_pretrain.protocol.Reconstructs` and `Shardable`.
+    Implements `arm_pretrain.protocol.Reconstructs` and `arm_toolkit.engine.fsdp.Shardable`.
 
     Args:
         arch: size of the encoder, see `arm_backbone.arm.ARCHS`.
@@ -56,8 +56,6 @@ class ARMPretrainer(BaseModel):
     Raises:
         ValueError: if the image does not divide into clusters, or for an unknown order, target or separator.
     """
-
-    sharded_methods = ("losses_by_position", "reconstruct")
 
     def __init__(
         self,
@@ -152,9 +150,13 @@ class ARMPretrainer(BaseModel):
         """M, the number of clusters."""
         return len(self.patches)
 
-    def shard_units(self) -> list[nn.Module]:
-        """The blocks of encoder and decoder."""
+    def sharded_parts(self) -> list[nn.Module]:
+        """Modules that fully sharded training shards one by one."""
         return [*self.encoder.blocks, *self.decoder.blocks]
+
+    def forward_methods(self) -> tuple[str, ...]:
+        """Methods besides `forward` that compute with the weights, for fully sharded training."""
+        return ("losses_by_position", "reconstruct")
 
     def _sequence(self, images: int) -> Sequence:
         separator = getattr(self, "separator", None)

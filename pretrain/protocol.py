@@ -1,6 +1,7 @@
-"""Interfaces of a pretraining model for tools, hooks and sharding, in addition to mmengine's `forward`.
+"""The interface of a pretraining model for tools and hooks, in addition to mmengine's `forward`.
 
-Every model trains without them. Whatever needs an interface raises one line if the model does not have it.
+A model trains without it; the tools and hooks that need it raise one line if a model does not have it. (The interface
+for sharding is `arm_toolkit.engine.fsdp.Shardable`.)
 
 Legend: B images.
 """
@@ -8,7 +9,7 @@ Legend: B images.
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,3 @@ class Reconstructs(Protocol):
         Raises:
             ValueError: if `predicts_pixels` is False, or `given` is out of range.
         """
-
-
-@runtime_checkable
-class Shardable(Protocol):
-    """A model that `model_wrapper_cfg = dict(type="fully_shard")` can distribute over processes.
-
-    Attributes:
-        sharded_methods: names of the methods, other than `forward`, that are called from outside and use the weights.
-    """
-
-    sharded_methods: tuple[str, ...]
-
-    def shard_units(self) -> list[nn.Module]:
-        """The modules whose weights are gathered together, one module at a time; usually the blocks."""

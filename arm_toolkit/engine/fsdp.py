@@ -5,6 +5,9 @@ Enabled by `model_wrapper_cfg = dict(type="fully_shard")` in a pretraining confi
 FullyShardedDataParallel, which does neither.
 """
 
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
@@ -16,9 +19,19 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from arm_backbone.checkpoint.load import require_match
-from arm_pretrain.protocol import Shardable
 
 from ..errors import ConfigError
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """What a model offers to be sharded; `arm_pretrain.ARMPretrainer` does."""
+
+    def sharded_parts(self) -> Iterable[nn.Module]:
+        """Submodules to shard one by one, such as blocks: each gathers its weights for its own forward only."""
+
+    def forward_methods(self) -> Iterable[str]:
+        """Names of the methods besides `forward` that compute with the weights."""
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -29,8 +42,8 @@ def shard(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, Shardable):
         raise ConfigError(
-            f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: only models with "
-            "shard_units() can be sharded (arm_pretrain.protocol.Shardable); remove model_wrapper_cfg"
+            f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: only pretraining models can "
+            "be sharded (see arm_toolkit.engine.fsdp.Shardable); remove model_wrapper_cfg"
         )
     processes = get_world_size()
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
@@ -39,10 +52,10 @@ def shard(model: nn.Module) -> nn.Module:
         """Dimension to split: not always the first, which is the number of scans (1) in a scan's weights."""
         return next((Shard(i) for i, size in enumerate(parameter.shape) if size % processes == 0), None)
 
-    for part in (*model.shard_units(), model):
+    for part in (*model.sharded_parts(), model):
         # reshard the root too: a checkpoint between two forwards needs its gradients as shards
         fully_shard(part, mesh=mesh, shard_placement_fn=first_divisible, reshard_after_forward=True)
-    for method in model.sharded_methods:
+    for method in model.forward_methods():
         register_fsdp_forward_method(model, method)
     everything = sum(parameter.numel() for parameter in model.parameters())
     here = sum(parameter.to_local().numel() for parameter in model.parameters())

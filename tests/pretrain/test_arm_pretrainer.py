@@ -6,7 +6,7 @@ import torch
 from arm_pretrain import ARMPretrainer
 from arm_pretrain.clusters import cluster_patches
 from arm_pretrain.decoder import skip_blocks
-from arm_pretrain.protocol import Reconstructs, Shardable
+from arm_pretrain.protocol import Reconstructs
 from arm_pretrain.separators import image_pattern
 from arm_pretrain.sequence import Sequence
 from arm_pretrain.targets import normalized_pixels, patchify, unpatchify
@@ -129,7 +129,7 @@ def test_a_run_with_the_former_spelling_can_be_resumed(shapes, tmp_path):
 
 def test_it_implements_what_tools_hooks_and_sharding_need():
     model = pretrainer()
-    assert isinstance(model, Reconstructs) and isinstance(model, Shardable)
+    assert isinstance(model, Reconstructs)
     assert model.units_per_image == 9 and model.predicts_pixels
-    assert len(model.shard_units()) == 4 + 4
-    assert all(callable(getattr(model, name)) for name in model.sharded_methods)
+    assert len(list(model.sharded_parts())) == 4 + 4
+    assert all(callable(getattr(model, name)) for name in model.forward_methods())
