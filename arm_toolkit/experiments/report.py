@@ -165,7 +165,7 @@ def _effect(runs: dict[str, Run]) -> str:
 
 
 def _results(runs: dict[str, Run], meta: dict) -> list[Section]:
-    columns = ("", *MEASURES, "training time", "parameters: whole model", "of these backbone")
+    columns = ("", *MEASURES, "training time", "parameters of the model", "of the backbone")
     rows = []
     for label, names in ROWS.items():
         pair = [runs.get(name, Run(Path())) for name in names]
