@@ -24,6 +24,7 @@ from torch import nn
 
 from arm_toolkit.engine.config import OTHER_KEYS, RUNNER_KEYS
 from helpers.paths import ROOT
+from helpers.small_models import narrow_detector, narrow_segmentor
 
 FOLDERS = ("det_configs", "seg_configs", "cls_configs", "pretrain/configs")
 
@@ -35,7 +36,8 @@ def experiments(*folders: str) -> list[str]:
 
 
 ALL = experiments(*FOLDERS)
-# without those of tools/compare_pretraining.py, which writes the lists that they name (tests/test_comparison.py)
+# without those of tools/compare_pretraining.py, which writes the lists that they name
+# (tests/arm_toolkit/experiments/test_comparison.py)
 DENSE = [p for p in experiments("det_configs", "seg_configs") if "photographs" not in p]
 # without those of tools/quickstart.sh, which fit its generated data and its minutes
 DET, SEG = ([p for p in DENSE if p.startswith(folder) and "quickstart" not in p] for folder in FOLDERS[:2])
@@ -273,27 +275,7 @@ def test_maps_at_full_size(path, load):
 def shrink(cfg: Config) -> dict:
     """The model of a configuration with few and narrow layers, without weights to load."""
     model = without_weights(cfg.model)
-    model.backbone.arch = dict(embed_dims=32, num_layers=4)
-    if cfg.default_scope == "mmdet":
-        model.neck[0].in_channels = 32
-        model.neck[1].update(in_channels=[32] * 4, out_channels=16)
-        model.rpn_head.update(in_channels=16, feat_channels=16)
-        for part in ("bbox_roi_extractor", "mask_roi_extractor"):
-            model.roi_head[part].out_channels = 16
-        model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32)
-        model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16)
-        model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=20)
-        model.train_cfg.rcnn.sampler.num = 16
-        model.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
-        model.test_cfg.rcnn.max_per_img = 5
-    else:
-        model.data_preprocessor.size = (64, 64)
-        model.neck.in_channels = 32
-        model.decode_head.update(in_channels=[32] * 4, channels=32)
-        model.auxiliary_head.update(in_channels=32, channels=32)
-        if model.test_cfg.mode == "slide":
-            model.test_cfg.update(crop_size=(64, 64), stride=(43, 43))
-    return model
+    return narrow_detector(model) if cfg.default_scope == "mmdet" else narrow_segmentor(model, size=64)
 
 
 def detection_batch() -> dict:

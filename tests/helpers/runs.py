@@ -14,9 +14,8 @@ from mmengine.registry import HOOKS
 from arm_toolkit.engine import launch
 from arm_toolkit.engine.runner import ARMRunner
 from helpers.paths import ROOT
+from helpers.small_models import ARCH, narrow_detector, narrow_segmentor
 from helpers.tools import own_globals
-
-ARCH = dict(embed_dims=32, num_layers=4)
 
 
 def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
@@ -35,17 +34,8 @@ def det_config(shapes: Path, validate: bool = False, **options) -> Config:
     """Mask R-CNN: 8 iterations of 2 images an epoch, 2 epochs; random crops, drop path, groups by aspect ratio."""
     cfg = Config.fromfile(ROOT / "det_configs/quickstart_mask_rcnn.py")
     _move(cfg, cfg.data_root, f"{shapes}/coco/")
-    cfg.model.backbone.update(arch=ARCH, img_size=96, drop_path_rate=0.2, init_cfg=None)
-    cfg.model.neck[0].in_channels = 32
-    cfg.model.neck[1].update(in_channels=[32] * 4, out_channels=32)
-    cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
-    cfg.model.roi_head.bbox_roi_extractor.out_channels = cfg.model.roi_head.mask_roi_extractor.out_channels = 32
-    cfg.model.roi_head.bbox_head.update(in_channels=32, fc_out_channels=32)
-    cfg.model.roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_convs=1)
-    cfg.model.train_cfg.rpn.sampler.num = 32
-    cfg.model.train_cfg.rcnn.sampler.num = 16
-    cfg.model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
-    cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
+    narrow_detector(cfg.model, width=32)
+    cfg.model.backbone.update(img_size=96, drop_path_rate=0.2)
     cfg.train_dataloader.batch_size = 2
     crop = dict(type="RandomCrop", crop_size=(64, 96), allow_negative_crop=True)
     cfg.train_dataloader.dataset.pipeline.insert(4, crop)
@@ -64,11 +54,8 @@ def seg_config(shapes: Path, validate: bool = False, **options) -> Config:
     """UperNet: 8 iterations of 4 images; crops, colours, drop path and dropout drawn at random."""
     cfg = Config.fromfile(ROOT / "seg_configs/quickstart_upernet.py")
     _move(cfg, cfg.data_root, f"{shapes}/ade/")
-    cfg.model.data_preprocessor.size = (96, 96)
-    cfg.model.backbone.update(arch=ARCH, img_size=96, drop_path_rate=0.2, init_cfg=None)
-    cfg.model.neck.in_channels = 32
-    cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
-    cfg.model.auxiliary_head.update(in_channels=32, channels=16)
+    narrow_segmentor(cfg.model, size=96, width=16)
+    cfg.model.backbone.update(img_size=96, drop_path_rate=0.2)
     cfg.train_dataloader.batch_size = 4
     cfg.train_dataloader.dataset.pipeline.insert(3, dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75))
     cfg.train_dataloader.dataset.pipeline.insert(5, dict(type="PhotoMetricDistortion"))

@@ -59,6 +59,8 @@ def refused(files, tmp_path, capsys, monkeypatch):
 
 # ---------------------------------------------------------------------------- command line, configuration
 
+pytestmark = pytest.mark.xdist_group("bad input")
+
 OPTIONS = {
     "an argument of the backbone": ("seg", "model.backbone.depht=3", "ARM takes no such argument"),
     "an argument of the pretrainer": ("pretrain", "model.depht=3", "ARMPretrainer takes no such argument"),
