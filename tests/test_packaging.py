@@ -1,5 +1,5 @@
-"""The wheel that a timm user installs: it holds the packages, asks for the base requirements only,
-and runs with them alone, in an environment without OpenMMLab."""
+"""The wheel that a timm user installs: it contains the packages, requires the base requirements only, and runs with
+them alone, in an environment without OpenMMLab."""
 
 import email
 import json
@@ -20,7 +20,7 @@ SOURCES += ["MANIFEST.in", "LICENSE", "README.md"]
 
 
 def run(*command, cwd):
-    """Standard output of `command`; with all that it printed if it fails."""
+    """Standard output of `command`; a failure shows all of its output."""
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -28,7 +28,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built through a source distribution, from a copy: in place, an old build/ would be packed."""
+    """Built through a source distribution, from a copy: in place, a stale build/ would be packed."""
     folder = tmp_path_factory.mktemp("build")
     copy = folder / "copy"
     for name in SOURCES:
@@ -47,7 +47,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_wheel_holds_every_module_and_configuration(wheel):
+def test_wheel_contains_every_module_and_configuration(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     for folder, package in PACKAGES.items():
         written = {
@@ -61,7 +61,7 @@ def test_wheel_holds_every_module_and_configuration(wheel):
     assert "arm_backbone-0.1.0.dist-info/licenses/LICENSE" in packed
 
 
-def test_wheel_asks_for_the_base_requirements_only(wheel):
+def test_wheel_requires_the_base_requirements_only(wheel):
     metadata = zipfile.ZipFile(wheel).read("arm_backbone-0.1.0.dist-info/METADATA").decode()
     needs = email.message_from_string(metadata).get_all("Requires-Dist")
     base = {need.partition(">")[0] for need in needs if "extra" not in need}
@@ -100,14 +100,14 @@ def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, 
     try:
         run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
         python = tmp_path / "venv" / "bin" / "python"
-        # the locked versions, so that it is the torch that pip has in its cache
+        # the locked versions, so that pip finds torch in its cache
         locked = ["--constraint", ROOT / "tools" / "versions.txt"]
         run(python, "-m", "pip", "install", *locked, wheel, cwd=tmp_path)
-        # -I: neither this folder nor PYTHONPATH, only what was installed
+        # -I ignores this folder and PYTHONPATH: only the installed packages are found
         answer = json.loads(run(python, "-I", "-c", PROBE, cwd=tmp_path).splitlines()[-1])
     finally:
         shutil.rmtree(tmp_path / "venv", ignore_errors=True)  # 5 GB, which pytest would keep
-    assert Path(answer["file"]).is_relative_to(tmp_path), "it is not the installed wheel that ran"
+    assert Path(answer["file"]).is_relative_to(tmp_path), "ran something other than the installed wheel"
     assert answer["found"] == []
     assert answer["type"] == "tuple"
     assert answer["shapes"] == [[1, 32, 4, 5]] * 4

@@ -1,4 +1,4 @@
-"""What real data brings: crowd regions, an image without objects, greyscale files."""
+"""What only real data contains: crowd regions, an image without objects, greyscale files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Trainings of seconds, for tests: the quickstart's configurations on the 96-pixel shapes, smaller still."""
+"""Trainings that take seconds: the quickstart's configurations, narrowed, on 96-pixel shapes."""
 
 import argparse
 import copy
@@ -73,7 +73,7 @@ CONFIGS = dict(pretrain=pretrain_config, det=det_config, seg=seg_config)
 
 def _finish(cfg: Config, options: dict) -> Config:
     cfg.default_hooks.logger.interval = 1
-    cfg.log_processor.window_size = 1  # the log then holds every iteration's own loss
+    cfg.log_processor.window_size = 1  # log each iteration's own loss
     cfg.merge_from_dict(options)
     return cfg
 
@@ -88,7 +88,7 @@ def _move(node, old: str, new: str):
 
 
 def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
-    """What `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` does with this configuration."""
+    """Train as `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` would."""
     cfg = copy.deepcopy(cfg)
     parser = argparse.ArgumentParser()
     launch.add_train_arguments(parser)
@@ -98,12 +98,12 @@ def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
 
 
 class Stopped(Exception):
-    """Stands for what kills a run."""
+    """Raised in place of what kills a run."""
 
 
 @HOOKS.register_module()
 class StopAt(Hook):
-    """Kills a run before an iteration, counted from 1."""
+    """Stops a run before an iteration, counted from 1."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -115,7 +115,7 @@ class StopAt(Hook):
 
 @HOOKS.register_module()
 class DumpGradients(Hook):
-    """Writes the weights before the first step, and the gradients that this step gets, in the first process."""
+    """Writes the initial weights and the gradients of the first step (rank 0)."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -133,7 +133,7 @@ class DumpGradients(Hook):
 
 
 def logged(work_dir: Path) -> dict[int, dict]:
-    """Iteration -> what was logged of it; of an iteration that was run twice, the last."""
+    """Iteration -> its logged values; for an iteration that ran twice, the last ones."""
     files = sorted(work_dir.glob("*/vis_data/scalars.json"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = [line for line in lines if not any(key.startswith("position/") for key in line)]  # ReconstructionHook's
