@@ -61,5 +61,5 @@ def test_three_tasks_one_tensor(image):
 def list_file(image: str) -> str:
     path = image.replace("image.png", "list.txt")
     with open(path, "w") as file:
-        file.write("picture.png\n")
+        file.write("image.png\n")
     return path
