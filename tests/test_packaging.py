@@ -3,20 +3,26 @@ them alone, in an environment without OpenMMLab."""
 
 import email
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from helpers.paths import ROOT
 
 PACKAGES = {name: name for name in ("arm_backbone", "arm_images", "arm_toolkit")} | {"pretrain": "arm_pretrain"}
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]  # compiles, and installs PyTorch
 SOURCES = [*PACKAGES, "setup.py", "pyproject.toml", "tools/versions.txt"]
 SOURCES += ["MANIFEST.in", "LICENSE", "README.md"]
+
+
+def builds(test):
+    """Mark a test that compiles, or installs PyTorch; such tests share one wheel."""
+    return pytest.mark.slow(pytest.mark.xdist_group("packaging")(test))
 
 
 def run(*command, cwd):
@@ -47,6 +53,21 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+def test_setup_lists_every_package_and_data_file(monkeypatch):
+    """What the wheel will contain, without building it."""
+    monkeypatch.chdir(ROOT)  # setup.py looks for packages in the current folder
+    with mock.patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    packages, data = (setup.call_args.kwargs[key] for key in ("packages", "package_data"))
+    for folder, package in PACKAGES.items():
+        files = {f for f in (ROOT / folder).rglob("*") if f.is_file() and f.suffix not in (".pyc", ".so")}
+        for name in (name for name in packages if f"{name}.".startswith(f"{package}.")):
+            inside = (ROOT / folder).joinpath(*name.split(".")[1:])
+            files -= {*inside.glob("*.py"), *(f for pattern in data.get(name, ()) for f in inside.glob(pattern))}
+        assert not files, f"not in the wheel: {sorted(f.relative_to(ROOT).as_posix() for f in files)}"
+
+
+@builds
 def test_wheel_contains_every_module_and_configuration(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     for folder, package in PACKAGES.items():
@@ -61,6 +82,7 @@ def test_wheel_contains_every_module_and_configuration(wheel):
     assert "arm_backbone-0.1.0.dist-info/licenses/LICENSE" in packed
 
 
+@builds
 def test_wheel_requires_the_base_requirements_only(wheel):
     metadata = zipfile.ZipFile(wheel).read("arm_backbone-0.1.0.dist-info/METADATA").decode()
     needs = email.message_from_string(metadata).get_all("Requires-Dist")
@@ -96,6 +118,7 @@ print(json.dumps({
 """
 
 
+@builds
 def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, tmp_path):
     try:
         run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
