@@ -68,6 +68,7 @@ setup(
         "arm_backbone": ["ops/cpu/csrc/*"],
         # configurations are no packages (no __init__.py), so they are data
         "arm_pretrain": ["configs/**/*.py"],
+        "arm_toolkit": ["experiments/*.j2"],
     },
     ext_modules=[Extension("arm_backbone.ops.cpu.libarm_cpu", [f"{CSRC}/kernels.cpp"], optional=True)],
     cmdclass={"build_ext": BuildKernels},

@@ -1,16 +1,21 @@
-"""ARM: the Mamba vision backbone of "Autoregressive Pretraining with Mamba in Vision", for dense prediction."""
+"""ARM, the Mamba vision backbone of "Autoregressive Pretraining with Mamba in Vision", for dense prediction.
+
+`ARM` and `ARMClassifier` depend on the environment. If mmengine is installed, importing this package imports mmengine,
+and they are the registered subclasses in `arm_backbone.openmmlab`, with the same weights and outputs. Otherwise they
+are the plain modules, which `arm_backbone.arm.ARM` and `arm_backbone.classifier.ARMClassifier` are in either case.
+"""
 
 from importlib.util import find_spec
 
 from . import timm_models  # noqa: F401 registers its models with timm
-from .arm import ARCHS
+from .arm import ARCHS, init_parameters
 from .pyramid import ARMPyramid
 
 if find_spec("mmengine") is not None:
-    from .openmmlab import ARM, ARMClassifier  # registered, otherwise the same models
+    from .openmmlab import ARM, ARMClassifier
 else:
     from .arm import ARM
     from .classifier import ARMClassifier
 
 __version__ = "0.1.0"
-__all__ = ["ARCHS", "ARM", "ARMClassifier", "ARMPyramid", "__version__"]
+__all__ = ["ARCHS", "ARM", "ARMClassifier", "ARMPyramid", "__version__", "init_parameters"]

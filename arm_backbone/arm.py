@@ -1,25 +1,31 @@
-"""The ARM backbone (ARM section 3.3, Table 1): patches, position embedding, MambaMLP blocks, one map a level.
+"""The ARM backbone (ARM section 3.3, Table 1): patch and position embedding, MambaMLP blocks, a feature map per level.
 
 Legend: B batch, H, W image height and width, Gh, Gw grid height and width in tokens, L tokens, C channels.
 """
 
 import functools
+import logging
 import math
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from timm.layers import lecun_normal_
+from timm.layers import lecun_normal_, to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .block import NORM_EPS, Block
-from .ops import runs_as_one
+from .ops.inner import uses_fused_inner
+from .ops.orders import ScanOrders
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
-from .scan_order import cls_index, scan_orders
+from .scan_order import cls_index, grid_orders
 
-# ARM Table 1; tiny and small are ours, for small machines
+_logger = logging.getLogger(__name__)
+
+# ARM Table 1; tiny and small are our additions, for small machines
 ARCHS = {
     "tiny": dict(embed_dims=192, num_layers=12),
     "small": dict(embed_dims=384, num_layers=12),
@@ -28,8 +34,7 @@ ARCHS = {
     "huge": dict(embed_dims=1536, num_layers=24),
 }
 
-
-# what a checkpointed block does not do twice
+# operators whose results selective checkpointing keeps
 EXPENSIVE = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -38,23 +43,43 @@ EXPENSIVE = [
 ]
 
 
-def run_checkpointed(block: nn.Module, x: Tensor, orders: Tensor, with_cp: bool | str) -> Tensor:
-    """A block whose backward computes again, with True all but products and scans, with "all" everything.
+def resolve_with_cp(with_cp: bool | str) -> bool | str:
+    """False, "selective" or "full" for any accepted value of `with_cp`.
 
-    Where the mixer is one autograd function (`runs_as_one`), a block does by itself what True asks for, at less cost.
+    True is "full", as in mmdet. "all", the former name of "full", is accepted with a warning.
+
+    Raises:
+        ValueError: for any other value.
+    """
+    if with_cp == "all":
+        _logger.warning('with_cp="all" is now called "full"; please change the configuration')
+        return "full"
+    if with_cp not in (False, True, "selective", "full"):
+        raise ValueError(f"with_cp={with_cp!r} is unknown; give False, 'selective' or 'full' (True means 'full')")
+    return "full" if with_cp is True else with_cp
+
+
+def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, with_cp: bool | str) -> Tensor:
+    """Run a block with activation checkpointing.
+
+    Args:
+        x: (B, L, C).
+        orders: (K, L).
+        with_cp: False keeps all activations; "selective" keeps the results of matmuls and scans and recomputes the
+            rest; "full" keeps the input alone and recomputes the whole block.
     """
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)
-    if with_cp == "all":
+    if with_cp != "selective":
         return checkpoint(block, x, orders, use_reentrant=False)
-    if runs_as_one(x):
+    if uses_fused_inner(x):  # the fused mixer already recomputes its cheap parts, faster
         return block(x, orders)
     context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
     return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 
 
 def resolve_arch(arch: str | dict) -> tuple[int, int]:
-    """(embed_dims, num_layers) of an architecture's name, or of a dict with just these two keys."""
+    """(embed_dims, num_layers) of a name in `ARCHS`, or of a dict with exactly these two keys."""
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ValueError(
@@ -66,22 +91,20 @@ def resolve_arch(arch: str | dict) -> tuple[int, int]:
     return arch["embed_dims"], arch["num_layers"]
 
 
-def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size given as one or two numbers."""
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def drop_path_rates(rate: float, num_layers: int) -> list[float]:
-    """Rate of each block, as the reference code gives them: 0, then the linear rise from 0 without its last value."""
+    """`[0] + linspace(0, rate, num_layers)[:-1]`, as in the reference code: the last block stays below `rate`."""
     return [0.0] + [rate * i / (num_layers - 1) for i in range(num_layers - 1)]
 
 
 class PatchEmbed(nn.Module):
-    """(B, in_chans, H, W) -> (B, Gh, Gw, C), one token for each patch."""
+    """(B, in_chans, H, W) -> (B, Gh, Gw, C), one token per patch."""
 
     def __init__(self, patch_size: int, stride: int, in_chans: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         lecun_normal_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -90,27 +113,31 @@ class PatchEmbed(nn.Module):
 
 
 class ARMTrunk(nn.Module):
-    """Patch embedding, position embedding and blocks: what pretraining, backbone and classifier have in common.
+    """Patch embedding, position embedding and blocks: what pretraining, backbone and classifier share.
 
     Args:
-        arch: name of `ARCHS`, or a dict of embed_dims and num_layers.
+        arch: name in `ARCHS`, or a dict with embed_dims and num_layers.
         img_size: pixels, one number or (height, width); sets the grid of the position embedding.
         patch_size, patch_stride: pixels.
-        scans: 1 (pretraining) or 4 (finetuning) directions.
+        scans: number of scan directions, 1 (pretraining) or 4 (finetuning).
         cls_token: None, or the place of a class token in the sequence: "middle" (reference code) or "tail" (STAR).
-        in_chans: channels of the images.
+        in_chans: image channels.
         drop_path_rate: stochastic depth, rising with depth.
-        with_cp: recompute in the backward instead of keeping activations: True recomputes the cheap parts of a block
-            (norms, convolution, activations) and keeps the results of matrix products and scans (with the kernels of a
-            GPU or a CPU a block does about that by itself), "all" keeps nothing of a block but its input.
-        reference_init: zero the delta biases of directions 2 to 4, as the reference code does from scratch, instead of
-            giving every direction Mamba's own step sizes.
+        with_cp: activation checkpointing of each block. False: none. "selective": keep the results of matmuls and
+            scans, recompute the rest (the GPU and CPU kernels do nearly that without being told). "full", or True:
+            keep only the block's input, recompute everything.
+        reference_init: zero the delta biases of directions 2 to 4, as the reference code does when it trains from
+            scratch, instead of giving every direction Mamba's initial step sizes.
+
+    Raises:
+        ValueError: for an argument out of range; the message names it.
     """
 
     def __init__(
         self,
         arch: str | dict = "base",
         img_size: int | tuple[int, int] = 224,
+        *,
         patch_size: int = 16,
         patch_stride: int = 16,
         scans: int = 4,
@@ -121,34 +148,37 @@ class ARMTrunk(nn.Module):
         reference_init: bool = False,
     ) -> None:
         super().__init__()
-        if with_cp not in (False, True, "all"):
-            raise ValueError(f"with_cp={with_cp!r}: give False, True (cheap parts) or 'all' (whole blocks)")
+        self.with_cp = resolve_with_cp(with_cp)
         if scans not in (1, 4):
-            raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning); give 1 or 4")
+            raise ValueError(f"scans={scans!r}: ARM scans in 1 direction (pretraining) or 4 (finetuning); give 1 or 4")
         self.embed_dims, self.num_layers = resolve_arch(arch)
-        self.img_size = to_pair(img_size)
-        self.patch_size, self.patch_stride = patch_size, patch_stride
-        self.scans, self.with_cp = scans, with_cp
+        self.img_size = to_2tuple(img_size)
+        self.patch_size, self.patch_stride, self.scans = patch_size, patch_stride, scans
         if min(self.img_size) < patch_size:
             raise ValueError(f"img_size={img_size!r} is smaller than one patch of {patch_size} pixels")
         self.grid_size = tuple((s - patch_size) // patch_stride + 1 for s in self.img_size)
-        self.patch_embed = PatchEmbed(patch_size, patch_stride, in_chans, self.embed_dims)
-        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims).normal_(std=0.02))
-        cls_index(1, cls_token)  # refuses an unknown position
+        cls_index(1, cls_token)  # raises for an unknown position
         self.cls_token_position = cls_token
+
+        self.patch_embed = PatchEmbed(patch_size, patch_stride, in_chans, self.embed_dims)
+        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims))
         if cls_token is not None:
-            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
-            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims).normal_(std=0.02))
+            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims))
+            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims))
+        ARMTrunk.reset_parameters(self)  # before the blocks: a seed stands for an order of drawing
         self.blocks = nn.ModuleList(
-            Block(self.embed_dims, scans, rate, self.num_layers)
+            Block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init)
             for rate in drop_path_rates(drop_path_rate, self.num_layers)
         )
-        if reference_init:
-            for block in self.blocks:
-                nn.init.zeros_(block.mixer.dt_proj_bias[1:])
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters that no submodule holds; `init_parameters` initialises the whole model."""
+        for name in ("pos_embed", "cls_token", "cls_pos_embed"):
+            if hasattr(self, name):
+                nn.init.normal_(getattr(self, name), std=0.02)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, in_chans, H, W) -> tokens (B, L, C) with position and class token, and the grid (Gh, Gw).
+        """(B, in_chans, H, W) -> tokens (B, L, C) with position embedding and class token, and the grid (Gh, Gw).
 
         The grid is the reference code's, (H - patch_size) // patch_stride + 1; the position embedding is resized to it.
         """
@@ -161,9 +191,25 @@ class ARMTrunk(nn.Module):
             x = torch.cat([x[:, :position], cls_token, x[:, position:]], dim=1)
         return x, grid
 
-    def orders(self, grid: tuple[int, int]) -> Tensor:
-        """(K, L) token orders of the scans for a grid (Gh, Gw)."""
-        return scan_orders(*grid, self.scans, self.cls_token_position, device=self.pos_embed.device)
+    def orders(self, grid: tuple[int, int]) -> ScanOrders:
+        """Token orders (K, L) of the scans for a grid (Gh, Gw)."""
+        return grid_orders(*grid, self.scans, self.cls_token_position, device=self.pos_embed.device)
+
+    def block_outputs(self, x: Tensor, orders: ScanOrders | Tensor) -> Iterator[Tensor]:
+        """Run the blocks one after the other, checkpointed as `with_cp` says, and yield the output of each.
+
+        A block runs when its output is requested, so a caller that stops early pays for no further block.
+
+        Args:
+            x: embedded tokens (B, L, C).
+            orders: (K, L).
+
+        Yields:
+            (B, L, C)
+        """
+        for block in self.blocks:
+            x = run_checkpointed(block, x, orders, self.with_cp)
+            yield x
 
     def patch_tokens(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, Gh * Gw, C), without the class token."""
@@ -172,19 +218,17 @@ class ARMTrunk(nn.Module):
         position = cls_index(x.shape[1] - 1, self.cls_token_position)
         return torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
 
-    def run_block(self, index: int, x: Tensor, orders: Tensor) -> Tensor:
-        """Block `index` on x (B, L, C), with `with_cp` recomputed in the backward."""
-        return run_checkpointed(self.blocks[index], x, orders, self.with_cp)
-
     def no_weight_decay(self) -> set[str]:
-        """Names that the reference code exempts from weight decay: norms, biases, D, tables and tokens."""
+        """Names that the reference code exempts from weight decay: norms, biases, D, position embeddings and tokens."""
         return {name for name, parameter in self.named_parameters() if not is_decayed(name, parameter, "reference")}
 
     def layer_depth(self, name: str) -> int:
-        """Depth for layer-wise learning-rate decay: 0 for the embeddings, i + 1 for block i, then the rest.
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        0 for the embeddings, i + 1 for block i, num_layers + 1 for the rest.
 
         Raises:
-            KeyError: if the model has no such parameter.
+            AttributeError: if the model has no such parameter.
         """
         if name.startswith(("patch_embed.", "pos_embed", "cls_token", "cls_pos_embed")):
             return 0
@@ -196,37 +240,43 @@ class ARMTrunk(nn.Module):
 
 
 class ARM(ARMTrunk):
-    """Backbone for dense prediction: images of any size to maps of the patch stride.
+    """Backbone for dense prediction: maps images of any size to feature maps at the patch stride.
 
     Args:
-        cls_token: as in `ARMTrunk`, for weights of a finetuned classifier; it is dropped from the maps.
-        out_indices: blocks (from 0) whose outputs are returned; four levels by depth when None: 3, 5, 7, 11 of 12 and
-            7, 11, 15, 23 of 24.
-        frozen_stages: -1 trains everything, 0 freezes the embeddings, n the first n blocks too.
+        cls_token: as in `ARMTrunk`, to load a finetuned classifier; the feature maps leave it out.
+        out_indices: blocks (from 0) whose outputs are returned. None: four levels by depth, blocks 3, 5, 7, 11 of 12
+            and 7, 11, 15, 23 of 24.
+        frozen_stages: -1 trains everything, 0 freezes the embeddings, n also the first n blocks.
 
     The other arguments are those of `ARMTrunk`.
+
+    Raises:
+        ValueError: for an argument out of range; the message names it.
     """
 
     def __init__(
         self,
         arch: str | dict = "base",
         img_size: int | tuple[int, int] = 224,
+        *,
         patch_size: int = 16,
         patch_stride: int = 16,
         scans: int = 4,
         cls_token: str | None = None,
+        in_chans: int = 3,
         out_indices: tuple[int, ...] | None = None,
         drop_path_rate: float = 0.0,
         with_cp: bool | str = False,
         frozen_stages: int = -1,
     ) -> None:
         super().__init__(
-            arch,
-            img_size,
-            patch_size,
-            patch_stride,
-            scans,
-            cls_token,
+            arch=arch,
+            img_size=img_size,
+            patch_size=patch_size,
+            patch_stride=patch_stride,
+            scans=scans,
+            cls_token=cls_token,
+            in_chans=in_chans,
             drop_path_rate=drop_path_rate,
             with_cp=with_cp,
         )
@@ -234,7 +284,7 @@ class ARM(ARMTrunk):
         if not self.out_indices or not all(0 <= i < self.num_layers for i in self.out_indices):
             raise ValueError(f"out_indices={out_indices!r}: give block numbers from 0 to {self.num_layers - 1}")
         if list(self.out_indices) != sorted(set(self.out_indices)):
-            raise ValueError(f"out_indices={out_indices!r} must rise")
+            raise ValueError(f"out_indices={out_indices!r}: give block numbers in rising order, each once")
         self.out_norms = nn.ModuleList(nn.LayerNorm(self.embed_dims, eps=NORM_EPS) for _ in self.out_indices)
         if not -1 <= frozen_stages <= self.num_layers:
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {self.num_layers} (all blocks)")
@@ -259,21 +309,20 @@ class ARM(ARMTrunk):
         return self
 
     def _pad(self, images: Tensor) -> Tensor:
-        """Zeros right and below, so that every pixel is in a patch and the grid is ceil(size / patch_stride)."""
+        """Append zeros at the right and the bottom until every pixel is in a patch: the grid is ceil(size / stride)."""
         stride, patch = self.patch_stride, self.patch_size
         height, width = (max((math.ceil(s / stride) - 1) * stride + patch - s, 0) for s in images.shape[2:])
         return F.pad(images, (0, width, 0, height))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), any H and W -> one (B, C, ceil(H/stride), ceil(W/stride)) per entry of `out_indices`.
+        """(B, in_chans, H, W), any H and W -> (B, C, ceil(H / stride), ceil(W / stride)) for each of `out_indices`.
 
-        The image is padded with zeros right and below to whole patches.
+        The image is padded with zeros at the right and the bottom to whole patches.
         """
         x, grid = self.embed(self._pad(images))
-        orders = self.orders(grid)
+        outputs = self.block_outputs(x, self.orders(grid))
         maps = []
-        for i in range(self.out_indices[-1] + 1):
-            x = self.run_block(i, x, orders)
+        for i, x in enumerate(islice(outputs, self.out_indices[-1] + 1)):
             if i in self.out_indices:
                 level = self.patch_tokens(self.out_norms[len(maps)](x))
                 maps.append(level.transpose(1, 2).unflatten(2, grid).contiguous())
@@ -281,7 +330,7 @@ class ARM(ARMTrunk):
 
 
 def default_out_indices(num_layers: int) -> tuple[int, ...]:
-    """Four levels by depth (XCiT, BEiT, MAE): 3, 5, 7, 11 of 12 blocks, 7, 11, 15, 23 of 24."""
+    """Four levels by depth (XCiT, BEiT, MAE): blocks 3, 5, 7, 11 of 12, and 7, 11, 15, 23 of 24."""
     if num_layers < 4:
         raise ValueError(f"num_layers={num_layers}: four levels need at least 4 blocks; give out_indices")
     indices = []
@@ -289,3 +338,36 @@ def default_out_indices(num_layers: int) -> tuple[int, ...]:
         lowest, highest = len(indices) and indices[-1] + 1, num_layers - 4 + level
         indices.append(min(max(round(num_layers * part) - 1, lowest), highest))
     return tuple(indices)
+
+
+def find_trunk(model: nn.Module) -> tuple[str, ARMTrunk] | tuple[None, None]:
+    """The ARM trunk in a model and the prefix of its parameters' names, "" if it is the model itself.
+
+    (None, None) if the model has no trunk; the first one if it has several.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, ARMTrunk):
+            return f"{name}." if name else "", module
+    return None, None
+
+
+@torch.no_grad()
+def init_parameters(model: nn.Module) -> None:
+    """Initialise every parameter and buffer of a model that was built on the meta device.
+
+        with torch.device("meta"):
+            model = ARM("huge")
+        model.to_empty(device="cuda")
+        init_parameters(model)
+
+    Calls `reset_parameters()` of every module, children before parents, so that a parent has the last word. The weights
+    follow the same distributions as in an ordinary construction, but differ from it for the same seed.
+
+    Raises:
+        TypeError: if a module holds parameters or buffers and has no `reset_parameters`.
+    """
+    for name, module in reversed(list(model.named_modules())):
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters()")

@@ -1,7 +1,9 @@
-"""The ARM image classifier (ARM section 4.2) and its names in timm's registry.
+"""The ARM image classifier (ARM section 4.2), with the methods that timm expects of a vision transformer.
 
-Legend: B batch, L tokens (class token included), C channels.
+Legend: B batch, L tokens (class token included), C channels, Gh, Gw grid height and width in tokens.
 """
+
+from itertools import islice
 
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -14,48 +16,53 @@ POOLS = ("avg", "token", "")
 
 
 class ARMClassifier(ARMTrunk):
-    """Trunk, norm, pooling and a linear head; the contract of timm's vision transformers.
+    """Trunk, norm, pooling and linear head.
+
+    Images may differ in size from `img_size`: the position embedding is resized.
 
     Args:
         num_classes: 0 for features without a head.
-        global_pool: "avg": the mean of the tokens before the class token and the mean of those after it, averaged (the
-            reference code; with a tail token or none, the mean of all patches); "token": the class token; "": none.
+        global_pool: "avg": with a class token in the middle, the mean of the tokens before it and the mean of those
+            after it, averaged (reference code); otherwise the mean of all patches. "token": the class token. "": no
+            pooling.
         drop_rate: dropout before the head.
 
-    The other arguments are those of `ARMTrunk`. Images of another size than `img_size` are taken as they are, with the
-    position embedding resized.
+    The other arguments are those of `ARMTrunk`.
 
     Raises:
-        ValueError: for another pooling, or "token" without a class token.
+        ValueError: for an unknown pooling, or "token" without a class token.
     """
+
+    head_std = 0.02  # of the initial head weights
 
     def __init__(
         self,
         arch: str | dict = "base",
         img_size: int | tuple[int, int] = 224,
+        *,
         patch_size: int = 16,
         patch_stride: int = 16,
         scans: int = 4,
         cls_token: str | None = "middle",
+        in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        in_chans: int = 3,
+        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         with_cp: bool | str = False,
         reference_init: bool = False,
-        drop_rate: float = 0.0,
     ) -> None:
         super().__init__(
-            arch,
-            img_size,
-            patch_size,
-            patch_stride,
-            scans,
-            cls_token,
-            in_chans,
-            drop_path_rate,
-            with_cp,
-            reference_init,
+            arch=arch,
+            img_size=img_size,
+            patch_size=patch_size,
+            patch_stride=patch_stride,
+            scans=scans,
+            cls_token=cls_token,
+            in_chans=in_chans,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            reference_init=reference_init,
         )
         self.num_features = self.head_hidden_size = self.embed_dims
         self.feature_info = [
@@ -66,7 +73,7 @@ class ARMClassifier(ARMTrunk):
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, and another pooling if one is given."""
+        """Replace the head by a new one, and the pooling unless `global_pool` is None."""
         global_pool = self.global_pool if global_pool is None else global_pool
         if global_pool not in POOLS:
             raise ValueError(f"global_pool={global_pool!r} is unknown; give one of {POOLS}")
@@ -74,21 +81,29 @@ class ARMClassifier(ARMTrunk):
             raise ValueError("global_pool='token' needs a class token; set cls_token='middle' or 'tail'")
         self.num_classes, self.global_pool = num_classes, global_pool
         self.head = nn.Linear(self.embed_dims, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            self.head.to(self.pos_embed.device, self.pos_embed.dtype)
-            nn.init.normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head.to(self.pos_embed.device, self.pos_embed.dtype)
+        self._reset_head()
+
+    def _reset_head(self) -> None:
+        for module in self.head.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=self.head_std)
+                nn.init.zeros_(module.bias)
+
+    def reset_parameters(self) -> None:
+        """Initialise the position embedding, the class token and the head."""
+        super().reset_parameters()
+        self._reset_head()
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> normed tokens (B, L, C)."""
+        """(B, in_chans, H, W) -> tokens (B, L, C) after the last norm."""
         x, grid = self.embed(images)
-        orders = self.orders(grid)
-        for i in range(len(self.blocks)):
-            x = self.run_block(i, x, orders)
+        for output in self.block_outputs(x, self.orders(grid)):
+            x = output
         return self.norm(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """(B, L, C) -> (B, C), or as it is without pooling."""
+        """(B, L, C) -> (B, C); unchanged if global_pool is ""."""
         if not self.global_pool:
             return x
         if self.cls_token_position is None:
@@ -101,7 +116,7 @@ class ARMClassifier(ARMTrunk):
         return (x[:, :position].mean(1) + x[:, position + 1 :].mean(1)) / 2
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, L, C) -> logits (B, num_classes), or with `pre_logits` the pooled features."""
+        """Tokens (B, L, C) -> logits (B, num_classes), or the pooled features if `pre_logits`."""
         x = self.pool(x)
         return x if pre_logits else self.head(self.head_drop(x))
 
@@ -118,19 +133,31 @@ class ARMClassifier(ARMTrunk):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list | tuple[Tensor, list]:
-        """Outputs of blocks as timm gives them: maps (B, C, Gh, Gw) or, as "NLC", patch tokens.
+        """Outputs of chosen blocks, as timm's models return them.
 
-        With `return_prefix_tokens` each comes with its class token (B, 1, C). Unless `intermediates_only`, the result
-        is (features, intermediates).
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: blocks from 0, negative from the end; a number n means the last n; None means all.
+            return_prefix_tokens: return each output as a pair with its class token (B, 1, C).
+            norm: apply the last norm to every output.
+            stop_early: run no block after the last one of `indices`.
+            output_fmt: "NCHW" for maps (B, C, Gh, Gw), "NLC" for patch tokens (B, Gh * Gw, C).
+            intermediates_only: return the outputs alone.
+
+        Returns:
+            (tokens as `forward_features` returns them, outputs), or only the outputs.
+
+        Raises:
+            ValueError: for an unknown output_fmt.
+            AssertionError: for an index that is out of range (timm's).
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r}: give 'NCHW' or 'NLC'")
         taken, last = feature_take_indices(len(self.blocks), indices)
         x, grid = self.embed(x)
-        orders = self.orders(grid)
         intermediates = []
-        for i in range(last + 1 if stop_early else len(self.blocks)):
-            x = self.run_block(i, x, orders)
+        outputs = self.block_outputs(x, self.orders(grid))
+        for i, x in enumerate(islice(outputs, last + 1 if stop_early else None)):
             if i not in taken:
                 continue
             tokens = self.norm(x) if norm else x
@@ -146,7 +173,7 @@ class ARMClassifier(ARMTrunk):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks after the last of `indices`; returns the indices from the front."""
+        """Remove the blocks after the last of `indices` (and norm and head); return the indices, counted from 0."""
         taken, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:
@@ -159,9 +186,9 @@ class ARMClassifier(ARMTrunk):
         return self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute whole blocks in the backward, as timm's models do."""
-        self.with_cp = "all" if enable else False
+        """Recompute whole blocks in the backward pass, as timm's models do."""
+        self.with_cp = "full" if enable else False
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's grouping of parameters by depth, for its layer decay."""
+        """Patterns by which timm groups parameters into layers, for its layer decay."""
         return dict(stem=r"^(?:patch_embed|pos_embed|cls_)", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])

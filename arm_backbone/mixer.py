@@ -8,46 +8,68 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .ops import gated_linear, mamba_inner
+from .ops.gate import gated_linear
+from .ops.inner import mamba_inner
+from .ops.orders import ScanOrders
 
 
 class MambaMixer(nn.Module):
-    """Mamba-1 with expansion 1 whose directions share the projections in and out, and the gate.
+    """Mamba-1 in K scan directions that share the projections in and out, and the gate.
 
-    Convolution, x_proj, dt_proj, A and D belong to a direction and carry a leading K. The outputs of the directions
-    are averaged, then gated once, which equals gating each.
+    For tokens x (B, L, dim), with t running over the steps of direction k and all products per channel:
+
+        x, z = in_proj(x)                                      two maps of D = expand * dim channels
+        u_k = silu(conv_k(x))                                  causal along the scan order
+        r_k, B_k, C_k = x_proj_k(u_k)
+        delta_k = softplus(dt_proj_k(r_k) + dt_proj_bias_k)
+        h_t = exp(delta_t A_k) h_{t-1} + delta_t B_t u_t       A_k = -exp(A_log_k)
+        y_t = <C_t, h_t> + D_k u_t
+        out = out_proj(mean_k(y_k) * silu(z))                  one gate for the mean equals one per direction
+
+    conv, x_proj, dt_proj, A_log and D belong to a direction and have a leading K.
 
     Args:
-        dim: channels D.
+        dim: channels of the tokens.
         scans: directions K.
-        residual_layers: number of blocks in the network; out_proj starts smaller by its square root.
+        d_state: state size N.
+        d_conv: convolution taps W.
+        expand: inner channels D as a multiple of dim; ARM has 1.
+        residual_layers: blocks in the network; out_proj is initialised with a factor 1/sqrt(residual_layers).
+        reference_init: zero the delta bias of directions 2 to 4, as the reference code does from scratch.
     """
 
-    def __init__(self, dim: int, scans: int = 4, d_state: int = 16, d_conv: int = 4, residual_layers: int = 1) -> None:
+    def __init__(
+        self,
+        dim: int,
+        scans: int = 4,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 1,
+        residual_layers: int = 1,
+        reference_init: bool = False,
+    ) -> None:
         super().__init__()
         self.dt_rank, self.d_state = math.ceil(dim / 16), d_state
-        self.in_proj = nn.Linear(dim, 2 * dim, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(scans, dim, d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(scans, dim))
-        self.x_proj_weight = nn.Parameter(torch.empty(scans, self.dt_rank + 2 * d_state, dim))
-        self.dt_proj_weight = nn.Parameter(torch.empty(scans, dim, self.dt_rank))
-        self.dt_proj_bias = nn.Parameter(torch.empty(scans, dim))
-        self.A_log = nn.Parameter(torch.empty(scans, dim, d_state))
-        self.D = nn.Parameter(torch.empty(scans, dim))
-        self.out_proj = nn.Linear(dim, dim, bias=False)
-        self.reset_parameters(residual_layers)
+        self.residual_layers, self.reference_init = residual_layers, reference_init
+        inner = expand * dim
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(scans, inner, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(scans, inner))
+        self.x_proj_weight = nn.Parameter(torch.empty(scans, self.dt_rank + 2 * d_state, inner))
+        self.dt_proj_weight = nn.Parameter(torch.empty(scans, inner, self.dt_rank))
+        self.dt_proj_bias = nn.Parameter(torch.empty(scans, inner))
+        self.A_log = nn.Parameter(torch.empty(scans, inner, d_state))
+        self.D = nn.Parameter(torch.empty(scans, inner))
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self, residual_layers: int) -> None:
-        """Mamba's initialisation, every direction alike in distribution.
-
-        The reference code zeroes the delta bias of directions 2 to 4 when a model starts from scratch; here each gets
-        Mamba's own initial step sizes.
-        """
-        dim = self.D.shape[1]
+    def reset_parameters(self) -> None:
+        """Mamba's initialisation, with the same distribution in every direction; see `reference_init`."""
         for weight in (self.in_proj.weight, self.x_proj_weight, self.out_proj.weight):
-            weight.uniform_(-(dim**-0.5), dim**-0.5)
-        self.out_proj.weight /= math.sqrt(residual_layers)
+            fan_in = weight.shape[-1]
+            weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
+        self.out_proj.weight /= math.sqrt(self.residual_layers)
         taps = self.conv_weight.shape[2]
         self.conv_weight.uniform_(-(taps**-0.5), taps**-0.5)
         self.conv_bias.uniform_(-(taps**-0.5), taps**-0.5)
@@ -55,12 +77,24 @@ class MambaMixer(nn.Module):
         # softplus(bias) is log-uniform in [0.001, 0.1], at least 1e-4
         step = torch.empty_like(self.dt_proj_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
         self.dt_proj_bias.copy_(step + torch.log(-torch.expm1(-step)))
-        self.A_log.copy_(torch.arange(1, self.d_state + 1, dtype=torch.float32).log().expand_as(self.A_log))
+        if self.reference_init:
+            self.dt_proj_bias[1:].zero_()
+        states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
+        self.A_log.copy_(states.log().expand_as(self.A_log))
         self.D.fill_(1)
 
-    def forward(self, x: Tensor, orders: Tensor) -> Tensor:
-        """x (B, L, D), orders (K, L) -> (B, L, D)."""
+    def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
+        """x (B, L, dim), orders (K, L) -> (B, L, dim)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        conv, projections = (self.conv_weight, self.conv_bias), (self.x_proj_weight, self.dt_proj_weight)
-        y = mamba_inner(x, *conv, *projections, self.A_log, self.D, self.dt_proj_bias, orders)
+        y = mamba_inner(
+            x,
+            conv_weight=self.conv_weight,
+            conv_bias=self.conv_bias,
+            x_proj_weight=self.x_proj_weight,
+            dt_proj_weight=self.dt_proj_weight,
+            A_log=self.A_log,
+            D=self.D,
+            delta_bias=self.dt_proj_bias,
+            orders=orders,
+        )
         return gated_linear(y, z, self.out_proj)

@@ -1,6 +1,6 @@
-"""Everything here that needs mmengine: registered models and the optimizer constructor.
+"""The parts that need mmengine: registered models, the learning-rate schedule and the optimizer constructor.
 
-Models go into mmengine's root registry, so that they are found under mmdet's and mmseg's scope alike.
+Models are registered in mmengine's root registry, so that both mmdet's and mmseg's scope find them.
 """
 
 import torch
@@ -19,7 +19,7 @@ from mmengine.registry import (
 from torch import Tensor, nn
 
 from . import arm, classifier, pyramid
-from .arm import ARMTrunk
+from .arm import ARMTrunk, find_trunk
 from .checkpoint.accounting import Accounting
 from .checkpoint.files import model_state, read_checkpoint
 from .checkpoint.load import load_trunk
@@ -27,7 +27,7 @@ from .optim import parameter_groups, warmup_cosine
 
 
 def load_pretrained(model: ARMTrunk, path: str) -> Accounting:
-    """Load an ARM checkpoint of any kind and log the accounting; see `arm_backbone.load.load_trunk` for errors."""
+    """Load an ARM checkpoint file of any kind with `checkpoint.load.load_trunk`, and log its accounting."""
     accounting = load_trunk(model, model_state(read_checkpoint(path)), path)
     print_log(f"Weights from {path}:\n{accounting}", logger="current")
     return accounting
@@ -44,8 +44,8 @@ class ARM(arm.ARM, BaseModule):
     """`arm_backbone.arm.ARM` for OpenMMLab.
 
     Args:
-        init_cfg: None (from scratch), or dict(type="Pretrained", checkpoint=PATH) with an ARM checkpoint of any kind;
-            unlike mmengine's own loading, one that does not fit is an error.
+        init_cfg: None (from scratch), or dict(type="Pretrained", checkpoint=PATH) with an ARM checkpoint of any kind.
+            Unlike in mmengine's own loading, a checkpoint that does not match the model is an error.
     """
 
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
@@ -53,7 +53,7 @@ class ARM(arm.ARM, BaseModule):
         self.init_cfg = _checked_init_cfg(init_cfg)
 
     def init_weights(self) -> None:
-        """Load the checkpoint of `init_cfg`; without one the constructor's initialisation stays."""
+        """Load the checkpoint of `init_cfg`; without one, keep the constructor's initialisation."""
         if self.init_cfg is not None and not self.is_init:
             load_pretrained(self, self.init_cfg["checkpoint"])
         self._is_init = True
@@ -64,8 +64,8 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
     """`arm_backbone.classifier.ARMClassifier` for OpenMMLab.
 
     Args:
-        data_preprocessor: mmengine's.
-        init_cfg: as in `ARM`. A head that the checkpoint does not provide starts near zero (std 2e-5), as in the
+        data_preprocessor: configuration of mmengine's data preprocessor.
+        init_cfg: as in `ARM`. A head that the checkpoint does not contain is initialised with std 2e-5, as in the
             reference code.
     """
 
@@ -75,7 +75,7 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
         self.init_cfg = _checked_init_cfg(init_cfg)
 
     def init_weights(self) -> None:
-        """Load the checkpoint of `init_cfg`; without one the constructor's initialisation stays."""
+        """Load the checkpoint of `init_cfg`; without one, keep the constructor's initialisation."""
         if self.init_cfg is not None and not self.is_init:
             accounting = load_pretrained(self, self.init_cfg["checkpoint"])
             if "head.weight" in accounting.new:
@@ -83,14 +83,16 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
         self._is_init = True
 
     def forward(self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"):
-        """Normalised images (B, 3, H, W).
+        """Loss or logits of images.
 
         Args:
-            data_samples: labels (B,), or their distribution (B, num_classes), for the loss.
+            inputs: normalised images (B, in_chans, H, W).
+            data_samples: for the loss, labels (B,) or class probabilities (B, num_classes).
+            mode: "loss", "tensor" or "predict".
 
         Returns:
-            mode "loss": dict(loss=cross entropy); "tensor": logits (B, num_classes); "predict": one entry of them an
-            image.
+            "loss": dict(loss=cross entropy); "tensor": logits (B, num_classes); "predict": a list of B float32 logits
+            (num_classes,).
         """
         logits = super().forward(inputs)
         if mode == "loss":
@@ -100,7 +102,12 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
 
 @MODELS.register_module()
 class LinearProbe(ARMClassifier):
-    """A frozen encoder under a linear head, behind a BatchNorm without parameters (MAE's linear probing)."""
+    """MAE's linear probing: a frozen encoder, a BatchNorm without parameters, and a linear head that is trained.
+
+    This model exists for OpenMMLab only.
+    """
+
+    head_std = 0.01
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -108,11 +115,10 @@ class LinearProbe(ARMClassifier):
         self.head = nn.Sequential(
             nn.BatchNorm1d(self.embed_dims, affine=False, eps=1e-6), nn.Linear(self.embed_dims, self.num_classes)
         )
-        nn.init.normal_(self.head[1].weight, std=0.01)
-        nn.init.zeros_(self.head[1].bias)
+        self._reset_head()
 
     def train(self, mode: bool = True) -> "LinearProbe":
-        super().train(False)  # the encoder always predicts
+        super().train(False)  # the frozen encoder stays in evaluation mode
         self.head.train(mode)
         self.training = mode
         return self
@@ -129,15 +135,15 @@ class ARMPyramid(pyramid.ARMPyramid, BaseModule):
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(_ParamScheduler):
-    """`arm_backbone.optim.warmup_cosine` of every group's own peak, set before each iteration.
+    """`arm_backbone.optim.warmup_cosine` times the peak learning rate of each parameter group.
 
     Args:
-        warmup: epochs, with convert_to_iter_based=True (the learning rate then changes every iteration).
-        floor: last learning rate as a part of the peak.
-        end: epochs; those of the training when left out.
+        warmup: length of the warm-up in epochs; use convert_to_iter_based=True to update every iteration.
+        end: length of the schedule in epochs; mmengine fills in that of the training.
+        floor: final learning rate as a fraction of the peak.
 
     Raises:
-        ValueError: if the warm-up is not shorter than the training.
+        ValueError: if the warm-up is not shorter than the schedule.
     """
 
     def __init__(
@@ -150,7 +156,7 @@ class WarmupCosineLR(_ParamScheduler):
         by_epoch: bool = True,
     ) -> None:
         if not 0 <= warmup < end:
-            raise ValueError(f"warmup={warmup} must be shorter than the training of {end}")
+            raise ValueError(f"warmup={warmup} must be shorter than the training (end={end})")
         self.warmup, self.total, self.floor = warmup, end, floor
         super().__init__(optimizer, "lr", last_step=last_step, by_epoch=by_epoch)
 
@@ -167,15 +173,15 @@ class WarmupCosineLR(_ParamScheduler):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ARMOptimWrapperConstructor:
-    """Weight-decay exemption by name and layer-wise learning-rate decay for a model with an ARM trunk in it.
+    """Builds the optimizer with weight-decay exemption by name and layer-wise learning-rate decay.
 
     Args:
-        optim_wrapper_cfg: mmengine's, with `optimizer` inside.
-        paramwise_cfg: `layer_decay` (1.0: none) and `decay_exempt` ("dense" or "reference", see
-            `arm_backbone.optim.is_decayed`); no other keys.
+        optim_wrapper_cfg: mmengine's configuration, with the key `optimizer`.
+        paramwise_cfg: `layer_decay` (1.0: none; needs a model with an ARM trunk) and `decay_exempt` ("dense" or
+            "reference", see `arm_backbone.optim.is_decayed`); no other keys.
 
     Raises:
-        ValueError: for an unknown key, or a layer decay for a model without an ARM trunk.
+        ValueError: for an unknown key, or for layer_decay in a model without an ARM trunk.
     """
 
     KEYS = ("layer_decay", "decay_exempt")
@@ -192,14 +198,15 @@ class ARMOptimWrapperConstructor:
         if is_model_wrapper(model):
             model = model.module
         layer_decay = self.paramwise_cfg.get("layer_decay", 1.0)
-        depth, num_layers = trunk_depths(model)
-        if layer_decay != 1.0 and not depth:
+        prefix, trunk = find_trunk(model)
+        if trunk is None and layer_decay != 1.0:
             raise ValueError(f"paramwise_cfg.layer_decay={layer_decay} needs an ARM trunk; the model has none")
+        depth = {prefix + n: trunk.layer_depth(n) for n, _ in trunk.named_parameters()} if trunk is not None else {}
         optimizer_cfg = self.optimizer_cfg.copy()
         optimizer_cfg["params"] = parameter_groups(
             model.named_parameters(),
             depth,
-            num_layers,
+            trunk.num_layers if trunk is not None else 0,
             lr=optimizer_cfg["lr"],
             weight_decay=optimizer_cfg.get("weight_decay", 0.0),
             layer_decay=layer_decay,
@@ -209,12 +216,3 @@ class ARMOptimWrapperConstructor:
         return OPTIM_WRAPPERS.build(
             {"type": "OptimWrapper", **self.optim_wrapper_cfg}, default_args=dict(optimizer=optimizer)
         )
-
-
-def trunk_depths(model: nn.Module) -> tuple[dict[str, int], int]:
-    """Depth of every parameter of the model's ARM trunk by its full name, and the trunk's number of blocks."""
-    for prefix, module in model.named_modules():
-        if isinstance(module, ARMTrunk):
-            names = [name for name, _ in module.named_parameters()]
-            return {f"{prefix}.{n}" if prefix else n: module.layer_depth(n) for n in names}, module.num_layers
-    return {}, 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# By name, not by rank: with a leading scan dimension, biases and D are matrices.
+# By name, not by rank: with a leading dimension of directions, biases and D are matrices.
 _DENSE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|A_log|D|\w*_bias|bias)$")
 _REFERENCE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|D|\w*_bias|bias)$")
 _NORM = re.compile(r"(^|\.)(norm\d*|\w*norms\.\d+|\w+_norm)\.(weight|bias)$")
@@ -18,13 +18,12 @@ def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
 
     Args:
         name: dotted name, as in `named_parameters()`.
-        parameter: used for parameters outside the ARM model only: one-dimensional ones (norms of necks and heads) are
-            exempt.
-        rule: "dense" exempts norms, biases, position embedding, class token, A_log and D (detection and
-            segmentation practice); "reference" decays A_log, as the authors' code does.
+        parameter: a one-dimensional parameter is exempt whatever its name (norms of necks and heads).
+        rule: "dense" exempts norms, biases, position embedding, class token, A_log and D, as is usual in detection and
+            segmentation; "reference" decays A_log, as the authors' code does.
 
     Raises:
-        ValueError: for another rule.
+        ValueError: for an unknown rule.
     """
     if rule not in _EXEMPTIONS:
         raise ValueError(f"decay_exempt={rule!r} is unknown; give one of {', '.join(_EXEMPTIONS)}")
@@ -32,7 +31,7 @@ def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
 
 
 def layer_decay_scale(depth: int, num_layers: int, decay: float) -> float:
-    """Learning-rate factor of a parameter at `depth` (0 embeddings, i + 1 block i, num_layers + 1 what follows)."""
+    """Learning-rate factor at `depth` (0 embeddings, i + 1 block i, num_layers + 1 everything after the blocks)."""
     return decay ** (num_layers + 1 - depth)
 
 
@@ -45,14 +44,20 @@ def parameter_groups(
     layer_decay: float = 1.0,
     rule: str = "dense",
 ) -> list[dict]:
-    """Groups of equal learning rate and decay, for any torch optimizer.
+    """Group parameters by learning rate and weight decay, for any torch optimizer.
 
     Args:
-        depth: depth of each backbone parameter by name; a parameter that is not in it (neck, heads) is past the
-            last layer.
+        depth: depth of each backbone parameter by name; other parameters (neck, heads) count as num_layers + 1.
+        num_layers: number of blocks in the backbone.
+        lr, weight_decay: of the optimizer, before layer decay and exemptions.
+        layer_decay: factor of the learning rate from one depth to the next lower one; 1.0 for none.
+        rule: see `is_decayed`.
 
     Returns:
-        dicts with params, param_names, lr, lr_scale and weight_decay; frozen parameters are left out.
+        dicts with params, param_names, lr, lr_scale and weight_decay; frozen parameters are in none.
+
+    Raises:
+        ValueError: for an unknown rule.
     """
     groups: dict[tuple, dict] = {}
     for name, parameter in named_parameters:
@@ -70,11 +75,12 @@ def parameter_groups(
 
 
 def warmup_cosine(time: float, warmup: float, end: float, floor: float = 0.0) -> float:
-    """Learning rate as a part of its peak: a linear rise from 0, then half a cosine (reference code, both stages).
+    """Learning rate as a fraction of its peak: linear warm-up from 0, then half a cosine (reference code, both stages).
 
     Args:
-        time, warmup, end: since the start, in epochs or iterations alike.
-        floor: where it ends, as a part of the peak; so a group with a smaller peak has a smaller floor.
+        time: time since the start of training.
+        warmup, end: end of the warm-up and of the schedule, in the same unit as `time` (epochs or iterations).
+        floor: final value as a fraction of the peak, so a group with a smaller peak ends at a smaller learning rate.
     """
     if time < warmup:
         return time / warmup

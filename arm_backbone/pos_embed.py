@@ -1,4 +1,4 @@
-"""Position embeddings: the fixed 2-D sin-cos table of pretraining, and resizing to another grid."""
+"""Position embeddings: the fixed 2-D sin-cos table of pretraining, and resizing a table to another grid."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,14 @@ from torch import Tensor
 
 
 def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
-    """Fixed 2-D sin-cos table (ARM section 4.1; MAE's layout).
+    """Fixed 2-D sin-cos table (ARM section 4.1; layout of MAE).
 
-    The first half of the channels encodes the column, the second half the row; each half holds the sines of all
+    The first half of the channels encodes the column, the second half the row. Each half holds the sines of all
     frequencies, then the cosines.
+
+    Args:
+        height, width: grid in tokens.
+        dim: channels.
 
     Returns:
         (1, H, W, dim) float32.
@@ -18,8 +22,8 @@ def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
         ValueError: if dim is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"a 2-D sin-cos table needs a width that is a multiple of 4, not {dim}")
-    # float64, so that the table does not depend on how a device rounds large angles
+        raise ValueError(f"a 2-D sin-cos table needs a number of channels that is a multiple of 4, not {dim}")
+    # float64, because devices round large angles differently
     frequency = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     row = torch.arange(height, dtype=torch.float64)[:, None] * frequency  # (H, dim/4)
     column = torch.arange(width, dtype=torch.float64)[:, None] * frequency  # (W, dim/4)
@@ -29,7 +33,7 @@ def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
 
 
 def resize_pos_embed(pos_embed: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic interpolation of a (1, Gh, Gw, C) table to (1, H, W, C); the table itself where the grid fits."""
+    """Resize a (1, Gh, Gw, C) table to (1, height, width, C), bicubically; return it unchanged if the grid is equal."""
     if pos_embed.shape[1:3] == (height, width):
         return pos_embed
     table = pos_embed.permute(0, 3, 1, 2).float()

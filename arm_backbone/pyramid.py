@@ -1,4 +1,4 @@
-"""From stride-16 maps of a plain backbone to a pyramid of strides 4, 8, 16 and 32 (recipes of XCiT, BEiT and MAE)."""
+"""Turns the stride-16 maps of a plain backbone into a pyramid of strides 4, 8, 16 and 32 (as in XCiT, BEiT and MAE)."""
 
 from torch import Tensor, nn
 
@@ -10,12 +10,15 @@ NORMS = {
 
 
 class ARMPyramid(nn.Module):
-    """Four equal maps to four resolutions: x4 (deconv, norm, GELU, deconv), x2 (deconv), x1, and x1/2 (max pool).
+    """Four maps of one size to four sizes: x4 (deconv, norm, GELU, deconv), x2 (deconv), x1, and x1/2 (max pool).
 
     Args:
-        in_channels: channels of every map, kept.
-        norm_cfg: `type` BN, SyncBN (many GPUs) or GN (one GPU, tiny batches) and its arguments; the only norm is the
-            one between the two deconvolutions.
+        in_channels: channels of every map; the output has as many.
+        norm_cfg: `type` and arguments of the norm between the two deconvolutions: "BN", "SyncBN" (several GPUs) or
+            "GN" (one GPU, small batches).
+
+    Raises:
+        ValueError: for an unknown type.
     """
 
     def __init__(self, in_channels: int, norm_cfg: dict) -> None:
@@ -34,14 +37,14 @@ class ARMPyramid(nn.Module):
                 ),
                 nn.ConvTranspose2d(in_channels, in_channels, 2, 2),
                 nn.Identity(),
-                nn.MaxPool2d(2, 2, ceil_mode=True),  # an odd grid keeps its last row and column
+                nn.MaxPool2d(2, 2, ceil_mode=True),  # keeps the last row and column of an odd grid
             ]
         )
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Four (B, C, h, w) -> (B, C, 4h, 4w), (B, C, 2h, 2w), (B, C, h, w), (B, C, ceil(h/2), ceil(w/2))."""
+        """Four maps (B, C, h, w) -> (B, C, 4h, 4w), (B, C, 2h, 2w), (B, C, h, w), (B, C, ceil(h/2), ceil(w/2))."""
         if len(maps) != len(self.scales):
             raise ValueError(
-                f"the pyramid takes {len(self.scales)} maps, not {len(maps)}; see the backbone's out_indices"
+                f"the pyramid needs {len(self.scales)} maps, not {len(maps)}; set the backbone's out_indices"
             )
         return tuple(scale(x) for scale, x in zip(self.scales, maps, strict=True))

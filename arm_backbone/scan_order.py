@@ -1,11 +1,13 @@
 """Token orders of the scans, as explicit permutations (ARM section 3.3; STAR section 3.4 for the tail token).
 
-Legend: H, W grid height and width in tokens; L sequence length; K scan directions.
-`orders[k, t]` is the token that direction k visits at step t. No square roots of lengths: grids may be rectangular.
+Legend: H, W grid height and width in tokens, which may differ; L sequence length; K scan directions.
+`orders[k, t]` is the token that direction k visits at step t.
 """
 
 import torch
 from torch import Tensor
+
+from .ops.orders import ScanOrders
 
 CLS_POSITIONS = (None, "middle", "tail")
 
@@ -17,7 +19,7 @@ def scan_orders(
     cls_token: str | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Orders in which the mixer scans a raster sequence of H * W patches and perhaps a class token.
+    """Orders in which the mixer scans a raster sequence of H * W patches, with or without a class token.
 
     Direction 0 is row-forward, 1 row-backward, 2 column-forward, 3 column-backward; a backward order is the exact
     reversal of the forward one. A class token sits at index H*W // 2 ("middle", reference code) or H*W ("tail", STAR)
@@ -51,8 +53,19 @@ def scan_orders(
     return torch.stack([row, row.flip(0), column, column.flip(0)])
 
 
+def grid_orders(
+    height: int,
+    width: int,
+    scans: int = 4,
+    cls_token: str | None = None,
+    device: torch.device | str | None = None,
+) -> ScanOrders:
+    """`scan_orders` that operators trust without validation."""
+    return ScanOrders.trusted(scan_orders(height, width, scans, cls_token, device))
+
+
 def cls_index(num_patches: int, cls_token: str | None) -> int | None:
-    """Index of the class token in a sequence of `num_patches` patches and itself; None without one."""
+    """Index of the class token in a sequence of `num_patches` patches plus itself; None without a class token."""
     if cls_token not in CLS_POSITIONS:
         raise ValueError(f"cls_token={cls_token!r} is unknown; give None, 'middle' or 'tail'")
     if cls_token is None:
@@ -61,7 +74,7 @@ def cls_index(num_patches: int, cls_token: str | None) -> int | None:
 
 
 def _insert_cls(order: Tensor, position: int) -> Tensor:
-    """Number patches from `position` on one higher, and visit the class token at step `position`."""
+    """Shift the indices of patches from `position` on by one, and visit the class token at step `position`."""
     order = order + (order >= position)
     return torch.cat([order[:position], order.new_tensor([position]), order[position:]])
 

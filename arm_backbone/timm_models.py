@@ -1,8 +1,8 @@
-"""ARM models in timm's registry (ARM Table 1).
+"""The ARM classifiers in timm's registry (ARM Table 1; tiny and small are our additions).
 
-Weights of any kind load, the authors' files too: `timm.create_model(NAME, pretrained=True,
-pretrained_cfg_overlay=dict(file=PATH))`. timm's own `checkpoint_path=` takes a state dict of exactly this model. timm
-drops arguments that are None, so build `ARMClassifier` for a model without class token.
+To load a checkpoint of any kind, the authors' included: `timm.create_model(NAME, pretrained=True,
+pretrained_cfg_overlay=dict(file=PATH))`. timm's own `checkpoint_path=` needs a state dict of exactly this model. timm
+drops arguments that are None, so use `ARMClassifier(cls_token=None)` for a model without a class token.
 """
 
 import logging
@@ -11,19 +11,20 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from .checkpoint.files import model_state
-from .checkpoint.load import fitted
+from .checkpoint.load import fit_state
 from .classifier import ARMClassifier
 
 _logger = logging.getLogger(__name__)
 
 
 def _cfg(size: int) -> dict:
+    """timm's pretrained_cfg of a model for square images of `size` pixels."""
     return dict(
         num_classes=1000,
         input_size=(3, size, size),
-        fixed_input_size=True,  # img_size follows input_size
-        crop_pct=0.875 if size <= 224 else 1.0,  # reference code
-        crop_mode="squash",  # reference code: the image is resized to a square before the centre crop
+        fixed_input_size=True,  # timm sets img_size to input_size
+        crop_pct=0.875 if size <= 224 else 1.0,  # as in the reference code
+        crop_mode="squash",  # as in the reference code: resize to a square, then crop the centre
         interpolation="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -50,20 +51,21 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Tensor]:
-    """Tensors of `model` from a checkpoint of any kind (the authors' too), for timm's loading.
+    """The state dict of `model` with the tensors of a checkpoint of any kind; timm calls it before loading.
 
-    Tensors that a file need not have (see `arm_backbone.checkpoint.load`) keep their initial values, with a warning.
+    Tensors that the file may lack (see `arm_backbone.checkpoint.load`) keep their initial values, with a warning.
 
     Raises:
-        CheckpointError: if the file does not fit otherwise.
+        CheckpointError: if the checkpoint does not fit the model.
     """
-    state, accounting = fitted(model, model_state(checkpoint), "the checkpoint")
+    state, accounting = fit_state(model, model_state(checkpoint), "the checkpoint")
     if accounting.new:
-        _logger.warning("not in the checkpoint: %s", ", ".join(sorted(accounting.new)))
+        _logger.warning("not in the checkpoint, initial values kept: %s", ", ".join(sorted(accounting.new)))
     return model.state_dict() | state
 
 
 def _create(name: str, pretrained: bool, **kwargs) -> ARMClassifier:
+    """Build a model as timm does: pretrained_cfg, weights and `features_only`."""
     return build_model_with_cfg(
         ARMClassifier,
         name,
@@ -76,65 +78,65 @@ def _create(name: str, pretrained: bool, **kwargs) -> ARMClassifier:
 
 @register_model
 def arm_tiny_patch16_224(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-Ti at 224 pixels."""
+    """ARM-Ti for 224 x 224 pixels."""
     return _create("arm_tiny_patch16_224", pretrained, **dict(arch="tiny") | kwargs)
 
 
 @register_model
 def arm_tiny_patch16_384(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-Ti at 384 pixels."""
+    """ARM-Ti for 384 x 384 pixels."""
     return _create("arm_tiny_patch16_384", pretrained, **dict(arch="tiny") | kwargs)
 
 
 @register_model
 def arm_small_patch16_224(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-S at 224 pixels."""
+    """ARM-S for 224 x 224 pixels."""
     return _create("arm_small_patch16_224", pretrained, **dict(arch="small") | kwargs)
 
 
 @register_model
 def arm_small_patch16_384(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-S at 384 pixels."""
+    """ARM-S for 384 x 384 pixels."""
     return _create("arm_small_patch16_384", pretrained, **dict(arch="small") | kwargs)
 
 
 @register_model
 def arm_base_patch16_224(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-B at 224 pixels."""
+    """ARM-B for 224 x 224 pixels."""
     return _create("arm_base_patch16_224", pretrained, **dict(arch="base") | kwargs)
 
 
 @register_model
 def arm_base_patch16_384(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-B at 384 pixels."""
+    """ARM-B for 384 x 384 pixels."""
     return _create("arm_base_patch16_384", pretrained, **dict(arch="base") | kwargs)
 
 
 @register_model
 def arm_large_patch16_224(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-L at 224 pixels."""
+    """ARM-L for 224 x 224 pixels."""
     return _create("arm_large_patch16_224", pretrained, **dict(arch="large") | kwargs)
 
 
 @register_model
 def arm_large_patch16_384(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-L at 384 pixels."""
+    """ARM-L for 384 x 384 pixels."""
     return _create("arm_large_patch16_384", pretrained, **dict(arch="large") | kwargs)
 
 
 @register_model
 def arm_huge_patch16_224(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-H at 224 pixels."""
+    """ARM-H for 224 x 224 pixels."""
     return _create("arm_huge_patch16_224", pretrained, **dict(arch="huge") | kwargs)
 
 
 @register_model
 def arm_huge_patch16_384(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-H at 384 pixels."""
+    """ARM-H for 384 x 384 pixels."""
     return _create("arm_huge_patch16_384", pretrained, **dict(arch="huge") | kwargs)
 
 
 @register_model
 def arm_base_patch16_stride8_448(pretrained: bool = False, **kwargs) -> ARMClassifier:
-    """ARM-B at 448 pixels with overlapping patches: 55 x 55 tokens."""
+    """ARM-B for 448 x 448 pixels with overlapping patches (stride 8): 55 x 55 tokens."""
     return _create("arm_base_patch16_stride8_448", pretrained, **dict(arch="base", patch_stride=8) | kwargs)

@@ -1,1 +1,4 @@
-"""Images as files: find, decode and orient them; lists and archives."""
+"""Images as files: `find` locates them, `archives` opens those inside larger files, `read` decodes and orients them.
+
+Needs numpy and PIL only. This file imports nothing, so that `arm_images.errors` stays cheap to import.
+"""

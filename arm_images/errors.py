@@ -1,5 +1,5 @@
-"""The error for data that cannot be used."""
+"""The error that unusable data raises."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used; the message names the file and the remedy."""
+    """A data set or an image that cannot be used. The message names the file, the fault and the remedy."""

@@ -1,19 +1,21 @@
-"""Reads image files as 8-bit RGB, and skips or reports those that cannot be read."""
+"""Decodes image files to 8-bit RGB; files that cannot be read stop the run or are skipped."""
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
-from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
+from .errors import DataError
 from .find import ImageFile
+from .shared import SharedFlags
+
+logger = logging.getLogger("arm_images")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode; 16-bit greyscale is scaled, where PIL would cut it off at 255."""
+    """An image of any mode as 8-bit RGB. 16-bit greyscale is scaled to 8 bits; PIL alone would clip it at 255."""
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
@@ -21,12 +23,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageFiles(list):
-    """Image files, and what happens to one that cannot be read.
+    """A list of image files, and the policy for files that cannot be read.
+
+    Data loader workers share the record of skipped files, so that the limit holds for all workers together.
 
     Args:
         files: from `find_images`.
-        on_error: "raise", or "skip" to warn and take the next one that can be read.
-        max_skipped: different files that may be skipped, on each process, before the run stops after all.
+        on_error: "raise" to stop at a file that cannot be read, "skip" to log it and read the next one instead.
+        max_skipped: with "skip", the number of different files per process that may be skipped before the run stops.
 
     Raises:
         ValueError: for another `on_error`.
@@ -35,21 +39,26 @@ class ImageFiles(list):
     def __init__(self, files: Iterable[ImageFile], on_error: str = "raise", max_skipped: int = 100) -> None:
         super().__init__(files)
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
+            raise ValueError(f"on_error={on_error!r} is unknown; give 'raise' or 'skip'")
         self.on_error, self.max_skipped = on_error, max_skipped
-        self.skipped = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # workers write into the same
+        self._skipped = SharedFlags(len(self))
+
+    @property
+    def skipped(self) -> np.ndarray:
+        """(n,) bool, which files were skipped so far."""
+        return self._skipped.values
 
     def load_rgb(self, index: int, upright: bool = True) -> tuple[Image.Image, int]:
-        """Open a file as RGB.
+        """Decode a file as RGB.
 
         Args:
-            upright: turn the image as its EXIF data say (ImageNet's accuracies are measured without).
+            upright: apply the EXIF orientation. Published ImageNet accuracies are measured without it.
 
         Returns:
-            the image, and the index of its file.
+            the image, and the index of the file it was read from (a later one if files were skipped).
 
         Raises:
-            OSError: naming the file that cannot be read; with "skip" if more than `max_skipped` cannot.
+            DataError: if the file cannot be read; with "skip", if more than `max_skipped` files cannot be read.
         """
         for offset in range(len(self)):
             position = (index + offset) % len(self)
@@ -59,17 +68,21 @@ class ImageFiles(list):
                     return to_rgb(ImageOps.exif_transpose(image) if upright else image), position
             except (OSError, SyntaxError, ValueError) as error:
                 if self.on_error == "raise":
-                    raise OSError(
-                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to leave it "
-                        "out"
+                    raise DataError(
+                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to skip such "
+                        "files"
                     ) from None
-                if not self.skipped[position]:
-                    print_log(f"left out {file}: {error}", logger="current", level=logging.WARNING)
-                    self.skipped[position] = True
-            skipped = int(self.skipped.sum())
-            if skipped > self.max_skipped:
-                raise OSError(
-                    f"{skipped} of {len(self)} images cannot be read, the last {file}; repair the data, or set "
-                    f"max_skipped={self.max_skipped} in the dataset higher"
-                )
-        raise OSError(f"none of the {len(self)} images can be read, first {self[0]}")
+                self._skip(position, error)
+        raise DataError(f"cannot read any of the {len(self)} images, first {self[0]}; check the data")
+
+    def _skip(self, position: int, error: Exception) -> None:
+        file = self[position]
+        if not self.skipped[position]:
+            logger.warning(f"skipped {file}: {error}")  # not "%s": mmengine drops repeated templates as duplicates
+            self.skipped[position] = True
+        count = int(self.skipped.sum())
+        if count > self.max_skipped:
+            raise DataError(
+                f"{count} of {len(self)} images cannot be read, the last {file}; repair the data, or raise "
+                f"max_skipped={self.max_skipped} in the dataset"
+            )

@@ -1,14 +1,13 @@
-"""Errors of the person who runs a tool: shown as one line, without a traceback."""
+"""Errors that a user can act on: shown as one line, without a traceback.
+
+Imports nothing heavy, so that every tool can print its help and refuse wrong arguments at once.
+"""
 
 import logging
 import os
 import sys
 from collections.abc import Callable
 
-import torch.distributed
-from mmengine.dist import get_rank
-
-from arm_backbone.checkpoint.files import CheckpointError
 from arm_images.errors import DataError
 
 TRACEBACK = "ARM_TRACEBACK"
@@ -19,22 +18,23 @@ class ConfigError(ValueError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A training that diverged; the message names the iteration, the batch and the remedy."""
+    """Training diverged; the message names the iteration, the batch and the remedy."""
 
-    met_alone = True  # another process has another batch
+    met_alone = True  # every process has its own batch
 
 
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    CheckpointError,
-    NonFiniteLoss,
-    OSError,
-)  # OSError: unreadable files, a full disk
+def user_errors() -> tuple[type[Exception], ...]:
+    """The errors that are shown as one line; OSError covers unreadable files and a full disk.
+
+    Write `except user_errors():`, which Python evaluates only when something was raised.
+    """
+    files = sys.modules.get("arm_backbone.checkpoint.files")  # loads torch and timm; raises nothing until loaded
+    checkpoint_error = (files.CheckpointError,) if hasattr(files, "CheckpointError") else ()
+    return (ConfigError, DataError, NonFiniteLoss, OSError, *checkpoint_error)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, also of one that a data-loader worker passed on with its traceback."""
+    """The error's message in one line, also if a data worker re-raised it with its traceback."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
@@ -46,25 +46,35 @@ def one_line(error: BaseException) -> str:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a user's error is one line on stderr and exit status 2 (ARM_TRACEBACK=1 shows where it came from).
+    """Run a tool's `main`; on a user's error print one line to stderr and exit with status 2.
 
-    Of several processes the first one prints it, or the one that alone met it (`met_alone`, e.g. an unreadable image).
+    With ARM_TRACEBACK=1 the traceback is shown instead. Of several processes only the first prints, unless the error
+    has a true attribute `met_alone` (e.g. one process's unreadable image).
     """
     try:
         main()
-    except USER_ERRORS as error:
+    except user_errors() as error:
         if os.environ.get(TRACEBACK):
             raise
-        if get_rank() == 0 or getattr(error, "met_alone", False):
+        distributed = _process_group()
+        if distributed is None or distributed.get_rank() == 0 or getattr(error, "met_alone", False):
             print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        if torch.distributed.get_backend() == "gloo":
-            # the interpreter's own end takes gloo's threads down in an order that now and then aborts a finished
-            # process ("terminate called without an active exception"): end without it
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        torch.distributed.destroy_process_group()
+    distributed = _process_group()
+    if distributed is None:
+        return
+    distributed.barrier()
+    if distributed.get_backend() == "gloo":
+        # While the interpreter shuts down, gloo's threads now and then abort a process that has finished ("terminate
+        # called without an active exception"). Exit without that shutdown.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    distributed.destroy_process_group()
+
+
+def _process_group():
+    """The module `torch.distributed` if this process belongs to a group, else None; does not import it."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_initialized() else None

@@ -1,4 +1,4 @@
-"""The processor or GPU that runs here, in words and abilities, and how this process keeps memory."""
+"""Describes this machine's processor or GPU, and sets how the process keeps freed memory."""
 
 import ctypes
 import os
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+KEEP_FREED_MEMORY = "ARM_KEEP_FREED_MEMORY"
+
 
 def _cpu_info() -> dict[str, str]:
-    """What the system says of its last processor; empty where it says nothing."""
+    """/proc/cpuinfo of the last processor; {} if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -18,28 +20,31 @@ def _cpu_info() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name, and the numbers of its generation."""
-    said = _cpu_info()
-    if "model name" not in said:
+    """The processor's name, with family and model numbers if the system reports them."""
+    info = _cpu_info()
+    if "model name" not in info:
         return platform.processor() or platform.machine()
-    if "cpu family" not in said:
-        return said["model name"]
-    # many virtual machines say no more than "AMD EPYC": family and model tell the generation
-    return f"{said['model name']} (family {said['cpu family']}, model {said['model']})"
+    if "cpu family" not in info:
+        return info["model name"]
+    # many virtual machines report only "AMD EPYC": family and model identify the generation
+    return f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it; without them bfloat16 costs time instead of saving it."""
+    """Whether the processor has bfloat16 instructions; without them bfloat16 is slower than float32."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split())
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensors; whether the C library can (glibc's can).
+    """Make this process reuse the memory that it frees; returns whether that worked (it needs glibc).
 
-    By default each large tensor comes from the system anew, and its first use costs a page fault for every 4 KiB: up to
-    half of the time of a scan with its gradients. PyTorch keeps freed memory on a GPU, not on a CPU.
+    By default glibc returns each large tensor to the system, and the next one costs a page fault per 4 KiB: up to half
+    the time of a scan with gradients. PyTorch caches freed memory on a GPU only. The setting holds for the whole
+    process; the environment variable ARM_KEEP_FREED_MEMORY=0 leaves the C library's defaults.
     """
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    if os.environ.get(KEEP_FREED_MEMORY) == "0":
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -48,7 +53,7 @@ def keep_freed_memory() -> bool:
 
 
 def machine() -> str:
-    """The processor or GPU."""
+    """One phrase for the device that runs here: the GPU, or the processor and its cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()} GPU"
     return f"{cpu_name()}, {os.cpu_count()} cores, no GPU"

@@ -1,9 +1,29 @@
-"""Registers the toolkit with mmengine; configurations name this module in `custom_imports`.
+"""Registers the toolkit with mmengine: every configuration names this module in `custom_imports`.
 
-Heads for mmdet (`models.float32_heads`, `models.instance_tta`) and for classification (`datasets.class_folder`,
-`evaluation.accuracy`, `models.mixup`) are named by the configurations that use them.
+| module | registers |
+| --- | --- |
+| `analysis.reconstruction_hook` | ReconstructionHook |
+| `datasets.samplers` | SeededSampler, SeedSample |
+| `datasets.transforms` | LoadImage, LoadLabels |
+| `engine.checkpoint_hook` | SafeCheckpointHook |
+| `engine.ema_hook` | WeightEMAHook |
+| `engine.finite_loss_hook` | FiniteLossHook |
+| `engine.hooks` | ThroughputHook, SeedIterationHook, SameBuffersHook, SkippedFilesHook, OneFileLoggerHook |
+| `engine.loops` | ResumableEpochLoop |
+| `engine.optim_wrapper` | CPUAmpOptimWrapper |
+| `engine.runner` | ARMRunner, CPUDistributedDataParallel |
+
+Configurations name these themselves, because segmentation and pretraining do without them:
+
+| module | registers | needs |
+| --- | --- | --- |
+| `models.float32_heads` | Float32RPNHead, Float32RoIExtractor | mmdet |
+| `models.instance_tta` | InstanceTTAModel | mmdet |
+| `datasets.class_folder` | ClassFolder | |
+| `models.mixup` | MixupPreprocessor | |
+| `evaluation.accuracy` | Accuracy | |
 """
 
 from .analysis import reconstruction_hook  # noqa: F401
 from .datasets import samplers, transforms  # noqa: F401
-from .engine import ema_hook, finite_loss_hook, loops, optim_wrapper, runner  # noqa: F401
+from .engine import checkpoint_hook, ema_hook, finite_loss_hook, hooks, loops, optim_wrapper, runner  # noqa: F401

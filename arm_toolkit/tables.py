@@ -1,4 +1,4 @@
-"""Markdown tables."""
+"""Markdown tables, aligned so that a terminal shows them well too."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,13 +9,18 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], ali
     """A Markdown table.
 
     Args:
-        columns: titles.
-        rows: cells, shown by `str`.
-        align: "l", "c" or "r" for each column; all "l" when empty.
+        columns: titles, all different.
+        rows: cells, converted with `str`; a line break in a cell becomes `<br>`.
+        align: "l", "c" or "r" for each column; all "l" if empty.
     """
-    table = PrettyTable(list(columns))
+    titles = [_cell(title) for title in columns]
+    table = PrettyTable(titles)
     table.set_style(TableStyle.MARKDOWN)
-    for title, side in zip(columns, align or "l" * len(columns), strict=True):
+    for title, side in zip(titles, align or "l" * len(titles), strict=True):
         table.align[title] = side
-    table.add_rows([list(map(str, row)) for row in rows])
+    table.add_rows([list(map(_cell, row)) for row in rows])
     return table.get_string()
+
+
+def _cell(content: object) -> str:
+    return str(content).replace("|", "\\|").replace("\n", "<br>")

@@ -1,4 +1,4 @@
-# ARM-B on ImageNet-1K from AR pretraining, 224 x 224, 100 epochs (paper: 83.2 top-1).
+# ARM-B on ImageNet-1K from AR pretraining, 224 x 224, 100 epochs. Paper: 83.2 top-1.
 #
 #   bash tools/dist_train.sh cls_configs/arm_b_in1k.py 8
 #

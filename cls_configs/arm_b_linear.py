@@ -1,5 +1,5 @@
-# Linear probe: AR-pretrained ARM-B frozen, one causal scan as in pretraining, and a linear head behind a BatchNorm without
-# parameters (MAE's protocol, with SGD for LARS). The paper has no such row.
+# Linear probe of AR-pretrained ARM-B: a frozen encoder with the single causal scan of pretraining, then BatchNorm
+# without parameters and a linear head (MAE's protocol, with SGD instead of LARS). Not in the paper.
 #
 #   bash tools/dist_train.sh cls_configs/arm_b_linear.py 8
 #
@@ -19,7 +19,7 @@ train_dataloader = dict(
 )
 train_cfg = dict(max_epochs=90)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type="SGD", lr=0.4, momentum=0.9, weight_decay=0.0),  # 0.1 x 1024 / 256
+    optimizer=dict(_delete_=True, type="SGD", lr=0.4, momentum=0.9, weight_decay=0.0),  # lr 0.1 x 1024 / 256
     paramwise_cfg=dict(layer_decay=1.0),
 )
 param_scheduler = dict(warmup=10, floor=0.0)

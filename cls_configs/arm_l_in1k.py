@@ -1,8 +1,8 @@
-# ARM-L on ImageNet-1K from AR pretraining, 224 x 224, 100 epochs (paper: 84.5 top-1).
+# ARM-L on ImageNet-1K from AR pretraining, 224 x 224, 100 epochs. Paper: 84.5 top-1.
 #
 #   bash tools/dist_train.sh cls_configs/arm_l_in1k.py 8
 #
-# Batch 256 = 8 GPUs x 32 images, four of them a step: 1024 (the authors' launch command).
+# Batch 256 = 8 GPUs x 32 images; 4 batches are accumulated per step: 1024. (The authors' launch command.)
 _base_ = "arm_b_in1k.py"
 model = dict(
     arch="large",

@@ -1,4 +1,4 @@
-# ARM-S (384 wide, 12 blocks), our size for small machines, with ARM-B's recipe.
+# ARM-S (384 wide, 12 blocks), our own size for small machines, with ARM-B's recipe.
 #
 #   bash tools/dist_train.sh cls_configs/arm_s_in1k.py 8
 #

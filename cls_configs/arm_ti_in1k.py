@@ -1,4 +1,4 @@
-# ARM-Ti (192 wide, 12 blocks), our size for small machines, with ARM-B's recipe.
+# ARM-Ti (192 wide, 12 blocks), our own size for small machines, with ARM-B's recipe.
 #
 #   bash tools/dist_train.sh cls_configs/arm_ti_in1k.py 8
 #

@@ -1,5 +1,5 @@
-# MambaMLP-B, the same network trained with labels alone, 300 epochs from scratch (paper: 81.2 top-1, 'supervised' and no
-# more; the finetuning recipe without layer decay and DeiT's number of epochs are our reading).
+# MambaMLP-B: ARM-B's network trained with labels only, 300 epochs from scratch. Paper: 81.2 top-1, and no recipe beyond
+# "supervised". The finetuning recipe without layer decay, for DeiT's 300 epochs, is our reading.
 #
 #   bash tools/dist_train.sh cls_configs/mambamlp_b_in1k.py 8
 #

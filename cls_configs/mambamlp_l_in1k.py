@@ -1,9 +1,9 @@
-# MambaMLP-L, the same network trained with labels alone, 300 epochs from scratch (paper: 81.4 top-1, 'supervised' and no
-# more; the finetuning recipe without layer decay and DeiT's number of epochs are our reading).
+# MambaMLP-L: ARM-L's network trained with labels only, 300 epochs from scratch. Paper: 81.4 top-1, and no recipe beyond
+# "supervised". The finetuning recipe without layer decay, for DeiT's 300 epochs, is our reading.
 #
 #   bash tools/dist_train.sh cls_configs/mambamlp_l_in1k.py 8
 #
-# Batch 256 = 8 GPUs x 32 images.
+# Batch 256 = 8 GPUs x 32 images; 4 batches are accumulated per step: 1024.
 _base_ = "arm_l_in1k.py"
 model = dict(init_cfg=None)
 train_cfg = dict(max_epochs=300)

@@ -1,5 +1,5 @@
-# A small ARM on class folders cut from the generated shapes, from the quickstart's pretraining: two minutes on two CPU
-# cores. Start here for your own folders (from scratch: --cfg-options model.init_cfg=None).
+# A small ARM on class folders cut from the generated shapes, starting from the quickstart's pretraining: two minutes on
+# two CPU cores. Copy this file for your own folders. From scratch: --cfg-options model.init_cfg=None
 #   python tools/prepare_data.py classes work_dirs/quickstart/shapes/coco work_dirs/quickstart/classes
 #   python tools/train.py cls_configs/quickstart_arm.py
 _base_ = ["_base_/arm.py", "_base_/imagenet.py", "_base_/schedule_100e.py", "_base_/runtime.py"]
@@ -12,7 +12,7 @@ model = dict(
     init_cfg=dict(checkpoint="work_dirs/quickstart/backbone.pth"),
     data_preprocessor=dict(mixup=dict(prob=0.0, num_classes=3)),  # label smoothing alone
 )
-light = dict(scale=(0.5, 1.0), re_prob=0.0, auto_augment=None)  # for a short run on few images
+light = dict(scale=(0.5, 1.0), re_prob=0.0, auto_augment=None)  # light augmentation for a short run on few images
 train_dataloader = dict(
     batch_size=16,
     num_workers=0,

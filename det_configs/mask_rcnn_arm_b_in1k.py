@@ -1,13 +1,13 @@
-# As mask_rcnn_arm_b.py, from the ImageNet-1K classifier (AR-pretrained, then finetuned with four
-# scans). The paper does not say from which of the two its detector starts.
+# mask_rcnn_arm_b.py, but from the ImageNet-1K classifier (AR-pretrained, then finetuned with four scans). The paper
+# does not say which of the two its detector starts from.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_b_in1k.py 8
 #
-# Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
+# Batch 16 = 8 GPUs x 2 images; 36 epochs of 7,330 iterations.
 _base_ = "mask_rcnn_arm_b.py"
 model = dict(
     backbone=dict(
-        cls_token="middle",  # the classifier's, carried along in its place; not in the maps
+        cls_token="middle",  # as in the classifier; scanned, but not part of the maps
         init_cfg=dict(checkpoint="checkpoints/arm_b_in1k.pth"),
     )
 )

@@ -1,11 +1,10 @@
-# Mask R-CNN, ARM-L (1024 x 24). No published dense result exists for it.
+# Mask R-CNN with ARM-L (1024 wide, 24 blocks). No dense-prediction result has been published for ARM-L.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_l.py 8
 #
-# Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
-# Drop path 0.3: as ARM-L is finetuned for classification; our choice here. with_cp=True: the
-# cheap parts of a block are computed again in the backward also where no kernels do so
-# (plain PyTorch); "all" does so with whole blocks: the least memory.
+# Batch 16 = 8 GPUs x 2 images; 36 epochs of 7,330 iterations.
+# Drop path 0.3 is our choice: the value of ARM-L's ImageNet finetuning.
+# If memory runs out: --cfg-options model.backbone.with_cp=full (recomputes whole blocks in the backward).
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",
@@ -16,7 +15,7 @@ model = dict(
     backbone=dict(
         arch="large",
         drop_path_rate=0.3,
-        with_cp=True,
+        with_cp="selective",
         init_cfg=dict(checkpoint="checkpoints/arm_l_pretrain.pth"),
     ),
     neck=[

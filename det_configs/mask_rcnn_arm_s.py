@@ -1,8 +1,8 @@
-# Mask R-CNN, ARM-S (384 x 12, our own addition for small machines; the paper has no such row).
+# Mask R-CNN with ARM-S (384 wide, 12 blocks): our own size for small machines, not in the paper.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_s.py 8
 #
-# Batch 16 = 8 GPUs x 2 images; 7,330 iterations an epoch, 36 epochs.
+# Batch 16 = 8 GPUs x 2 images; 36 epochs of 7,330 iterations.
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",

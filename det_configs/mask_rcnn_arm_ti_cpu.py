@@ -1,13 +1,12 @@
-# For trying things on a small machine, with or without a GPU: ARM-Ti with narrow heads on 320-pixel
-# images. It shows that data, training and evaluation work; its AP means nothing beside the other
-# configurations'.
+# Mask R-CNN for a small machine, with or without a GPU: ARM-Ti with narrow heads on 320-pixel images. It checks that
+# data, training and evaluation work; its AP is not comparable with that of the other configurations.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_ti_cpu.py 1 --cfg-options data_root=SMALL_COCO/
 #
-# Batch 4 = 1 process x 4 images, 12 epochs ("1x": drops after 8 and 11). Meant for some hundred
-# images in COCO's layout and with its 80 classes. With other classes give them in metainfo of the
-# three data sets, and their number as num_classes of bbox_head and mask_head. From scratch:
-# --cfg-options model.backbone.init_cfg=None
+# Batch 4 = 1 process x 4 images; 12 epochs ("1x": drops after 8 and 11).
+# Meant for a few hundred images in COCO's layout with COCO's 80 classes. For other classes set metainfo in the three
+# data sets, and num_classes in bbox_head and mask_head.
+# From scratch: --cfg-options model.backbone.init_cfg=None
 _base_ = "mask_rcnn_arm_ti.py"
 model = dict(
     backbone=dict(drop_path_rate=0.0),  # too few iterations to need it
@@ -15,7 +14,7 @@ model = dict(
         dict(type="ARMPyramid", in_channels=192, norm_cfg=dict(type="GN")),
         dict(type="FPN", in_channels=[192] * 4, out_channels=64, num_outs=5),
     ],
-    # anchors from 16 pixels: objects are small in small images
+    # the smallest anchor is 16 pixels: objects are small in small images
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),

@@ -1,6 +1,6 @@
 """Clusters, the prediction unit of ARM (section 3.2), and the orders in which they are predicted.
 
-Legend: M clusters of the image, P patches of a cluster (side * side).
+Legend: M clusters of an image, P patches of a cluster (side * side).
 """
 
 import torch
@@ -10,17 +10,17 @@ ORDERS = ("row_forward", "row_backward", "column_forward", "column_backward", "r
 
 
 def cluster_patches(height: int, width: int, side: int) -> Tensor:
-    """Patch numbers (raster) of each cluster; clusters row-first, patches raster inside a cluster.
+    """The patches of each cluster: clusters in row-major order, patches in raster order inside a cluster.
 
     Args:
-        height, width: grid in patches.
-        side: patches along one side of a cluster.
+        height, width: grid size in patches.
+        side: side of a cluster in patches.
 
     Returns:
-        (M, P) int64.
+        (M, P) int64, raster indices of patches.
 
     Raises:
-        ValueError: if the grid does not divide into clusters, or into fewer than two.
+        ValueError: if the grid does not divide into clusters, or if it is a single cluster.
     """
     if height % side or width % side:
         raise ValueError(
@@ -28,21 +28,24 @@ def cluster_patches(height: int, width: int, side: int) -> Tensor:
             f"choose an img_size whose sides are multiples of {side} patches"
         )
     if height * width < 2 * side * side:
-        raise ValueError(f"a grid of {height} x {width} patches is one cluster of {side} x {side}: nothing to predict")
+        raise ValueError(
+            f"a grid of {height} x {width} patches is one cluster of {side} x {side}, which leaves nothing to predict; "
+            "choose a smaller cluster_side or a larger img_size"
+        )
     grid = torch.arange(height * width).view(height // side, side, width // side, side)
     return grid.permute(0, 2, 1, 3).reshape(-1, side * side)
 
 
 def cluster_order(rows: int, columns: int, order: str) -> Tensor:
-    """Numbers (row-first) of the clusters in the order of a sequence.
+    """The order in which clusters are read and predicted.
 
     Args:
-        rows, columns: clusters of the image.
-        order: one of `ORDERS`. "row_backward" and "column_backward" reverse within each row or column, as ARM's do;
-            "reverse" is the whole of "row_forward" backwards; "random" draws another one at every call.
+        rows, columns: grid size in clusters.
+        order: one of `ORDERS`. "row_backward" and "column_backward" reverse each row or column, as in ARM's ablation;
+            "reverse" reverses the whole of "row_forward"; "random" draws a new permutation at every call.
 
     Returns:
-        (M,) int64 permutation.
+        (M,) int64 permutation of the row-major cluster indices.
 
     Raises:
         ValueError: for another order.

@@ -1,4 +1,4 @@
-"""Images without labels: any folder tree, a list file, tar shards or a Hugging Face data set, as random crops."""
+"""Random crops of unlabeled images, the input of pretraining (ARM section 4.1)."""
 
 import time
 
@@ -16,19 +16,24 @@ from arm_images.read import ImageFiles
 
 @DATASETS.register_module()
 class ImageCrops(Dataset):
-    """Random resized crops and flips (reference code: scale 0.2 to 1, bicubic) as uint8 RGB.
+    """A data set of random resized crops and horizontal flips, as in the reference code (scale 0.2 to 1, bicubic).
+
+    An item is dict(inputs=(3, H, W) uint8 RGB tensor, data_samples=path of the file). If the index has an attribute
+    `seed` (see `arm_toolkit.datasets.samplers`), the crop depends on it alone.
 
     Args:
-        path, prefix: see `find_images`.
+        path, prefix: see `arm_images.find.find_images`.
         size: pixels, one number or (height, width).
-        scale: range of the crop's area relative to the image.
-        augment: False for the largest centre crop of that shape instead, resized.
-        on_error, max_skipped: see `ImageFiles`.
+        scale: range of a crop's area relative to the image.
+        augment: False takes the largest centre crop of this shape instead, resized.
+        on_error, max_skipped: see `arm_images.read.ImageFiles`.
 
-    `spent` sums the seconds in which items were made, and their number, over all workers.
+    Attributes:
+        files: the images found.
+        spent: (2,) float64, seconds that items took and number of items, summed over all data loader workers.
 
-    An item is dict(inputs=(3, H, W) uint8 tensor, data_samples=path of the file). If the index carries a `seed` (see
-    `arm_toolkit.datasets.samplers`), the crop is a function of it.
+    Raises:
+        DataError: if there are no images, or if they cannot be read.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class ImageCrops(Dataset):
         self.augment = augment
         crop = v2.RandomResizedCrop(self.size, scale, interpolation=InterpolationMode.BICUBIC)
         self.random_crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
-        self.spent = torch.zeros(2, dtype=torch.float64).share_memory_()  # seconds and images, of all workers
+        self.spent = torch.zeros(2, dtype=torch.float64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.files)

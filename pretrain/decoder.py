@@ -1,6 +1,6 @@
-"""The pretraining decoder (ARM section 3.2): queries for the next cluster look at the encoder's tokens.
+"""The pretraining decoder (ARM section 3.2): queries at the next cluster's positions attend to the encoder's tokens.
 
-Legend: B batch, L encoder tokens, Lq predicted tokens, C encoder channels, E decoder channels.
+Legend: B sequences, L encoder tokens, Lq predicted tokens, C encoder channels, E decoder channels.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from .sequence import Sequence
 
 HEAD_WIDTH = 64
-QUERIES = 512  # that attend together: their mask is all the memory that pairs of tokens take
+QUERIES = 512  # queries per chunk; bounds the attention mask to QUERIES x L
 
 
 def skip_blocks(num_layers: int, depth: int) -> tuple[int, ...]:
-    """Blocks (from 0) whose outputs the decoder reads, one for each of its `depth` blocks, from the middle to the last.
+    """Indices of the encoder blocks whose outputs the decoder's `depth` blocks read, from the middle to the last.
 
-    After blocks 6, 8, 10, 12 of 12 and 12, 16, 20, 24 of 24, counted from 1, as in the reference code.
+    As in the reference code: counted from 1, blocks 6, 8, 10, 12 of 12, and 12, 16, 20, 24 of 24.
     """
     if depth == 1:
         return (num_layers - 1,)
@@ -25,6 +25,8 @@ def skip_blocks(num_layers: int, depth: int) -> tuple[int, ...]:
 
 
 class CrossAttention(nn.Module):
+    """Multi-head attention of (B, Lq, E) queries to (B, L, E) tokens, each query to its visible prefix only."""
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -39,7 +41,7 @@ class CrossAttention(nn.Module):
         keys, parts = torch.arange(tokens.shape[1], device=q.device), []
         for start in range(0, q.shape[2], QUERIES):
             part, sees = q[:, :, start : start + QUERIES], visible[start : start + QUERIES]
-            n = sequence.most_visible(start + len(sees))  # nobody sees what comes after
+            n = sequence.most_visible(start + len(sees))  # keys beyond n are masked for the whole chunk
             mask = keys[:n] < sees[:, None]
             parts.append(F.scaled_dot_product_attention(part, k[:, :, :n], v[:, :, :n], attn_mask=mask))
         x = torch.cat(parts, 2)
@@ -47,7 +49,7 @@ class CrossAttention(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """`q + attention(norm(q), norm(tokens))`, then `q + mlp(norm(q))`; no attention among the queries."""
+    """`q + attention(norm(q), norm(tokens))`, then `q + mlp(norm(q))`. Queries do not attend to each other."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -63,27 +65,30 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Skip features to predictions.
+    """Predicts patches from the outputs of several encoder blocks (skip features).
 
     Args:
-        encoder_dim: channels C of the encoder's tokens.
-        dim: decoder width E, a multiple of 64 (one head each).
-        depth: blocks, each reading one skip feature.
-        out_dim: values predicted per patch.
+        encoder_dim: C.
+        dim: E, a multiple of 64 (one head per 64 channels).
+        depth: number of blocks; each reads one skip feature.
+        out_dim: number of values predicted per patch.
+
+    Raises:
+        ValueError: if `dim` is not a multiple of 64.
     """
 
     def __init__(self, encoder_dim: int, dim: int, depth: int, out_dim: int) -> None:
         super().__init__()
         if dim % HEAD_WIDTH:
-            raise ValueError(f"decoder_dim={dim} must be a multiple of {HEAD_WIDTH} (heads of {HEAD_WIDTH} channels)")
+            raise ValueError(f"decoder_dim={dim} must be a multiple of {HEAD_WIDTH}, the channels of a head")
         self.skip_norms = nn.ModuleList(nn.LayerNorm(encoder_dim) for _ in range(depth))
         self.skip_proj = nn.Linear(depth * encoder_dim, depth * dim)
         self.blocks = nn.ModuleList(DecoderBlock(dim, dim // HEAD_WIDTH) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, out_dim)
-        self._init_weights()
+        self.reset_parameters()
 
-    def _init_weights(self) -> None:
+    def reset_parameters(self) -> None:
         for linear in (self.skip_proj, self.head):
             bound = linear.in_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -95,12 +100,21 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def latents(self, skips: list[Tensor]) -> Tensor:
-        """Skip features, `depth` times (B, L, C) -> (B, L, E, depth): block i reads slice i."""
+        """`depth` skip features (B, L, C) -> (B, L, E, depth); block i reads slice i."""
         normed = [norm(x) for norm, x in zip(self.skip_norms, skips, strict=True)]
         return self.skip_proj(torch.cat(normed, dim=2)).unflatten(2, (-1, len(self.blocks)))
 
     def forward(self, query: Tensor, skips: list[Tensor], sequence: Sequence) -> Tensor:
-        """query (B, Lq, E), skip features of L tokens -> (B, Lq, out_dim); the sequence says who sees whom."""
+        """Predict the targets of a sequence.
+
+        Args:
+            query: (B, Lq, E).
+            skips: `depth` tensors (B, L, C).
+            sequence: says which encoder tokens each query may attend to.
+
+        Returns:
+            (B, Lq, out_dim)
+        """
         latents = self.latents(skips)
         for i, block in enumerate(self.blocks):
             query = block(query, latents[..., i], sequence)

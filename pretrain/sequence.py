@@ -1,6 +1,7 @@
-"""What a sequence is made of: the clusters of one image (ARM), or of several with separators between (STAR section 3).
+"""Sequences: the clusters of one image (ARM section 3.2), or of several with separators between them (STAR section 3).
 
-Legend: N images of a sequence, M clusters of an image, P patches of a cluster, S tokens of a separator, C channels.
+Legend: B sequences, N images of a sequence, M clusters of an image, P patches of a cluster, S tokens of a separator,
+L encoder tokens, Lq predicted tokens, C channels.
 """
 
 import functools
@@ -9,50 +10,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SEPARATOR_TYPES = ("none", "token", "cluster")
-SEPARATOR_VALUES = ("zeros", "ones", "embedding", "identity")
-SEPARATOR_POSITIONS = ("SC", "CS", "SCS", "CSC")
-SEPARATOR = -1  # in the place of a cluster's step
-
-
-def image_pattern(clusters: int, columns: int, position: str | None) -> list[int]:
-    """Steps of an image's clusters and separators, in the order of the sequence (STAR section 3).
-
-    Args:
-        columns: clusters of a row.
-        position: None without separators; "SC": one before the clusters; "CS": one after; "SCS" and "CSC": one for
-            every `columns` clusters, the first before or after them.
-    """
-    steps = list(range(clusters))
-    if position is None:
-        return steps
-    if position not in SEPARATOR_POSITIONS:
-        raise ValueError(f"separator position {position!r} is unknown; give one of {', '.join(SEPARATOR_POSITIONS)}")
-    size = clusters if position in ("SC", "CS") else columns
-    groups = [steps[start : start + size] for start in range(0, clusters, size)]
-    before = position in ("SC", "SCS")
-    return [step for group in groups for step in ([SEPARATOR, *group] if before else [*group, SEPARATOR])]
+from .separators import SEPARATOR
 
 
 @dataclass(frozen=True)
 class Element:
-    """A cluster or a separator: `step` in its image's order, or SEPARATOR."""
+    """A cluster or a separator of a sequence.
+
+    Attributes:
+        image: index of its image in the sequence.
+        step: position of the cluster in the order of its image, or SEPARATOR.
+    """
 
     image: int
     step: int
 
 
 class Sequence:
-    """Which elements the encoder reads, and which the decoder predicts from those before.
+    """The elements that the encoder reads, and those that the decoder predicts from the preceding ones.
 
-    Without separators the last cluster of an image predicts the first of the next. With them every element is
-    predicted from those before it; where a sequence begins with a separator, the last cluster predicts one more, that
-    of the image that would follow (STAR equation 7).
+    Without separators, the last cluster of an image predicts the first cluster of the next image. With separators, if
+    the sequence starts with one, the last cluster also predicts the separator of the image that would follow
+    (STAR equation 7).
+
+    Args:
+        images: N.
+        pattern: from `image_pattern`.
+        patches: P.
+        separator_tokens: S, 0 without separators.
 
     Attributes:
-        inputs, targets: elements; target j is predicted from inputs 0 to j.
-        query_lengths: tokens of each target.
-        visible_lengths: tokens of the encoder that each target sees.
+        inputs: elements that the encoder reads.
+        targets: elements that are predicted; target j is predicted from inputs 0 to j.
+        query_lengths: number of tokens of each target.
+        visible_lengths: number of encoder tokens that each target is predicted from.
     """
 
     def __init__(self, images: int, pattern: list[int], patches: int, separator_tokens: int) -> None:
@@ -71,14 +62,15 @@ class Sequence:
         self.images = images
 
     def assemble(self, elements: list[Element], clusters: Tensor, separator: Tensor | None) -> Tensor:
-        """The tokens of elements, one after the other.
+        """Concatenate the tokens of elements.
 
         Args:
-            clusters: (B, N, M, P, C) in the order of the sequence; N may be 1 if it is the same for all images.
-            separator: (1, S, C).
+            elements: `inputs` or `targets`.
+            clusters: (B, N, M, P, C), clusters in the order of the sequence; N may be 1 if all images share them.
+            separator: (1, S, C); None without separators.
 
         Returns:
-            (B, L, C)
+            (B, L or Lq, C)
         """
         batch, images = clusters.shape[:2]
         parts = [
@@ -91,44 +83,23 @@ class Sequence:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 a model keeps its sequences as long as it lives
     def visible(self, device: torch.device) -> Tensor:
-        """(Lq,) for each predicted token the number of encoder tokens, from the first on, that it sees."""
+        """(Lq,) int64: predicted token i may attend to the first `visible[i]` encoder tokens."""
         pairs = zip(self.query_lengths, self.visible_lengths, strict=True)
         return torch.tensor([visible for length, visible in pairs for _ in range(length)], device=device)
 
     def most_visible(self, count: int) -> int:
-        """The number of encoder tokens that any of the first `count` predicted tokens sees."""
+        """The largest number of encoder tokens that any of the first `count` predicted tokens may attend to."""
         for length, visible in zip(self.query_lengths, self.visible_lengths, strict=True):
             count -= length
             if count <= 0:
                 return visible
-        raise ValueError("more tokens than are predicted")
+        raise ValueError("count exceeds the number of predicted tokens")
 
     def of_image(self, image: int) -> Tensor:
-        """Places, among the tokens of all targets, of those of an image's clusters, in their order."""
+        """Indices, among the predicted tokens, of an image's cluster tokens, in the order of the sequence."""
         places, start = [], 0
         for element, length in zip(self.targets, self.query_lengths, strict=True):
             if element.image == image and element.step != SEPARATOR:
                 places.append(torch.arange(start, start + length))
             start += length
         return torch.cat(places)
-
-
-def separator_values(value: str, tokens: int, channels: int) -> Tensor:
-    """(1, S, C) constants of a separator (STAR section 3): zeros, ones, or the diagonal tokens ones ("identity").
-
-    A learned "embedding" starts from 0 here.
-
-    Raises:
-        ValueError: for another value, or an identity of a number of tokens that is no square.
-    """
-    if value not in SEPARATOR_VALUES:
-        raise ValueError(f"separator value {value!r} is unknown; give one of {', '.join(SEPARATOR_VALUES)}")
-    if value == "ones":
-        return torch.ones(1, tokens, channels)
-    result = torch.zeros(1, tokens, channels)
-    if value == "identity":
-        side = round(tokens**0.5)
-        if side * side != tokens:
-            raise ValueError(f"an identity separator needs a square number of tokens, not {tokens}")
-        result[:, :: side + 1] = 1
-    return result

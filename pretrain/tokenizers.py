@@ -1,7 +1,9 @@
-"""Discrete tokens as targets (ARM, "dVAE"): what makes one token of each patch of an image.
+"""Tokenizers for discrete targets (ARM's "dVAE" ablation): they turn each patch of an image into one token.
 
-A tokenizer is a module with `vocab_size` and a forward from normalised images (B, 3, H, W) to int64 tokens (B, Gh * Gw)
-in raster order. It is not trained, and no part of the model that it serves: the configuration names its file.
+A tokenizer is a module with an attribute `vocab_size` and a forward from normalized images (B, 3, H, W) to int64 tokens
+(B, Gh * Gw) in raster order. It is frozen and not saved with the model that uses it; the configuration names its file.
+
+Legend: B images, Gh, Gw patches of a column and a row, V tokens of the vocabulary, C values of a patch.
 """
 
 import math
@@ -9,21 +11,28 @@ import math
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
+from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
-from arm_backbone.checkpoint.accounting import misfit
+from arm_backbone.checkpoint.accounting import describe_mismatch
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 
-from .targets import normalised_pixels, patchify
+from .data import ImageCrops
+from .targets import normalized_pixels, patchify
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the pretraining configurations, for 0 to 255
 
 
 @MODELS.register_module()
 class KMeansTokenizer(nn.Module):
-    """The nearest of the centroids that `tools/fit_tokenizer.py` found among normalised patches.
+    """The index of the nearest centroid of each normalized patch.
 
     Args:
-        checkpoint: its file.
+        checkpoint: centroids, from `tools/fit_tokenizer.py`.
         patch_size: pixels.
+
+    Raises:
+        CheckpointError: if the file has no centroids of this patch size.
     """
 
     def __init__(self, checkpoint: str, patch_size: int = 16) -> None:
@@ -31,30 +40,50 @@ class KMeansTokenizer(nn.Module):
         centroids = model_state(read_checkpoint(checkpoint)).get("centroids")
         if centroids is None or centroids.shape[1] != 3 * patch_size**2:
             raise CheckpointError(
-                f"{checkpoint} has no centroids of patches of {patch_size} pixels; make it with tools/fit_tokenizer.py"
+                f"{checkpoint} has no centroids for patches of {patch_size} pixels; make it with tools/fit_tokenizer.py"
             )
         self.vocab_size, self.patch_size = len(centroids), patch_size
         self.register_buffer("centroids", centroids)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        patches = normalised_pixels(patchify(images.float(), self.patch_size))
+        patches = normalized_pixels(patchify(images.float(), self.patch_size))
         return nearest(patches, self.centroids)
 
 
+def sample_patches(crops: ImageCrops, count: int, patch_size: int) -> list[Tensor]:
+    """Normalized patches of randomly chosen images, with a progress bar.
+
+    Args:
+        count: number of images; all of them if there are fewer.
+        patch_size: pixels.
+
+    Returns:
+        one tensor (Gh * Gw, C) per image.
+    """
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
+    batches = []
+    for index in track_iter_progress(torch.randperm(len(crops))[:count].tolist()):
+        image = (crops[index]["inputs"].unsqueeze(0).float() - mean) / std
+        batches.append(normalized_pixels(patchify(image, patch_size))[0])
+    return batches
+
+
 def nearest(patches: Tensor, centroids: Tensor) -> Tensor:
-    """(..., C) -> (...), the number of the nearest centroid (V, C)."""
+    """Patches (..., C) and centroids (V, C) -> (...), the index of the nearest centroid."""
     return (patches @ centroids.T - centroids.square().sum(1) / 2).argmax(-1)
 
 
 def fit_centroids(batches: list[Tensor], vocab_size: int, rounds: int = 20) -> Tensor:
-    """k-means (Lloyd's) over patches.
+    """Cluster patches with k-means (Lloyd's algorithm).
 
     Args:
         batches: tensors (n, C) of patches.
+        vocab_size: V.
+        rounds: iterations.
 
     Returns:
-        (vocab_size, C)
+        centroids (V, C).
 
     Raises:
         ValueError: for fewer patches than centroids.
@@ -70,12 +99,12 @@ def fit_centroids(batches: list[Tensor], vocab_size: int, rounds: int = 20) -> T
         used = counts > 0
         centroids[used] = sums[used] / counts[used, None]
         empty = int((~used).sum())
-        centroids[~used] = patches[torch.randperm(len(patches))[:empty]]  # those that nothing is near start anew
+        centroids[~used] = patches[torch.randperm(len(patches))[:empty]]  # re-seed empty clusters
     return centroids
 
 
 class _DVAEBlock(nn.Module):
-    """Residual block of DALL-E's encoder: a bottleneck of three 3x3 and one 1x1 convolution, scaled by the depth."""
+    """Residual block of DALL-E's encoder: three 3x3 convolutions and one 1x1, scaled by 1 / layers ** 2."""
 
     def __init__(self, inputs: int, outputs: int, layers: int) -> None:
         super().__init__()
@@ -94,18 +123,22 @@ class _DVAEBlock(nn.Module):
 
 @MODELS.register_module()
 class DVAETokenizer(nn.Module):
-    """The encoder of DALL-E's discrete VAE, 8192 tokens, from a local file with its state dict.
+    """The encoder of DALL-E's discrete VAE with 8192 tokens, read from a local file.
 
-    Its stride is 8: an image is resized so that a patch becomes 8 x 8 pixels.
+    The encoder has stride 8, so images are resized until a patch covers 8 x 8 pixels.
 
     Args:
-        checkpoint: state dict; weights are called `w` and `b` as in the original, or `weight` and `bias`.
+        checkpoint: state dict whose weights are named `w` and `b`, as in the original, or `weight` and `bias`.
         patch_size: pixels.
-        width, vocab_size: of the published model.
+        width: channels of the first layer; the default is the published model's.
+        vocab_size: V; the default is the published model's.
+
+    Raises:
+        CheckpointError: if the file is not such an encoder.
     """
 
     GROUPS, BLOCKS = 4, 2
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what images were normalised with
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images' normalization
     EPS = 0.1  # DALL-E maps [0, 1] to [0.1, 0.9]
 
     def __init__(self, checkpoint: str, patch_size: int = 16, width: int = 256, vocab_size: int = 8192) -> None:
@@ -140,9 +173,11 @@ class DVAETokenizer(nn.Module):
             stem, _, last = name.rpartition(".")
             renamed[f"{stem}.{dict(w='weight', b='bias').get(last, last)}"] = tensor
         parameters = dict(self.named_parameters())
-        problem = misfit({n: p.shape for n, p in parameters.items()}, {n: t.shape for n, t in renamed.items()})
+        problem = describe_mismatch(
+            {n: p.shape for n, p in parameters.items()}, {n: t.shape for n, t in renamed.items()}
+        )
         if problem:
-            raise CheckpointError(f"{path} is no encoder of DALL-E's dVAE: {problem}")
+            raise CheckpointError(f"{path} is not an encoder of DALL-E's dVAE: {problem}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(renamed[name])

@@ -1,4 +1,4 @@
-# UperNet on the generated shapes for tools/quickstart.sh: a small ARM and narrow heads, minutes on one CPU core.
+# UperNet on the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads, minutes on one CPU core.
 #   python tools/train.py seg_configs/quickstart_upernet.py
 _base_ = ["_base_/upernet_arm.py", "_base_/ade20k.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
 
@@ -43,7 +43,7 @@ test_dataloader = val_dataloader
 del dataset, metainfo
 tta_model = tta_pipeline = None
 
-train_cfg = dict(max_iters=240, val_interval=241)  # tools/test.py evaluates
+train_cfg = dict(max_iters=240, val_interval=241)  # never: tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),

@@ -1,5 +1,5 @@
-# As upernet_arm_b.py, from the ImageNet-1K classifier (AR-pretrained, then finetuned with four
-# scans). The paper does not say from which of the two its segmentor starts.
+# upernet_arm_b.py, but from the ImageNet-1K classifier (AR-pretrained, then finetuned with four scans). The paper does
+# not say which of the two its segmentor starts from.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_b_in1k.py 8
 #
@@ -7,7 +7,7 @@
 _base_ = "upernet_arm_b.py"
 model = dict(
     backbone=dict(
-        cls_token="middle",  # the classifier's, carried along in its place; not in the maps
+        cls_token="middle",  # as in the classifier; scanned, but not part of the maps
         init_cfg=dict(checkpoint="checkpoints/arm_b_in1k.pth"),
     )
 )

@@ -1,6 +1,6 @@
-# As upernet_arm_b.py with MAE's finetuning recipe for ADE20K: lr 1e-4, weight decay 0.05, layer
-# decay 0.65. Weights that have only been pretrained have further to go than the paper's 6e-5 and
-# 0.01, taken from supervised Swin, allow for.
+# upernet_arm_b.py with MAE's finetuning recipe for ADE20K: lr 1e-4, weight decay 0.05, layer decay 0.65.
+# Pretrained-only weights have to change more than the paper's 6e-5 and 0.01, which come from supervised Swin, allow
+# for.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_b_mae_recipe.py 8
 #

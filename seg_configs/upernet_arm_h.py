@@ -1,11 +1,10 @@
-# UperNet, ARM-H (1536 x 24). No published dense result exists for it.
+# UperNet with ARM-H (1536 wide, 24 blocks). No dense-prediction result has been published for ARM-H.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_h.py 8
 #
 # Batch 16 = 8 GPUs x 2 crops of 512 x 512; 160,000 iterations.
-# Drop path 0.4: our choice, one step above ARM-L's 0.3. with_cp=True: the
-# cheap parts of a block are computed again in the backward also where no kernels do so
-# (plain PyTorch); "all" does so with whole blocks: the least memory.
+# Drop path 0.4 is our choice, one step above ARM-L's 0.3.
+# If memory runs out: --cfg-options model.backbone.with_cp=full (recomputes whole blocks in the backward).
 _base_ = [
     "_base_/upernet_arm.py",
     "_base_/ade20k.py",
@@ -16,7 +15,7 @@ model = dict(
     backbone=dict(
         arch="huge",
         drop_path_rate=0.4,
-        with_cp=True,
+        with_cp="selective",
         init_cfg=dict(checkpoint="checkpoints/arm_h_pretrain.pth"),
     ),
     neck=dict(in_channels=1536),

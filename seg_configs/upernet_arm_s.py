@@ -1,4 +1,4 @@
-# UperNet, ARM-S (384 x 12, our own addition for small machines; the paper has no such row).
+# UperNet with ARM-S (384 wide, 12 blocks): our own size for small machines, not in the paper.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_s.py 8
 #

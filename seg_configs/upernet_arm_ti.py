@@ -1,4 +1,4 @@
-# UperNet, ARM-Ti (192 x 12, our own addition for small machines; the paper has no such row).
+# UperNet with ARM-Ti (192 wide, 12 blocks): our own size for small machines, not in the paper.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_ti.py 8
 #

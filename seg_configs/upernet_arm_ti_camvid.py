@@ -1,22 +1,20 @@
-# CamVid (11 classes, 480 x 360) with ARM-Ti and narrow heads: small enough for a CPU, and the
-# example of how to use your own data. It shows that data, training and evaluation work; do not
-# compare its mIoU with published ones.
+# CamVid (11 classes, 480 x 360) with ARM-Ti and narrow heads: small enough for a CPU, and the example to copy for your
+# own data. It checks that data, training and evaluation work; do not compare its mIoU with published ones.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_ti_camvid.py 1
 #
 # Batch 8 = 1 process x 8 crops of 192 x 192; 400 iterations (9 epochs of 367 images).
 # From scratch: --cfg-options model.backbone.init_cfg=None
 #
-# Your own data, in six places:
-#   1. data_root, with images/{training,validation}/NAME.jpg beside
-#      annotations/{training,validation}/NAME.png (8-bit, one channel); other names: data_prefix,
-#      img_suffix and seg_map_suffix of the data sets;
-#   2. the names of the classes, in the order of their labels, and a colour for each;
-#   3. reduce_zero_label: True if a stored 0 means "ignore" and class k is stored as k + 1, as here
-#      and in ADE20K; False if class k is stored as k and 255 means "ignore";
-#   4. the number of classes, in both heads and in LoadLabels;
-#   5. the size of images and crops;
-#   6. the length of training (in train_cfg and param_scheduler alike) and the learning rate.
+# For your own data, change six places (numbered below):
+#   1. data_root. It holds images/{training,validation}/NAME.jpg and annotations/{training,validation}/NAME.png (8-bit,
+#      one channel). For other names set data_prefix, img_suffix and seg_map_suffix of the data sets.
+#   2. The class names, in the order of their labels, and a colour for each.
+#   3. reduce_zero_label: True if a stored 0 means "ignore" and class k is stored as k + 1, as here and in ADE20K; False
+#      if class k is stored as k and 255 means "ignore".
+#   4. The number of classes, in both heads and in LoadLabels.
+#   5. The size of images and crops.
+#   6. The length of training (in train_cfg and in param_scheduler) and the learning rate.
 _base_ = [
     "_base_/upernet_arm.py",
     "_base_/ade20k.py",

@@ -1,5 +1,5 @@
-# As upernet_arm_b.py, from the same network trained with labels only ("supervised MambaMLP-B", four
-# scans): the paper's baseline without autoregressive pretraining (Table 4: 45.3 mIoU there).
+# upernet_arm_b.py, but from the network trained with labels only ("supervised MambaMLP-B", four scans): the baseline
+# without autoregressive pretraining. Paper, Table 4: 45.3 mIoU.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_mambamlp_b.py 8
 #
@@ -7,7 +7,7 @@
 _base_ = "upernet_arm_b.py"
 model = dict(
     backbone=dict(
-        cls_token="middle",  # the classifier's, carried along in its place; not in the maps
+        cls_token="middle",  # as in the classifier; scanned, but not part of the maps
         init_cfg=dict(checkpoint="checkpoints/mambamlp_b_in1k.pth"),
     )
 )

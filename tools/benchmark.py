@@ -1,30 +1,30 @@
-"""Speed and memory, side by side in one run: interleaved repetitions, their medians, ratios to the first candidate.
+"""Measure speed and memory side by side in one run: interleaved repetitions, medians, ratios to the first candidate.
 
 Examples:
-  the scan on all back ends and on what else there is (below):
+  the scan on all back ends, and its alternatives (below):
     python tools/benchmark.py scan --grid 14x14 32x32 64x64 --scans 1 --backward --json scan.json
-  how its time grows with the tokens:
+  how its time grows with the number of tokens:
     python tools/benchmark.py scan --grid 32x32 32x64 64x64 64x128 128x128 --only cpu torch --plot scan.png
-  an ARM-B block against its matrix products (14x14+1: with a class token):
+  an ARM-B block relative to its matrix products alone (14x14+1: with a class token):
     python tools/benchmark.py block --grid 14x14+1 64x64 --backward
     python tools/benchmark.py block --grid 14x14+1 --dtype bfloat16 --backends auto torch
-  classifiers, ours and timm's:
+  classifiers of this project and of timm:
     python tools/benchmark.py model arm_base_patch16_224 deit_base_patch16_224 regnety_160 --img-size 224 512 --batch 16
-  pretraining, and its data loader:
+  a pretraining step, and the data loader:
     python tools/benchmark.py pretrain pretrain/configs/arm_b.py --batch 16 --data data/imagenet/train
-  backbone and neck of a detector or a segmentor:
+  backbone and neck of a detector or segmentor:
     python tools/benchmark.py dense det_configs/mask_rcnn_arm_b.py --img-size 800x1280
 
-Beside our back ends (reference, torch, ...) `scan` times:
+Besides our back ends (reference, torch, ...), `scan` times:
   loop        the Python loop of mamba-ssm's selective_scan_ref, once for each direction
-  unbind      the same for all directions at once, with a backward of linear time
+  unbind      a loop over all directions at once, whose backward takes linear time
   pscan       the parallel scan of mambapy (pip install --no-deps mambapy)
-  four calls  mamba-ssm's kernel, once for each direction (on a GPU)
-  exp         exponentials alone: torch.exp in the second-level caches, and the kernels' own in registers ("bare exp");
-              compared for each exponential (on a CPU)
+  four calls  mamba-ssm's kernel, once for each direction (GPU only)
+  exp         exponentials alone, compared per exponential (CPU only): torch.exp in the second-level cache, and the
+              kernels' own in registers ("bare exp")
 
-On a GPU `scan` and `block` time their main candidates a second time as CUDA graphs ("graph"): the kernels alone, where
-a small batch otherwise waits for the processor that launches them.
+On a GPU, `scan` and `block` time their main candidates a second time as CUDA graphs ("graph"). These show the kernels
+alone; without a graph, small batches wait for the CPU to launch the kernels.
 """
 
 import argparse
@@ -36,11 +36,16 @@ from pathlib import Path
 import torch
 
 from arm_backbone.arm import ARCHS
+from arm_backbone.checkpoint.files import replacing
 from arm_backbone.ops import BACKENDS
+from arm_toolkit.benchmark.block_cases import block_cases
+from arm_toolkit.benchmark.case import Case, Grid, Setting
+from arm_toolkit.benchmark.conditions import busy_warning, conditions
 from arm_toolkit.benchmark.model_cases import dense_cases, model_cases, pretrain_cases
-from arm_toolkit.benchmark.scan_cases import SCANS, Grid, block_cases, scan_cases
-from arm_toolkit.benchmark.timing import Case, Setting, busy, exponents, machine, plot, run_cases
-from arm_toolkit.engine.config import Options
+from arm_toolkit.benchmark.results import exponents, plot
+from arm_toolkit.benchmark.scan_cases import SCANS, scan_cases
+from arm_toolkit.benchmark.timing import run_cases
+from arm_toolkit.engine.arguments import Options
 from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.machine import keep_freed_memory
 
@@ -67,19 +72,25 @@ def image_size(text: str) -> tuple[int, int]:
 
 def parse() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--batch", type=positive, metavar="N", default=1, help="images (1)")
-    common.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
-    common.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    common.add_argument("--batch", type=positive, metavar="N", default=1, help="images per batch (1)")
+    common.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="float32 (default), or bfloat16 by autocast"
+    )
+    common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if a GPU is available")
     common.add_argument("--threads", type=positive, metavar="N", help="CPU threads (PyTorch's default)")
     common.add_argument(
-        "--seconds", type=float, metavar="S", default=10, help="time of each table, at least 3 repetitions (10)"
+        "--seconds", type=float, metavar="S", default=10, help="time for each table, at least 3 repetitions (10)"
     )
-    common.add_argument("--repeats", type=positive, metavar="N", default=200, help="repetitions at most (200)")
-    common.add_argument("--json", metavar="FILE", help="write what was measured, and on which machine")
-    common.add_argument("--plot", metavar="FILE.png", help="draw it")
+    common.add_argument(
+        "--repeats", type=positive, metavar="N", default=200, help="maximum number of repetitions (200)"
+    )
+    common.add_argument("--json", metavar="FILE", help="write the measurements and the machine to a file")
+    common.add_argument("--plot", metavar="FILE.png", help="draw the measurements")
     backends = argparse.ArgumentParser(add_help=False)
     choices = ("auto", *BACKENDS)
-    backends.add_argument("--backends", nargs="+", default=["auto"], choices=choices, help="of the scan (the fastest)")
+    backends.add_argument(
+        "--backends", nargs="+", default=["auto"], choices=choices, help="scan back ends (auto: the fastest)"
+    )
     tokens = argparse.ArgumentParser(add_help=False)
     tokens.add_argument(
         "--grid",
@@ -87,29 +98,31 @@ def parse() -> argparse.Namespace:
         nargs="+",
         metavar="HxW",
         default=[Grid(14, 14)],
-        help="tokens, or HxW+1 with a class token (14x14)",
+        help="grids of tokens; HxW+1 adds a class token (14x14)",
     )
-    tokens.add_argument("--backward", action="store_true", help="forward and backward together, too")
+    tokens.add_argument("--backward", action="store_true", help="also time forward and backward together")
     config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("config", metavar="CONFIG")
+    config.add_argument("config", metavar="CONFIG", help="configuration file")
     config.add_argument(
-        "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override keys"
+        "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override configuration keys"
     )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tools = parser.add_subparsers(dest="what", required=True, metavar="{scan,block,model,pretrain,dense}")
     scan = tools.add_parser("scan", parents=[tokens, common], help="the selective scan alone")
-    scan.add_argument("--scans", type=int, choices=(1, 4), default=4, help="directions (4)")
-    scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as ARM-B)")
-    scan.add_argument("--only", nargs="+", choices=SCANS, metavar="NAME", help=f"of {', '.join(SCANS)}")
-    block = tools.add_parser("block", parents=[tokens, backends, common], help="a block against its matrix products")
-    block.add_argument("--arch", choices=ARCHS, default="base", help="base")
+    scan.add_argument("--scans", type=int, choices=(1, 4), default=4, help="scan directions (4)")
+    scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as in ARM-B)")
+    scan.add_argument("--only", nargs="+", choices=SCANS, metavar="NAME", help=f"time only these: {', '.join(SCANS)}")
+    block = tools.add_parser(
+        "block", parents=[tokens, backends, common], help="a block relative to its matrix products"
+    )
+    block.add_argument("--arch", choices=ARCHS, default="base", help="architecture (base)")
     model = tools.add_parser("model", parents=[common], help="classifiers by timm name")
-    model.add_argument("names", nargs="+", metavar="NAME")
-    sizes = dict(type=image_size, nargs="+", metavar="N", help="pixels, one number or HxW")
+    model.add_argument("names", nargs="+", metavar="NAME", help="name in timm's registry")
+    sizes = dict(type=image_size, nargs="+", metavar="N", help="image sizes in pixels, one number or HxW")
     model.add_argument("--img-size", default=[None], **sizes)
     pretrain = tools.add_parser("pretrain", parents=[config, backends, common], help="a pretraining configuration")
-    pretrain.add_argument("--data", metavar="PATH", help="images, to time the data loader too")
+    pretrain.add_argument("--data", metavar="PATH", help="folder or list of images, to also time the data loader")
     dense = tools.add_parser("dense", parents=[config, backends, common], help="backbone and neck of a configuration")
     dense.add_argument("--img-size", default=[(512, 512)], **sizes)
     return parser.parse_args()
@@ -131,16 +144,16 @@ def main() -> None:
     args = parse()
     for file in filter(None, (args.json, args.plot)):
         if not Path(file).absolute().parent.is_dir():
-            raise ConfigError(f"{file}: there is no such folder; make it first")
+            raise ConfigError(f"{file}: its folder does not exist; create it first")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no GPU")
+        raise ConfigError("--device cuda: PyTorch finds no GPU; use --device cpu")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads:
         torch.set_num_threads(args.threads)
-    about = machine(device)
+    about = conditions(device)
     about["keeps_freed_memory"] = device.type == "cpu" and keep_freed_memory()  # as in training
     print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items() if value is not None))
-    warning = busy(about)
+    warning = busy_warning(about)
     if warning:
         print(f"warning: {warning}")
     setting = Setting(device, getattr(torch, args.dtype), args.batch)
@@ -149,7 +162,8 @@ def main() -> None:
         arguments = {key: value for key, value in vars(args).items() if key not in ("json", "plot")}
         fitted = [dict(kind=k, candidate=c, exponent=p) for (k, c), p in exponents(rows).items()]
         result = dict(arguments=arguments, machine=about, warning=warning, rows=rows, exponents=fitted)
-        Path(args.json).write_text(json.dumps(result, indent=1, default=str) + "\n")
+        with replacing(args.json) as partial:
+            partial.write_text(json.dumps(result, indent=1, default=str) + "\n")
     if args.plot and rows:
         plot(rows, about, args.plot)
 

@@ -1,29 +1,30 @@
-"""Convert a checkpoint of any kind into another, with an account of every tensor.
+"""Convert a checkpoint into another kind and account for every tensor.
 
-What SOURCE is, its keys say: pretraining, backbone, classifier, detector or segmenter of this toolkit, or a pretraining
-or finetuning file of the authors. The exit status is not 0 if a tensor stays unaccounted for.
+SOURCE is a pretraining model, backbone, classifier, detector or segmentor of this toolkit, or a pretraining or
+finetuning file of the authors; its keys show which. If any tensor is unaccounted for, nothing is written and the exit
+status is not 0. Only the base requirements are needed (torch, timm, numpy, safetensors).
 
 Examples:
-  from pretraining to what Mask R-CNN and UperNet start from (one scan becomes four):
+  a pretrained model, as a start for Mask R-CNN and UperNet (one scan is copied to four):
     python tools/convert_checkpoint.py work_dirs/arm_b/epoch_1600.pth checkpoints/arm_b_pretrain.pth --to backbone
-  the authors' finetuned classifier, its moving average:
+  the moving average of the authors' finetuned classifier:
     python tools/convert_checkpoint.py checkpoint-99.pth checkpoints/arm_b_in1k.pth --to classifier --ema
-  a model trained here, for the authors' code:
+  a model pretrained here, for the authors' code:
     python tools/convert_checkpoint.py work_dirs/arm_b/epoch_1600.pth checkpoint-1599.pth --to official-pretrain
 """
 
 import argparse
 
-from arm_backbone.checkpoint.convert import TARGETS, convert, detect_kind
+from arm_backbone.checkpoint.convert import TARGETS, arch_of, convert, detect_kind
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
 from arm_toolkit.errors import ConfigError, run_tool
 
 
 def grid_of(size: list[int], patch: int, stride: int) -> tuple[int, int]:
-    """Tokens (height, width) of an image; the reference code's grid, without padding."""
+    """Grid (height, width) in tokens of an image of one or two sizes in pixels, without padding."""
     if len(size) > 2 or min(size) < patch:
         raise ConfigError(
-            f"--img-size {' '.join(map(str, size))}: give one size, or height and width, of at least {patch}"
+            f"--img-size {' '.join(map(str, size))}: give one size, or height and width, of at least {patch} pixels"
         )
     height, width = (size * 2)[:2]
     return (height - patch) // stride + 1, (width - patch) // stride + 1
@@ -32,39 +33,41 @@ def grid_of(size: list[int], patch: int, stride: int) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="checkpoint to read, .pth or .safetensors")
-    parser.add_argument("target", help="file to write, .pth or .safetensors")
-    parser.add_argument("--to", choices=TARGETS, required=True, help="what to make")
+    parser.add_argument("target", help="file to write, .pth or .safetensors; an existing one is replaced")
+    parser.add_argument("--to", choices=TARGETS, required=True, help="kind of the target")
     parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar="N", help="resize the position embedding: one size, or height width"
+        "--img-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="resize the position embedding for images of N pixels, or of height and width",
     )
     parser.add_argument("--patch-size", type=int, metavar="P", help="resample the patch embedding to P pixels")
     parser.add_argument(
-        "--patch-stride", type=int, metavar="S", help="stride that --img-size counts with (the patch size)"
+        "--patch-stride", type=int, metavar="S", help="patch stride for --img-size in pixels (default: the patch size)"
     )
     parser.add_argument(
         "--cls-token",
         choices=("middle", "tail", "none"),
         default="middle",
-        help="place of the class token in the authors' classifiers (a file does not say it; STAR's is at the tail); "
-        "none: make the target without one",
+        help="place of the class token in the authors' classifiers, which their files do not record (STAR's is at the "
+        "tail); none: the target has no class token",
     )
-    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
-    parser.add_argument("--trust", action="store_true", help="unpickle anything in SOURCE; it can execute code")
+    parser.add_argument("--ema", action="store_true", help="convert the moving average of the weights")
+    parser.add_argument("--trust", action="store_true", help="unpickle any object in SOURCE, which can execute code")
     args = parser.parse_args()
 
     state = model_state(read_checkpoint(args.source, args.trust), args.ema)
-    kind = detect_kind(state)
-    grid = None
-    if args.img_size:
-        kernel = next(tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight"))
-        patch = args.patch_size or kernel.shape[-1]
-        grid = grid_of(args.img_size, patch, args.patch_stride or patch)
-    elif args.patch_stride:
-        raise ConfigError("--patch-stride: say with --img-size for which images")
+    if args.patch_stride and not args.img_size:
+        raise ConfigError("--patch-stride needs --img-size, the image size in pixels")
+    cls_token = None if args.cls_token == "none" else args.cls_token
     try:
-        result, accounting = convert(
-            state, args.to, grid, args.patch_size, None if args.cls_token == "none" else args.cls_token
-        )
+        kind = detect_kind(state)
+        grid = None
+        if args.img_size:
+            patch = args.patch_size or arch_of(state)["patch_size"]
+            grid = grid_of(args.img_size, patch, args.patch_stride or patch)
+        result, accounting = convert(state, args.to, grid, args.patch_size, cls_token)
     except CheckpointError as error:
         raise CheckpointError(f"{args.source}: {error}") from None
     official = args.to.startswith("official")

@@ -1,38 +1,39 @@
 #!/usr/bin/env bash
-# Start N processes of a tool; called by dist_train.sh and dist_test.sh.
-#   dist_run.sh TOOL CONFIG [CHECKPOINT] N [arguments]
+# Start a tool in several processes on this machine; dist_train.sh and dist_test.sh call this.
+#   dist_run.sh TOOL CONFIG [CHECKPOINT] PROCESSES [arguments of TOOL]
 set -euo pipefail
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tool=$1
 shift
-positional=$([ "$tool" = test.py ] && echo 2 || echo 1)
-case " $* " in *" --help "* | *" -h "*) set -- ;; esac
-if [ $# -le "$positional" ]; then
-    sed -n '2,/^exec/{/^exec/d;s/^# \{0,1\}//;p}' "$tools/dist_${tool%.py}.sh"
+inputs_count=$([ "$tool" = test.py ] && echo 2 || echo 1)
+usage() { sed -n '2,/^exec/{/^exec/d;s/^# \{0,1\}//;p}' "$tools/dist_${tool%.py}.sh"; }
+case " $* " in *" --help "* | *" -h "*) usage && exit ;; esac
+if [ $# -le "$inputs_count" ]; then
+    usage
     exit 2
 fi
-inputs=("${@:1:positional}")
-shift "$positional"
+inputs=("${@:1:inputs_count}")
+shift "$inputs_count"
 processes=$1
 shift
 if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: the number of GPUs (CPU processes where there is none) must be 1 or more, not '$processes'" >&2
+    echo "error: the number of GPUs (of CPU processes without a GPU) must be 1 or more, not '$processes'" >&2
     exit 2
 fi
 
 python=${PYTHON:-python}
 if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
-    python=$tools/../.venv/bin/python # what tools/install.sh made
+    python=$tools/../.venv/bin/python # made by tools/install.sh
 fi
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -eq 0 ]; then
-    echo "No GPU found: starting $processes CPU processes that talk over gloo."
-    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # it would take those for the cores
+    echo "No GPU found: starting $processes CPU processes that communicate over gloo."
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # nproc would report these instead of the cores
     [ "$processes" -le "$cores" ] || echo "warning: $processes processes on $cores cores will slow each other down" >&2
-    # each process takes its share of the cores
+    # divide the cores among the processes
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes > 0 ? cores / processes : 1))}
 elif [ "$processes" -gt "$gpus" ]; then
-    echo "error: $processes GPUs asked for, this machine has $gpus; give a number up to $gpus" >&2
+    echo "error: $processes GPUs requested, but this machine has $gpus; give at most $gpus" >&2
     exit 2
 fi
 

@@ -1,12 +1,13 @@
-"""Parameters and FLOPs of a model, part by part, the selective scan included; nothing is downloaded or loaded.
+"""Print the parameters and FLOPs of a model, part by part, including the selective scan. Loads no weights.
 
 Examples:
-  a classifier, here or in timm:
+  a classifier, one of ours or of timm:
     python tools/model_info.py arm_base_patch16_224
     python tools/model_info.py deit_base_patch16_224 --img-size 384
-  a detector (800 x 1280 pixels unless told), a segmenter, a pretraining model:
+  a detector (800 x 1280 pixels by default), a segmentor, a pretraining model:
     python tools/model_info.py det_configs/mask_rcnn_arm_b.py
     python tools/model_info.py seg_configs/upernet_arm_b.py --img-size 512 2048
+    python tools/model_info.py pretrain/configs/arm_b.py
 """
 
 import argparse
@@ -17,14 +18,14 @@ from arm_toolkit.errors import ConfigError, run_tool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="NAME_OR_CONFIG", help="a name of timm's registry, ours too, or a .py file")
+    parser.add_argument("model", metavar="NAME_OR_CONFIG", help="model name in timm's registry, or a .py file")
     parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar="N", help="pixels: one number, or height width (the model's own)"
+        "--img-size", type=int, nargs="+", metavar="N", help="pixels: side, or height and width (default: the model's)"
     )
     args = parser.parse_args()
     size = args.img_size
     if size and (len(size) > 2 or min(size) < 1):
-        raise ConfigError(f"--img-size {' '.join(map(str, size))}: give one size, or height and width")
+        raise ConfigError(f"--img-size {' '.join(map(str, size))}: give one side, or height and width")
     print(describe(args.model, tuple((size * 2)[:2]) if size else None))
 
 

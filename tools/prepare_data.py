@@ -1,4 +1,4 @@
-"""Make the small generated data set "shapes", cut class folders from COCO, or check a data set before training.
+"""Generate the small data set "shapes", crop class folders from COCO, or check a data set before training.
 
 Examples:
     python tools/prepare_data.py shapes data/shapes --train 400 --val 60
@@ -8,7 +8,7 @@ Examples:
     python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150
     python tools/prepare_data.py check images data/imagenet/train
 
-Exit status: 0 fine, 1 a check found errors, 2 bad arguments.
+Exit status: 0 success, 1 a check found errors, 2 wrong arguments.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from arm_images.errors import DataError
-from arm_toolkit.datasets.check import ADE_SPLITS, Report, check_ade, check_coco, check_images
-from arm_toolkit.datasets.crop_classes import write_class_folders
-from arm_toolkit.datasets.shapes import write_shapes
+from arm_toolkit.datasets.check import ADE_SPLITS, check_ade, check_coco
+from arm_toolkit.datasets.check_images import check_images
+from arm_toolkit.datasets.check_report import Report
 from arm_toolkit.errors import run_tool
 
 
@@ -27,34 +27,41 @@ def main() -> None:
     args.progress = sys.stderr.isatty()
     if args.command == "shapes":
         make_shapes(args)
-        return
-    if args.command == "classes":
-        counts = write_class_folders(args.coco, args.out)
-        print(f"{args.out}: written ({', '.join(f'{split} {count}' for split, count in counts.items())})")
-        return
-    reports = {"coco": coco, "ade": ade, "images": images}[args.kind](args)
-    print("\n".join(str(report) for report in reports))
-    sys.exit(0 if all(report.ok for report in reports) else 1)
+    elif args.command == "classes":
+        make_classes(args)
+    else:
+        reports = {"coco": coco, "ade": ade, "images": images}[args.kind](args)
+        print("\n".join(str(report) for report in reports))
+        sys.exit(0 if all(report.ok for report in reports) else 1)
 
 
 def make_shapes(args: argparse.Namespace) -> None:
+    from arm_toolkit.datasets.shapes import write_shapes
+
     sizes = dict(train=args.train, val=args.val, size=args.size, seed=args.seed)
     written = write_shapes(args.out, **sizes, force=args.force, progress=args.progress)
     described = ", ".join(f"{name} {value}" for name, value in sizes.items())
     print(f"{args.out}: {'written' if written else 'already there'} ({described})")
 
 
+def make_classes(args: argparse.Namespace) -> None:
+    from arm_toolkit.datasets.crop_classes import write_class_folders
+
+    counts = write_class_folders(args.coco, args.out)
+    print(f"{args.out}: written ({', '.join(f'{split} {count}' for split, count in counts.items())})")
+
+
 def coco(args: argparse.Namespace) -> list[Report]:
     options = dict(classes=args.classes, decode=args.decode, progress=args.progress)
     if args.root.is_dir():
         if args.images:
-            raise DataError(f"--images {args.images} goes with a file; {args.root} is a folder")
+            raise DataError(f"--images {args.images} is for a single annotation file, but {args.root} is a folder")
         return [
             check_coco(args.root / f"annotations/instances_{split}.json", args.root / split, **options)
             for split in args.splits
         ]
     if args.root.is_file() and not args.images:
-        raise DataError(f"{args.root} is a file; say where its pictures are with --images FOLDER")
+        raise DataError(f"{args.root} is a file; give the folder of its images with --images FOLDER")
     if not args.root.is_file():
         raise DataError(f"{args.root} does not exist; give a COCO folder or an instances_*.json")
     return [check_coco(args.root, args.images, **options)]
@@ -70,7 +77,7 @@ def ade(args: argparse.Namespace) -> list[Report]:
 
 def images(args: argparse.Namespace) -> list[Report]:
     if not args.path.exists():
-        raise DataError(f"{args.path} does not exist; give a folder or a list of pictures")
+        raise DataError(f"{args.path} does not exist; give a folder of images or a list of their paths")
     return [check_images(args.path, args.root, not args.no_decode, args.progress)]
 
 
@@ -79,38 +86,56 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, **style)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("shapes", help="make the generated data set")
+    command = commands.add_parser(
+        "shapes",
+        help="generate the data set shapes",
+        epilog="Example: python tools/prepare_data.py shapes data/shapes --train 400 --val 60",
+    )
     command.add_argument("out", metavar="OUT", type=Path, help="folder to make")
-    command.add_argument("--train", type=int, default=400, help="training pictures (400)")
-    command.add_argument("--val", type=int, default=60, help="validation pictures (60)")
-    command.add_argument("--size", type=int, default=192, help="side of a picture in pixels (192)")
-    command.add_argument("--seed", type=int, default=0, help="other seed, other pictures (0)")
-    command.add_argument("--force", action="store_true", help="replace other shapes in OUT")
+    command.add_argument("--train", type=int, default=400, help="training images (400)")
+    command.add_argument("--val", type=int, default=60, help="validation images (60)")
+    command.add_argument("--size", type=int, default=192, help="side of an image in pixels (192)")
+    command.add_argument("--seed", type=int, default=0, help="random seed (0)")
+    command.add_argument("--force", action="store_true", help="replace shapes with other parameters in OUT")
 
-    command = commands.add_parser("classes", help="cut the objects of a COCO data set into class folders")
+    command = commands.add_parser(
+        "classes",
+        help="crop the objects of a COCO data set into class folders",
+        epilog="Example: python tools/prepare_data.py classes data/shapes/coco data/shapes_classes",
+    )
     command.add_argument("coco", metavar="COCO", type=Path, help="folder with annotations/, train2017/, val2017/")
     command.add_argument("out", metavar="OUT", type=Path, help="folder to make")
 
     check = commands.add_parser("check", help="check a data set")
     kinds = check.add_subparsers(dest="kind", required=True)
-    decode = dict(action="store_true", help="read every picture too (slow)")
+    decode = dict(action="store_true", help="decode every image too (slow)")
 
-    kind = kinds.add_parser("coco", help="instances in COCO format")
+    kind = kinds.add_parser(
+        "coco", help="COCO instances", epilog="Example: python tools/prepare_data.py check coco data/coco"
+    )
     kind.add_argument("root", metavar="ROOT", type=Path, help="COCO folder, or one annotation file")
-    kind.add_argument("--images", type=Path, help="folder of the pictures, if ROOT is a file")
-    kind.add_argument("--splits", nargs="+", default=["train2017", "val2017"], help="both")
-    kind.add_argument("--classes", nargs="+", help="names that must be among the categories")
+    kind.add_argument("--images", type=Path, help="folder of the images, if ROOT is a file")
+    kind.add_argument("--splits", nargs="+", default=["train2017", "val2017"], help="(train2017 val2017)")
+    kind.add_argument("--classes", nargs="+", help="category names that the file must have")
     kind.add_argument("--decode", **decode)
 
-    kind = kinds.add_parser("ade", help="label maps in ADE20K layout")
-    kind.add_argument("root", metavar="ROOT", type=Path, help="has images/ and annotations/")
-    kind.add_argument("--num-classes", type=int, default=150, help="without the ignored 0 (150)")
-    kind.add_argument("--splits", nargs="+", default=list(ADE_SPLITS), help="both")
+    kind = kinds.add_parser(
+        "ade",
+        help="label maps in ADE20K layout",
+        epilog="Example: python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150",
+    )
+    kind.add_argument("root", metavar="ROOT", type=Path, help="folder with images/ and annotations/")
+    kind.add_argument("--num-classes", type=int, default=150, help="classes, without the ignored 0 (150)")
+    kind.add_argument("--splits", nargs="+", default=list(ADE_SPLITS), help=f"({' '.join(ADE_SPLITS)})")
     kind.add_argument("--decode", **decode)
 
-    kind = kinds.add_parser("images", help="pictures for pretraining")
-    kind.add_argument("path", metavar="PATH", type=Path, help="folder, or list with a path per line")
-    kind.add_argument("--root", type=Path, help="what a list is relative to (its own folder)")
+    kind = kinds.add_parser(
+        "images",
+        help="images for pretraining",
+        epilog="Example: python tools/prepare_data.py check images data/imagenet/train",
+    )
+    kind.add_argument("path", metavar="PATH", type=Path, help="folder of images, or a list with one path per line")
+    kind.add_argument("--root", type=Path, help="folder that the lines of a list are relative to (the list's own)")
     kind.add_argument("--no-decode", action="store_true", help="read headers only (fast)")
     return parser.parse_args()
 

@@ -1,18 +1,19 @@
-"""Autoregressive pretraining of ARM on images without labels.
+"""Pretrain ARM autoregressively on unlabeled images.
 
 Examples:
     python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32
-    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data  # lines relative to data/
+    python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data  # lines are relative to data/
     python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
-Several devices: tools/dist_train.sh CONFIG GPUS.
+On several devices: tools/dist_train.sh CONFIG GPUS.
 """
 
 import argparse
 from pathlib import Path
 
 from arm_backbone.arm import ARCHS
+from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.config import load_config
-from arm_toolkit.engine.launch import add_train_arguments, train
+from arm_toolkit.engine.launch import train
 from arm_toolkit.errors import ConfigError, run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / "pretrain" / "configs"
@@ -22,14 +23,16 @@ SHORT = dict(tiny="ti", small="s", base="b", large="l", huge="h")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", help="configuration file; or give --model")
-    parser.add_argument("--model", help=f"take the paper's recipe for this model: {', '.join(MODELS)}")
-    parser.add_argument("--data", help="folder of images at any depth, or a text file with one path a line")
+    parser.add_argument("config", nargs="?", help="configuration file; give this or --model")
+    parser.add_argument("--model", help=f"train with the paper's recipe for one of {', '.join(MODELS)}")
+    parser.add_argument("--data", help="folder of images or .tar archives, or text file with one path per line")
     parser.add_argument(
-        "--data-prefix", help="folder that the lines of the text file start from (default: the file's own)"
+        "--data-prefix", metavar="DIR", help="folder that the lines of the text file are relative to (default: its own)"
     )
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's; warm-up shortened in proportion")
-    parser.add_argument("--batch-size", type=int, help="images on each device")
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="replaces the recipe's; warm-up is scaled in proportion"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images per device")
     add_train_arguments(parser)
     args = parser.parse_args()
     if (args.config is None) == (args.model is None):
@@ -54,7 +57,7 @@ def main() -> None:
 def _shorten(cfg, epochs: int) -> None:
     """Scale the schedule to a run of `epochs`, with at least one epoch of warm-up."""
     if epochs < 2:
-        raise ConfigError(f"--epochs {epochs}: give at least 2, one of them warm-up")
+        raise ConfigError(f"--epochs {epochs}: give at least 2, of which one is warm-up")
     schedule = cfg.param_scheduler
     schedule.warmup = max(1, round(schedule.warmup * epochs / cfg.train_cfg.max_epochs))
     cfg.train_cfg.max_epochs = epochs

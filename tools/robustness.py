@@ -1,21 +1,22 @@
 """Top-1 accuracy of a classifier on ImageNet-V2, -ReaL, -A, -R and -Sketch, and on ImageNet's validation set.
 
-CHECKPOINT is of any kind that holds a classifier of the 1000 ImageNet classes. For the moving average in a file of the
-authors, first: python tools/convert_checkpoint.py SOURCE TARGET --to classifier --ema
+CHECKPOINT is a file of any kind that contains a classifier of the 1000 ImageNet classes. To evaluate the moving average
+in one of the authors' files, convert it first:
+    python tools/convert_checkpoint.py SOURCE TARGET --to classifier --ema
 
-ROOT holds the sets as they are published:
+ROOT contains the sets in their public layouts:
   v2       imagenetv2-matched-frequency-format-val/{0..999}/*
-  real     real.json, with the ImageNet validation images in val/ (or --val), flat or in class folders; a prediction is
-           right if it is one of an image's labels, and images without labels do not count
+  real     real.json, and the ImageNet validation images in val/ (or --val), flat or in class folders; a prediction is
+           correct if it is one of an image's labels; images without labels do not count
   a        imagenet-a/{wnid}/*, predicted among its 200 classes
   r        imagenet-r/{wnid}/*, predicted among its 200 classes
   sketch   sketch/{wnid}/* or imagenet-sketch/{wnid}/*
-  val      val/{wnid}/* (or --val), only if asked for
+  val      val/{wnid}/* (or --val), only if named by --sets
 
 Examples:
-  all robustness sets that are there, the table as Markdown:
+  evaluate on all robustness sets in ROOT and print a Markdown table:
     python tools/robustness.py checkpoints/arm_b_in1k.pth --model arm_base_patch16_224 --data data/robustness
-  two of them, with validation images elsewhere, the table in a file too:
+  evaluate on two sets, with the validation images elsewhere, and write the table to a file too:
     python tools/robustness.py checkpoints/arm_b_in1k.pth --model arm_base_patch16_224 --data data/robustness \\
       --sets real val --val data/imagenet/val --out work_dirs/robustness.json
 """
@@ -26,97 +27,88 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from arm_backbone.timm_models import default_cfgs
 from arm_images.errors import DataError
-from arm_toolkit.datasets.imagenet_sets import ROBUSTNESS, TITLES
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.evaluation.robustness import load_model, markdown, open_sets, top1
 
 
 def main() -> None:
     args = parse_args()
     check(args)
-    model, accounting = load_model(args)
-    sets = open_sets(args, model)
+    # imported here: --help and wrong arguments need no torch
+    import torch
+
+    from arm_backbone.checkpoint.files import replacing
+    from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, open_sets, results_table, top1
+
+    cls_token = None if args.cls_token == "none" else args.cls_token
+    model, accounting = load_classifier(args.checkpoint, args.model, args.global_pool, cls_token)
+    sets = open_sets(args.sets, args.data, eval_transform(model, args.keep_ratio), args.val)
     print(f"{args.checkpoint}:\n{accounting}", file=sys.stderr)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(args.out.parent, os.W_OK):
-            raise ConfigError(f"--out {args.out}: its folder cannot be written to; give another")
+            raise ConfigError(f"--out {args.out}: its folder is not writable; give another")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
-    table = {}
+    results: dict[str, dict | None] = {}
     for name, dataset in sets.items():
-        if dataset is None:
-            table[name] = None
-            continue
-        accuracy = top1(dataset, model, args.batch_size, args.workers, device, progress=True)
-        table[name] = dict(images=len(dataset), top1=accuracy)
-    print(markdown(table))
+        results[name] = None
+        if dataset is not None:
+            accuracy = top1(dataset, model, args.batch_size, args.workers, device, progress=True)
+            results[name] = dict(images=len(dataset), top1=accuracy)
+    print(results_table(results))
     if args.out:
-        settings = dict(
-            checkpoint=args.checkpoint,
-            model=args.model,
-            global_pool=args.global_pool,
-            cls_token=args.cls_token,
-            keep_ratio=args.keep_ratio,
-        )
-        write(args.out, json.dumps({**settings, "sets": table}, indent=2) + "\n")
+        settings = {
+            key: getattr(args, key) for key in ("checkpoint", "model", "global_pool", "cls_token", "keep_ratio")
+        }
+        with replacing(args.out) as partial:
+            partial.write_text(json.dumps({**settings, "sets": results}, indent=2) + "\n")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="classifier, .pth or .safetensors")
-    parser.add_argument("--model", required=True, choices=default_cfgs, metavar="NAME", help=", ".join(default_cfgs))
+    parser.add_argument("--model", required=True, metavar="NAME", help="timm name, e.g. arm_base_patch16_224")
     parser.add_argument("--data", required=True, type=Path, metavar="ROOT", help="folder of the sets")
     parser.add_argument(
         "--sets",
         nargs="+",
-        choices=TITLES,
+        choices=("val", "v2", "real", "a", "r", "sketch"),
         metavar="SET",
-        help=f"some of {', '.join(TITLES)}; default: those of {', '.join(ROBUSTNESS)} that are there",
+        help="val, v2, real, a, r, sketch (default: all but val that exist in ROOT)",
     )
-    parser.add_argument("--val", type=Path, metavar="FOLDER", help="ImageNet validation images (ROOT/val)")
+    parser.add_argument("--val", type=Path, metavar="FOLDER", help="ImageNet validation images (default: ROOT/val)")
     parser.add_argument(
         "--keep-ratio",
         action="store_true",
         help="resize the short side, instead of squashing the image to a square as the reference code does",
     )
-    parser.add_argument("--global-pool", choices=("avg", "token"), default="avg", help="pooling of the model (avg)")
+    parser.add_argument("--global-pool", choices=("avg", "token"), default="avg", help="the model's pooling (avg)")
     parser.add_argument(
         "--cls-token", choices=("middle", "tail", "none"), default="middle", help="place of its class token (middle)"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (64)")
-    parser.add_argument("--workers", type=int, default=4, help="processes that read images; 0: none (4)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch (64)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that load images; 0 loads in this one (4)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
     return parser.parse_args()
 
 
 def check(args: argparse.Namespace) -> None:
-    """What the command line alone tells."""
+    """Refuse arguments that cannot work, before anything is loaded."""
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size {args.batch_size}: give at least 1")
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers}: give 0 or more")
     if not args.data.is_dir():
-        raise DataError(f"--data {args.data} is no folder; give the one that holds the sets (see --help)")
+        raise DataError(f"--data {args.data} is not a folder; give the one that contains the sets (see --help)")
     if args.val and not args.val.is_dir():
-        raise DataError(f"--val {args.val} is no folder; give the one of the ImageNet validation images")
+        raise DataError(f"--val {args.val} is not a folder; give the folder of the ImageNet validation images")
     if args.val and args.sets and not {"val", "real"} & set(args.sets):
-        raise ConfigError(f"--val {args.val} is for the sets real and val; leave it, or ask for one of them")
+        raise ConfigError(f"--val {args.val} is used by the sets real and val only; omit it, or add one to --sets")
     if args.global_pool == "token" and args.cls_token == "none":
-        raise ConfigError("--global-pool token: --cls-token none leaves no class token; give middle or tail")
+        raise ConfigError("--global-pool token needs a class token, but --cls-token is none; give middle or tail")
     if args.out and args.out.is_dir():
         raise ConfigError(f"--out {args.out} is a folder; give a file in it")
-
-
-def write(path: Path, text: str) -> None:
-    """Write beside the target first: no half file remains."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Evaluate a detector (COCO box and mask AP) or a segmenter (mIoU).
+"""Evaluate a trained model: box and mask AP of a detector, mIoU of a segmentor, top-1 accuracy of a classifier.
 
-Example, with pictures of the predictions beside the truth (several devices: tools/dist_test.sh):
-    python tools/test.py seg_configs/upernet_arm_ti_camvid.py work_dirs/camvid/iter_300.pth --show-dir pictures
+Example, drawing every test image with its predictions (on several devices: tools/dist_test.sh):
+    python tools/test.py seg_configs/upernet_arm_ti_camvid.py work_dirs/camvid/iter_300.pth --show-dir predictions
 """
 
 import argparse
+from pathlib import Path
 
-from arm_toolkit.engine.launch import main_test
+from arm_toolkit.engine.arguments import add_arguments
 from arm_toolkit.errors import run_tool
 
 
@@ -14,10 +15,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration that the checkpoint was trained with")
     parser.add_argument("checkpoint", help="trained checkpoint (.pth)")
-    parser.add_argument("--out", help="save results: a .pkl file (detection) or a folder of label maps (segmentation)")
-    parser.add_argument("--show-dir", help="draw every test image with its predictions into this folder")
-    parser.add_argument("--tta", action="store_true", help="test-time augmentation: several scales and flips")
-    main_test(None, parser)
+    parser.add_argument(
+        "--out",
+        help="save the predictions: a folder of label maps (segmentation), or a .pkl file (detection: instances, "
+        "classification: logits)",
+    )
+    parser.add_argument("--show-dir", help="draw every test image with its predictions into this folder (not classes)")
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation, several scales and flips (not for classification)"
+    )
+    add_arguments(parser)
+    args = parser.parse_args()
+
+    # imported here: --help and wrong arguments need no torch
+    from arm_toolkit.engine.config import load_config
+    from arm_toolkit.engine.launch import test
+
+    test(load_config(args.config, args.cfg_options), args, Path(args.config).stem)
 
 
 if __name__ == "__main__":

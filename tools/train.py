@@ -1,19 +1,27 @@
-"""Train a detector, a segmenter or a pretraining model from its configuration.
+"""Train the model of a configuration: detection, segmentation, classification or pretraining.
 
-Example, on one device (several: tools/dist_train.sh):
+Example, on one device (on several: tools/dist_train.sh):
     python tools/train.py seg_configs/upernet_arm_ti_camvid.py --cfg-options train_cfg.max_iters=300
 """
 
 import argparse
+from pathlib import Path
 
-from arm_toolkit.engine.launch import main_train
+from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.errors import run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration file, e.g. det_configs/mask_rcnn_arm_b.py")
-    main_train(None, parser)
+    add_train_arguments(parser)
+    args = parser.parse_args()
+
+    # imported here: --help and wrong arguments need no torch
+    from arm_toolkit.engine.config import load_config
+    from arm_toolkit.engine.launch import train
+
+    train(load_config(args.config, args.cfg_options), args, Path(args.config).stem)
 
 
 if __name__ == "__main__":

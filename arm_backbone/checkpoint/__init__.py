@@ -1,1 +1,1 @@
-"""Checkpoint files: reading, writing, converting and loading them, with an account of every tensor."""
+"""Checkpoints: reading, writing, converting and loading them, with an account of every tensor."""

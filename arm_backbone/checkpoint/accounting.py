@@ -1,4 +1,4 @@
-"""Accounts for every tensor of a checkpoint and of a model, and describes what does not match."""
+"""An account of every tensor of a checkpoint and of a model, and a description of those that do not match."""
 
 from collections import Counter
 from collections.abc import Container
@@ -6,44 +6,49 @@ from dataclasses import dataclass, field
 
 import torch
 
-_SHOWN = 5  # names listed in an error
+_SHOWN = 5  # names in a message
 
 
-def misfit(
+def describe_mismatch(
     expected: dict[str, torch.Size | None], given: dict[str, torch.Size | None], may_miss: Container = ()
 ) -> str:
-    """What keeps tensors of the `given` shapes from being those `expected`; empty if nothing does."""
+    """Missing, unexpected and reshaped tensors in words; "" if all match.
+
+    Args:
+        expected, given: shape of each tensor of the model and of the file, or None in both to compare names alone.
+        may_miss: names that may be missing.
+    """
     missing = [name for name in expected if name not in given and name not in may_miss]
     extra = [name for name in given if name not in expected]
     reshaped = [
-        f"{name} {tuple(shape)} for {tuple(expected[name])}"
+        f"{name} {tuple(shape)}, not {tuple(expected[name])}"
         for name, shape in given.items()
         if name in expected and shape != expected[name]
     ]
     return "; ".join(
-        f"{len(found)} of {total} tensors {what} ({some(found)})"
+        f"{len(found)} of {total} tensors {what} ({shorten(found)})"
         for what, found, total in (
-            ("of the model missing", missing, len(expected)),
-            ("of the file unknown to the model", extra, len(given)),
-            ("of another shape", reshaped, len(given)),
+            ("of the model are missing", missing, len(expected)),
+            ("of the file are unknown to the model", extra, len(given)),
+            ("have another shape", reshaped, len(given)),
         )
         if found
     )
 
 
-def some(names: list[str]) -> str:
-    """The first few of many names, for messages."""
+def shorten(names: list[str]) -> str:
+    """The first few of many names, comma-separated, for messages."""
     return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 @dataclass
 class Accounting:
-    """What became of every tensor, of the file and of the model.
+    """What happened to every tensor of a file and of a model; `str()` gives a summary.
 
     Attributes:
-        used: target key -> how it was made ("copied", "one scan copied to 4", ...).
-        dropped: source key -> reason.
-        new: target key that the file does not provide -> reason.
+        used: model key -> how its tensor was made ("copied", "one scan copied to 4", ...).
+        dropped: file key -> reason why the model does not use it.
+        new: model key -> reason why the file may lack it; the tensor keeps its initial value.
     """
 
     used: dict[str, str] = field(default_factory=dict)
@@ -57,6 +62,6 @@ class Accounting:
             for key, reason in table.items():
                 groups.setdefault(reason, []).append(key)
             for reason, keys in groups.items():
-                shown = some(sorted({".".join(key.split(".")[:2]) for key in keys}))
+                shown = shorten(sorted({".".join(key.split(".")[:2]) for key in keys}))
                 lines.append(f"{len(keys):5d} tensors {title}: {reason} ({shown})")
         return "\n".join(lines)

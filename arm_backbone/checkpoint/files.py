@@ -1,13 +1,14 @@
-"""Checkpoint files: read without running code from them, written whole or not at all.
+"""Reads checkpoint files without running code from them, and writes files completely or not at all.
 
 A file is a training checkpoint of this toolkit (`state_dict` and `meta`), one of the authors' (`model`, `args`, perhaps
-`model_ema`), a converted `.pth`, or `.safetensors`.
+`model_ema`), a converted `.pth`, or a `.safetensors` file.
 """
 
 import argparse
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,23 +18,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .accounting import some
+from .accounting import shorten
 
 FORMAT_VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read, or does not fit the model; the message says what to do."""
+    """A checkpoint that cannot be read or does not fit the model; the message says what to do."""
 
 
 def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
-    """Load a file without running code from it: tensors, numbers, strings, containers and an argparse.Namespace only.
+    """Load a checkpoint file without running code from it.
+
+    Tensors, numbers, strings, containers and argparse.Namespace are allowed.
 
     Args:
-        trust: unpickle anything. Only for files whose origin you know.
+        path: `.pth` (or any other PyTorch file) or `.safetensors`.
+        trust: unpickle any object, which can run code. Only for files whose origin you know.
+
+    Returns:
+        what the file holds; for safetensors a dict with `state_dict` and `meta`.
 
     Raises:
-        CheckpointError: for a missing, broken or unsafe file.
+        CheckpointError: for a missing, broken or unsafe file, or one that does not hold a dict.
     """
     path = Path(path)
     require_file(path)
@@ -44,7 +51,7 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
                 return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": meta}  # noqa: SIM118
         except SafetensorError as error:
             raise CheckpointError(
-                f"{path} is no complete safetensors file ({error}); fetch or convert it again"
+                f"{path} is not a complete safetensors file ({error}); download or convert it again"
             ) from None
     try:
         if trust:
@@ -54,23 +61,25 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not even a pickle
-            raise CheckpointError(f"{path} is no PyTorch checkpoint; fetch or save it again") from None
+            raise CheckpointError(f"{path} is not a PyTorch checkpoint; download or save it again") from None
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)\S* ?(\S*)", str(error))
         what = next((group for group in reason.groups() if group), "an object") if reason else "an object"
         raise CheckpointError(
-            f"{path} holds {what}, whose loading can execute code; if you know where the file comes from, "
+            f"{path} holds {what}, which can execute code when it is loaded; if you know where the file comes from, "
             "convert it with tools/convert_checkpoint.py --trust"
         ) from None
-    except Exception as error:  # noqa: BLE001 what a broken pickle does is anyone's guess
+    except Exception as error:  # noqa: BLE001 a broken pickle can raise anything
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is no complete PyTorch checkpoint ({detail}); fetch or save it again") from None
+        raise CheckpointError(
+            f"{path} is not a complete PyTorch checkpoint ({detail}); download or save it again"
+        ) from None
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a dict of tensors; save a state_dict")
     return checkpoint
 
 
 def require_file(path: str | os.PathLike) -> None:
-    """Raise a CheckpointError that says how to make the file, if it does not exist."""
+    """Raise a CheckpointError that says how to make the file if it does not exist."""
     path = Path(path)
     if path.is_file():
         return
@@ -81,18 +90,20 @@ def require_file(path: str | os.PathLike) -> None:
 
 
 def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint: under `state_dict`, under `model`, or the dict itself.
+    """The tensors of the model in a checkpoint, from its key `state_dict` or `model`, or from the dict itself.
 
     Args:
-        ema: the moving average instead: `model_ema` of the authors' files; in ours `state_dict` holds it where one was
-            kept, because it is what evaluation uses.
+        ema: take the moving average of the weights. The authors' files hold it in `model_ema`, ours in `state_dict`,
+            because evaluation uses it.
 
     Raises:
-        CheckpointError: if there are none.
+        CheckpointError: if the checkpoint holds no such tensors.
     """
     if ema and "ema_state_dict" not in checkpoint:
         if not isinstance(checkpoint.get("model_ema"), dict):
-            raise CheckpointError(f"no EMA weights (model_ema or ema_state_dict); found {some(list(checkpoint))}")
+            raise CheckpointError(
+                f"no EMA weights: expected a key model_ema or ema_state_dict; found {shorten(list(checkpoint))}"
+            )
         checkpoint = checkpoint["model_ema"]
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):
@@ -100,34 +111,47 @@ def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
             break
     if not checkpoint or not all(isinstance(value, Tensor) for value in checkpoint.values()):
         raise CheckpointError(
-            f"no model weights: expected tensors, or a key state_dict or model; found {some(list(checkpoint))}"
+            f"no model weights: expected tensors, or a key state_dict or model; found {shorten(list(checkpoint))}"
         )
     return dict(checkpoint)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file beside its final place, then rename it: readers see the old file or the whole new one.
+    """Write a file or a new folder beside its final place, then rename it: readers never see half of it.
 
     Yields:
-        the path to write to, `path` with ".part" appended; it is removed if the block raises.
+        the path to write to, `path` with ".part" appended; nothing exists there at first, and what the block wrote is
+        removed if it raises.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
+        _remove(partial)  # left by a process that was killed
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_checkpoint(
     path: str | os.PathLike, state: dict[str, Tensor], meta: dict[str, str | int], key: str = "state_dict"
 ) -> None:
-    """Write tensors and metadata to `.pth` or `.safetensors`, beside the target first, so that no half file remains.
+    """Write tensors and metadata to a `.pth` or `.safetensors` file; an error leaves no partial file.
 
     Args:
-        key: of the tensors in a `.pth`; the authors' code reads "model".
+        meta: metadata; the format version is added.
+        key: key of the tensors in a `.pth`; the authors' code reads "model".
+
+    Raises:
+        CheckpointError: for another file name extension.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Loading weights into models: every tensor matched, or listed as new for a stated reason, or the run stops."""
+"""Loads weights into models: every tensor is matched, or new for a stated reason, or loading stops with an error."""
 
 from torch import Tensor, nn
 
 from ..arm import ARMTrunk
-from .accounting import Accounting, misfit
-from .convert import detect_kind, fit
+from .accounting import Accounting, describe_mismatch
+from .convert import Weights, detect_kind
 from .files import CheckpointError
 
-# beginnings of names that a file need not have
+# prefixes of the tensors that a file may lack
 MAY_START_FRESH = {
     "out_norms.": "output norms, learned with the dense task",
     "norm.": "learned in finetuning",
@@ -16,51 +16,85 @@ MAY_START_FRESH = {
 }
 
 
-def fitted(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], Accounting]:
-    """The tensors of a checkpoint of any kind in the model's shapes; see `arm_backbone.convert.fit`.
+def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], Accounting]:
+    """The tensors of a checkpoint of any kind under the model's names and in its shapes.
+
+    One scan is copied to the model's number of scans; position embedding, patch size and image channels are adapted.
+    Decoders, heads and norms that the model does not have are dropped, and so is a classification head for another
+    number of classes.
 
     Args:
+        model: trunk, backbone or classifier; it is not changed.
+        state: tensors by name.
         where: name of the file, for messages.
 
     Returns:
-        tensors by the model's names, and the accounting with what starts fresh as `new`.
+        tensors by the model's names, and the accounting, whose `new` lists the tensors that keep their initial values.
 
     Raises:
-        CheckpointError: when a tensor of the file or of the model is left over, or a shape differs.
+        CheckpointError: if a tensor of the file or of the model is left over, or if shapes differ.
     """
     target = model.state_dict()
     try:
-        state, accounting = fit(state, model)
+        weights = Weights(state, model.cls_token_position or "middle")
+        weights.fit_scans(model.scans)
     except CheckpointError as error:
         raise CheckpointError(f"{where} does not fit the model: {error}") from None
-    for name in target.keys() - state.keys():
-        reason = next((reason for start, reason in MAY_START_FRESH.items() if name.startswith(start)), None)
+    weights.fit_grid(model.grid_size)
+    weights.fit_patch_size(model.patch_size)
+    weights.fit_in_chans(model.patch_embed.proj.in_channels)
+    if "cls_pos_embed" in target:
+        weights.add_cls_position()
+    rest = weights.keep([name for name in weights.rest if name in target])
+    for name in ("head.weight", "head.bias"):
+        if name in rest and len(rest[name]) != len(target[name]):
+            weights.drop(name, f"for {len(rest[name])} classes, the model has {len(target[name])}")
+            del rest[name]
+    result, accounting = weights.trunk | rest, weights.accounting
+    for name in target.keys() - result.keys():
+        reason = next((reason for prefix, reason in MAY_START_FRESH.items() if name.startswith(prefix)), None)
         if reason is not None:
             accounting.new[name] = reason
-    _require_fit(target, state, where, accounting.new)
-    return state, accounting
+    require_match(target, result, where, accounting.new)
+    return result, accounting
 
 
 def load_trunk(model: ARMTrunk, state: dict[str, Tensor], where: str) -> Accounting:
-    """Start a backbone or classifier from a checkpoint of any kind; arguments and errors as `fitted`."""
-    state, accounting = fitted(model, state, where)
+    """Initialise a trunk, backbone or classifier from a checkpoint of any kind, adapted as `fit_state` describes.
+
+    Arguments and errors are those of `fit_state`; the model is unchanged if there is an error.
+    """
+    state, accounting = fit_state(model, state, where)
     model.load_state_dict(state, strict=False)
     return accounting
 
 
-def load_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a whole model, every tensor matched.
+def load_exact(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a whole model; file and model must have the same tensors.
+
+    Args:
+        where: name of the file, for messages.
 
     Raises:
-        CheckpointError: when one is missing, left over or of another shape.
+        CheckpointError: if a tensor is missing, unknown to the model or has another shape; the model is unchanged.
     """
-    _require_fit(model.state_dict(), state, where)
+    require_match(model.state_dict(), state, where)
     model.load_state_dict(state)
 
 
-def _require_fit(target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None) -> None:
+def require_match(
+    target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None
+) -> None:
+    """Require a file's tensors to be those of a model.
+
+    Args:
+        may_miss: names that the file need not have.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape, and the remedy.
+    """
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
-    problem = misfit(*shapes, may_miss or {})
+    problem = describe_mismatch(*shapes, may_miss or {})
     if problem:
         raise CheckpointError(f"{where} does not fit the model: {problem}. {_remedy(state)}")
 
@@ -72,7 +106,7 @@ def _remedy(state: dict[str, Tensor]) -> str:
         return "It holds no ARM weights: give a checkpoint of this model."
     if kind != "dense":
         return (
-            f"It is a {kind} checkpoint: to start a training from it, give it as init_cfg.checkpoint of the backbone "
-            "or classifier (same architecture); testing needs the trained model."
+            f"It is a {kind} checkpoint: to start training from it, set it as init_cfg.checkpoint of the backbone or "
+            "classifier (same architecture); testing needs the trained model."
         )
     return "Give the configuration that it was trained with (architecture, classes, heads)."

@@ -1,7 +1,8 @@
-"""The authors' checkpoints: their names and shapes against ours, as one table read in both directions.
+"""The authors' checkpoints: one table of their names and ours, used in both directions.
 
-Theirs keep four copies with suffixes where ours have a leading K, the position embedding as a sequence that includes
-the class token, and call blocks `layers`. Pretraining files also hold a constant mask.
+Their files differ from ours in this: blocks are called `layers`; each direction is a tensor of its own with a suffix
+(ours have a leading K); the position embedding is a sequence that includes the class token (ours is a grid); and
+pretraining files hold a constant mask.
 
 Legend: K scan directions, D channels, W taps, C width, M patches, Gh, Gw grid.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..scan_order import cls_index
 
 SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward
-CLUSTER_PATCHES = 16  # of their only cluster size, 4 x 4 patches
+CLUSTER_PATCHES = 16  # patches per cluster; the authors have one size, 4 x 4
 
 # {} stands for the direction's suffix
 _MIXER = {
@@ -27,7 +28,7 @@ _MIXER = {
     "A{}_log": "A_log",
     "D{}": "D",
 }
-# layers with weight and bias, theirs: ours
+# modules with weight and bias; theirs: ours
 _DECODER = {"enc2dec": "decoder.skip_proj", "ar_norm": "decoder.norm", "ar_pred": "decoder.head"}
 _DECODER_BLOCK = {
     "attn2.q": "attention.q",
@@ -43,19 +44,21 @@ _CLASSIFIER = {"norm_f": "norm", "head": "head"}
 
 
 def is_official(state: dict[str, Tensor]) -> bool:
+    """Whether the tensors have the authors' names."""
     return "layers.0.mixer.in_proj.weight" in state
 
 
 def is_official_pretrain(state: dict[str, Tensor]) -> bool:
+    """Whether the tensors are those of the authors' pretraining model."""
     return is_official(state) and "ar_token" in state
 
 
-def names(layers: int, decoder_depth: int | None) -> Iterator[tuple[str, str, int | None]]:
-    """(their name, our name, direction or None) of every tensor but `pos_embed` and `mask`.
+def parameter_names(layers: int, decoder_depth: int | None) -> Iterator[tuple[str, str, int | None]]:
+    """(their name, our name, direction or None) of every tensor except `pos_embed` and `mask`.
 
     Args:
-        layers: encoder blocks.
-        decoder_depth: decoder blocks of a pretraining model, None for a classifier (with four scans).
+        layers: number of encoder blocks.
+        decoder_depth: number of decoder blocks of a pretraining model; None for a classifier (with four scans).
     """
 
     def both(theirs: str, ours: str) -> Iterator[tuple[str, str, None]]:
@@ -90,6 +93,7 @@ def names(layers: int, decoder_depth: int | None) -> Iterator[tuple[str, str, in
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """How many numbers from 0 on, put into `pattern`, give the name of a tensor."""
     count = 0
     while pattern.format(count) in state:
         count += 1
@@ -97,48 +101,48 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
 
 
 def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The authors' tensors under our names and in our shapes.
+    """Rename and reshape the authors' tensors to ours.
 
     Args:
-        cls_token: place of the class token in a classifier's sequence, "middle" or "tail"; a file does not say.
+        cls_token: place of the class token in a classifier's sequence, "middle" or "tail"; files do not record it.
 
     Returns:
-        the tensors, and the name of each source tensor -> our name ("" for the mask, which we do not keep).
+        our tensors, and their name -> our name for each tensor of the file ("" for the mask, which we do not keep).
 
     Raises:
-        ValueError: for a name that is none of theirs, a missing direction, or a grid that is not square.
+        ValueError: for an unknown name, a missing direction, or a grid that is not square.
     """
     pretrain = is_official_pretrain(state)
     depth = _count(state, "dec_block.{}.attn2.q.weight") if pretrain else None
     result: dict[str, Tensor] = {}
-    became: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     directions: dict[str, list[Tensor]] = {}
-    for theirs, ours, direction in names(_count(state, "layers.{}.mixer.in_proj.weight"), depth):
+    for theirs, ours, direction in parameter_names(_count(state, "layers.{}.mixer.in_proj.weight"), depth):
         if theirs not in state:
-            continue  # whether the rest is enough, its use will show
-        became[theirs] = ours
+            continue  # completeness is checked by the conversion, or by loading into a model
+        renamed[theirs] = ours
         if direction is None:
             result[ours] = state[theirs]
         else:
             directions.setdefault(ours, []).append(state[theirs])
     for ours, tensors in directions.items():
         if len(tensors) != (1 if pretrain else len(SUFFIXES)):
-            raise ValueError(f"{ours} is there for {len(tensors)} of {len(SUFFIXES)} directions")
+            raise ValueError(f"{ours} exists for {len(tensors)} of {len(SUFFIXES)} directions only")
         stacked = torch.stack(tensors)
         result[ours] = stacked.squeeze(2) if ours.endswith("conv_weight") else stacked  # (K, D, 1, W) -> (K, D, W)
     if "pos_embed" in state:
         result |= _split_position(state["pos_embed"], pretrain, cls_token)
-        became["pos_embed"] = "encoder.pos_embed" if pretrain else "pos_embed"
+        renamed["pos_embed"] = "encoder.pos_embed" if pretrain else "pos_embed"
     if pretrain and "mask" in state:
-        became["mask"] = ""
-    unknown = [key for key in state if key not in became]
+        renamed["mask"] = ""
+    unknown = [key for key in state if key not in renamed]
     if unknown:
         raise ValueError(f"unknown tensors: {', '.join(unknown[:5])}")
-    return result, became
+    return result, renamed
 
 
 def _split_position(table: Tensor, pretrain: bool, cls_token: str) -> dict[str, Tensor]:
-    """(1, M, C), or with the class token (1, M + 1, C) -> (1, Gh, Gw, C) and the class token's own (1, 1, C)."""
+    """(1, M, C) -> grid (1, Gh, Gw, C); a classifier's (1, M + 1, C) -> grid and class token (1, 1, C)."""
     result = {}
     if not pretrain:
         position = cls_index(table.shape[1] - 1, cls_token)
@@ -146,50 +150,50 @@ def _split_position(table: Tensor, pretrain: bool, cls_token: str) -> dict[str, 
         table = torch.cat([table[:, :position], table[:, position + 1 :]], dim=1)
     side = math.isqrt(table.shape[1])
     if side**2 != table.shape[1]:
-        raise ValueError(f"pos_embed is for {table.shape[1]} patches, which is no square grid")
+        raise ValueError(f"pos_embed has {table.shape[1]} patches, which is not a square number")
     return {"encoder.pos_embed" if pretrain else "pos_embed": table.unflatten(1, (side, side)), **result}
 
 
 def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Our pretraining model's or classifier's tensors under the authors' names and in their shapes.
+    """Rename and reshape the tensors of our pretraining model or classifier to the authors'.
 
     Args:
-        cls_token: place of the class token in a classifier's sequence.
+        cls_token: place of the class token in a classifier's sequence, "middle" or "tail".
 
     Returns:
-        the tensors, and the name of each -> our name ("" for the mask).
+        their tensors, and their name -> our name for each of them ("" for the mask, which is computed).
 
     Raises:
-        ValueError: for a tensor that theirs have no name for, or another number of scans.
+        ValueError: for a tensor that their format has no name for, or another number of scans.
     """
     pretrain = "mask_token" in state
     trunk = "encoder." if pretrain else ""
     depth = _count(state, "decoder.blocks.{}.norm_mlp.weight") if pretrain else None
     result: dict[str, Tensor] = {}
-    came_from: dict[str, str] = {}
-    for theirs, ours, direction in names(_count(state, trunk + "blocks.{}.norm1.weight"), depth):
+    renamed: dict[str, str] = {}
+    for theirs, ours, direction in parameter_names(_count(state, trunk + "blocks.{}.norm1.weight"), depth):
         if ours not in state:
             continue
         tensor = state[ours]
         if direction is not None:
             if len(tensor) != (1 if pretrain else len(SUFFIXES)):
-                raise ValueError(f"{ours} has {len(tensor)} scans; theirs have {1 if pretrain else len(SUFFIXES)}")
+                raise ValueError(f"{ours} has {len(tensor)} scans, the authors' {1 if pretrain else len(SUFFIXES)}")
             tensor = tensor[direction].unsqueeze(1) if ours.endswith("conv_weight") else tensor[direction]
-        result[theirs], came_from[theirs] = tensor, ours
+        result[theirs], renamed[theirs] = tensor, ours
     table = state[f"{trunk}pos_embed"].flatten(1, 2)
     if not pretrain:
         position = cls_index(table.shape[1], cls_token)
         table = torch.cat([table[:, :position], state["cls_pos_embed"], table[:, position:]], dim=1)
-    result["pos_embed"], came_from["pos_embed"] = table, f"{trunk}pos_embed"
+    result["pos_embed"], renamed["pos_embed"] = table, f"{trunk}pos_embed"
     if pretrain:
-        result["mask"], came_from["mask"] = cluster_mask(table.shape[1]), ""
-    unknown = state.keys() - set(came_from.values()) - {"cls_pos_embed"}
+        result["mask"], renamed["mask"] = cluster_mask(table.shape[1]), ""
+    unknown = state.keys() - set(renamed.values()) - {"cls_pos_embed"}
     if unknown:
         raise ValueError(f"the authors' format has no place for {', '.join(sorted(unknown)[:5])}")
-    return result, came_from
+    return result, renamed
 
 
 def cluster_mask(patches: int) -> Tensor:
-    """Their mask of the decoder: 0 where a query of cluster a + 1 sees a key of cluster b <= a, -inf elsewhere."""
+    """Their decoder's attention mask: 0 where a query of cluster a + 1 sees a key of cluster b <= a, else -inf."""
     cluster = torch.arange(patches - CLUSTER_PATCHES) // CLUSTER_PATCHES
     return torch.zeros(len(cluster), len(cluster)).masked_fill_(cluster[:, None] < cluster, -torch.inf)

@@ -1,73 +1,142 @@
-"""Where kernels may be called without the dispatcher: chains of operators that are one autograd function then."""
+"""Decides which back end runs: the only file that knows them.
+
+| back end | runs on | what it is |
+| --- | --- | --- |
+| `reference` | any device and dtype | a loop over tokens, differentiated by autograd; the oracle of the tests |
+| `torch` | any device and dtype | plain PyTorch in segments, folder `pytorch/` |
+| `cpu` | a CPU | compiled C++, folder `cpu/` |
+| `triton` | a GPU | Triton kernels, folder `triton/` |
+| `mamba_ssm` | an NVIDIA GPU | the CUDA kernel of the mamba-ssm package |
+
+The folders offer the same functions under the same file names; the Protocols below are their signatures. To add a back
+end, write such a folder and name it in `_FOLDERS`, `BACKENDS` and `unavailable`. Back ends are imported when they are
+first used.
+"""
 
 import functools
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor
 
-from .cpu import kernels as native
-from .pytorch import scan as scan_torch
-
-
-def fused_backend(first: Tensor, *others: Tensor | None, dtype: torch.dtype) -> str | None:
-    """Name of the back end, "triton" or "cpu", whose kernels may compute in `dtype` on tensors without the dispatcher's
-    knowing; None if there is none.
-
-    Not under torch.compile, tracing, torch.func or a mode that looks at every operator (FLOP counters, selective
-    checkpoints, tensors without data), and not for subclasses of tensors.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    eager = (
-        all(t is None or type(t) in (Tensor, nn.Parameter) for t in (first, *others))
-        and not torch._C._are_functorch_transforms_active()
-        and _get_current_dispatch_mode() is None
-        and all(t is None or t.device == first.device for t in others)
-        and first.numel() > 0
-    )
-    if not eager or first.dtype == torch.float64:
-        return None
-    if triton_unavailable(first.device) is None:
-        return "triton"
-    here = first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-    return "cpu" if here and native.unavailable() is None else None
-
-
-def row_kernels(name: str, first: Tensor, *others: Tensor | None, dtype: torch.dtype) -> ModuleType | None:
-    """The module with kernels for rows of tensors, as `fused_backend`: that of Triton with this name, or the CPU's."""
-    backend = fused_backend(first, *others, dtype=dtype) if first.ndim > 1 else None
-    if backend == "triton":
-        return import_module(f".{name}", __package__)  # imports triton, which not every machine has
-    return native if backend else None
-
-
-def computing_type(x: Tensor) -> torch.dtype:
-    """Type in which products of x with weights are computed: autocast's, or its own."""
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):  # autocast knows no meta tensors
-        return torch.get_autocast_dtype(device)
-    return x.dtype
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of a module is `kind`'s forward and nothing else: no subclass, no hooks, no other `forward`."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    changed = any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
-    return type(module) is kind and not changed
-
-
-OLDEST_TRITON = (3, 3)  # its language has what the kernels say: tuples, gather
+from .library import is_eager
+from .scan_inputs import ScanInputs
 
 BACKENDS = ("reference", "torch", "cpu", "triton", "mamba_ssm")
+OLDEST_TRITON = (3, 3)  # the kernels use tuples and gather
+_FOLDERS = {"torch": "pytorch", "cpu": "cpu", "triton": "triton"}
 
 
-def triton_unavailable(device: torch.device) -> str | None:
+class ScanKernels(Protocol):
+    """`scan.py` of a back end."""
+
+    def saved_states(self, length: int) -> int:
+        """Number of states that a forward over `length` tokens keeps for its backward."""
+
+    def scan_forward(
+        self, inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """y (B, L, D), and states (., B, K, N, D): with `keep` those for the backward, with `last` the final one."""
+
+    def scan_backward(
+        self, grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
+    ) -> list[Tensor]:
+        """Gradients of the first seven inputs, which share no memory; D and delta_bias have one even if they are None.
+
+        Args:
+            states: from a forward with `keep`.
+            in_place: write the gradients of u and delta over them; both must be laid out by direction.
+        """
+
+
+class DifferentiableScan(Protocol):
+    """`reference.py` and `mamba_ssm.py`: a forward that autograd differentiates."""
+
+    def scan(self, inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tensor]:
+        """y (B, L, D) and the final state (B, K, D, N)."""
+
+
+class ConvKernels(Protocol):
+    """`conv.py` of a back end."""
+
+    def supports_conv(self, taps: int) -> bool:
+        """Whether a convolution of this many taps can run."""
+
+    def conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
+        """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
+
+    def conv_backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, weight and bias."""
+
+
+class GateKernels(Protocol):
+    """`gate.py` of a back end."""
+
+    def gate_forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """`x * silu(z)`, contiguous; x and z (..., C) of one dtype."""
+
+    def gate_backward(self, grad: Tensor, x: Tensor, z: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+        """Gradients of x and z; with `in_place` that of x overwrites the contiguous `grad`."""
+
+
+class NormKernels(Protocol):
+    """`norm.py` of a back end: LayerNorm (`centered`) or RMSNorm, of x or of x + branch."""
+
+    def supports_norm(self, x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
+        """Whether the kernels take these dtypes and give `dtype`."""
+
+    def norm_forward(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        centered: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x + branch in x's dtype, its norm in `dtype`, and the mean and scale of each row in float32."""
+
+    def norm_backward(
+        self,
+        grad: Tensor,
+        grad_total: Tensor | None,
+        total: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        centered: bool,
+        branch_dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Gradients of x, of the branch in `branch_dtype` (None without one), of weight and of bias."""
+
+
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a back end cannot scan tensors of this device and dtype, and the remedy; None if it can."""
+    if backend in ("reference", "torch"):
+        return None
+    if dtype == torch.float64:
+        return "it computes in float32, and these tensors are float64; use backend='torch'"
+    if backend == "cpu":
+        if device.type != "cpu":
+            return f"it scans tensors on a CPU, and these are on {device}"
+        return _part("cpu", "library").unavailable()
+    if backend == "triton":
+        return _triton_unavailable(device)
+    if device.type != "cuda":
+        return f"it scans tensors on an NVIDIA GPU, and these are on {device}"
+    return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
+
+
+def _triton_unavailable(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device; None if they can. Its interpreter (for tests) runs on a CPU."""
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"it scans tensors on a GPU, and these are on {device}"
@@ -83,74 +152,133 @@ def triton_unavailable(device: torch.device) -> str | None:
 def _triton_version() -> tuple[int, ...] | None:
     if find_spec("triton") is None:
         return None
-    import triton
-
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return tuple(int(part) for part in import_module("triton").__version__.split(".")[:2])
 
 
-def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a back end cannot scan tensors of a device and type, with the remedy; None if it can."""
-    if backend in ("reference", "torch"):
-        return None
-    if dtype == torch.float64:
-        return "it computes in float32, and these are float64; take backend='torch'"
-    if backend == "cpu":
-        return f"it scans tensors on a CPU, and these are on {device}" if device.type != "cpu" else native.unavailable()
-    if backend == "triton":
-        return triton_unavailable(device)
-    if device.type != "cuda":
-        return f"it scans tensors on an NVIDIA GPU, and these are on {device}"
-    return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
+_selected: str | None = None
 
 
-@torch.compiler.assume_constant_result  # a choice of the environment, not of the data
-def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> str:
-    """Name of the back end that scans tensors of a device and type: the argument, else the variable ARM_SCAN_BACKEND,
-    else the fastest there is.
+@contextmanager
+def scan_backend(name: str) -> Iterator[None]:
+    """Choose the back end of all scans in a `with` block, in every thread; it overrides ARM_SCAN_BACKEND.
+
+    Run the backward inside as well if it recomputes the forward (`with_cp`).
+
+    Args:
+        name: one of `BACKENDS`, or "auto" for the fastest.
 
     Raises:
-        ValueError: for a name that is unknown or cannot run here; it says why and what to install.
+        ValueError: for an unknown name.
+    """
+    global _selected
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"scan_backend({name!r}) is not a scan back end; give auto, {', '.join(BACKENDS)}")
+    before, _selected = _selected, name
+    try:
+        yield
+    finally:
+        _selected = before
+
+
+@torch.compiler.assume_constant_result  # depends on the environment, not on the data
+def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> str:
+    """Name of the back end that scans tensors of this device and dtype.
+
+    The argument decides, then `scan_backend`, then the variable ARM_SCAN_BACKEND; "auto" is the fastest that can run.
+
+    Raises:
+        ValueError: for a name that is unknown or cannot run here; says why and what to install.
     """
     source = "backend"
-    if backend == "auto":
+    if backend == "auto" and _selected is not None:
+        source, backend = "scan_backend", _selected
+    elif backend == "auto":
         source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND", "auto")
     if backend == "auto":
         return _fastest(device, dtype)
     if backend not in BACKENDS:
-        raise ValueError(f"{source}={backend!r} is no scan back end; give auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"{source}={backend!r} is not a scan back end; give auto, {', '.join(BACKENDS)}")
     reason = unavailable(backend, device, dtype)
     if reason is not None:
         raise ValueError(f"{source}={backend!r} cannot run: {reason}")
     return backend
 
 
-_warned = False
-
-
 def _fastest(device: torch.device, dtype: torch.dtype) -> str:
-    global _warned
     fast = "cpu" if device.type == "cpu" else "triton"
     reason = unavailable(fast, device, dtype)
     if reason is None:
         return fast
-    if device.type in ("cpu", "cuda") and dtype != torch.float64 and not _warned:
-        _warned = True
-        warnings.warn(f"Selective scan in plain PyTorch, 5 to 10 times slower: {reason}", stacklevel=2)
+    if device.type in ("cpu", "cuda") and dtype != torch.float64:
+        _warn_slow(reason)
     return "torch"
 
 
-def _kernels(backend: str) -> ModuleType:
-    """The module with a back end's scan_forward and scan_backward."""
-    if backend == "triton":
-        from .triton import scan as scan_triton  # imports triton, which not every machine has
-
-        return scan_triton
-    return scan_torch if backend == "torch" else native
+@functools.cache
+def _warn_slow(reason: str) -> None:
+    warnings.warn(f"Selective scan in plain PyTorch, 5 to 10 times slower: {reason}", stacklevel=2)
 
 
-def _saved_states(backend: str, length: int) -> int:
-    """States that a back end's forward saves for its backward."""
-    if backend == "triton":
-        return _kernels(backend).saved_states(length)
-    size = native.segment_length() if backend == "cpu" else scan_torch.SEGMENT
-    return (length + size - 1) // size + 1
+@functools.cache
+def _part(backend: str, part: str):
+    """The module `part` of a back end's folder."""
+    return import_module(f".{_FOLDERS[backend]}.{part}", __package__)
+
+
+def scan_kernels(backend: str) -> ScanKernels:
+    """Scan kernels of the back end "torch", "cpu" or "triton"."""
+    return _part(backend, "scan")
+
+
+def differentiable_scan(backend: str) -> DifferentiableScan | None:
+    """The scan of a back end that autograd differentiates ("reference", "mamba_ssm"); None for the others."""
+    return None if backend in _FOLDERS else import_module(f".{backend}", __package__)
+
+
+def conv_kernels(x: Tensor, taps: int) -> ConvKernels:
+    """The fastest convolution for x and this many taps."""
+    backend = "cpu" if x.device.type == "cpu" else "triton"
+    if unavailable(backend, x.device, x.dtype) is None and _part(backend, "conv").supports_conv(taps):
+        return _part(backend, "conv")
+    return _part("torch", "conv")
+
+
+def _direct(*tensors: Tensor | None, dtype: torch.dtype) -> str | None:
+    """Back end ("triton" or "cpu") whose kernels can be called on these tensors without the dispatcher, or None.
+
+    Args:
+        dtype: of the computation.
+    """
+    first = tensors[0]
+    if not is_eager(tensors) or any(t is not None and t.device != first.device for t in tensors):
+        return None
+    if first.numel() == 0 or first.dtype == torch.float64:
+        return None
+    if unavailable("triton", first.device, first.dtype) is None:
+        return "triton"
+    on_cpu = first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return "cpu" if on_cpu and unavailable("cpu", first.device, first.dtype) is None else None
+
+
+def direct_gate(x: Tensor, z: Tensor, *others: Tensor | None) -> GateKernels | None:
+    """Gate kernels that can be called directly on x and z, beside the other tensors; None if there are none."""
+    if x.ndim < 2 or x.dtype != z.dtype or x.shape != z.shape:
+        return None
+    backend = _direct(x, z, *others, dtype=x.dtype)
+    return _part(backend, "gate") if backend else None
+
+
+def direct_norm(x: Tensor, branch: Tensor | None, *others: Tensor | None, dtype: torch.dtype) -> NormKernels | None:
+    """Norm kernels that can be called directly on x and branch and give `dtype`; None if there are none."""
+    backend = _direct(x, branch, *others, dtype=dtype) if x.ndim > 1 else None
+    kernels = _part(backend, "norm") if backend else None
+    return kernels if kernels and kernels.supports_norm(x, branch, dtype) else None
+
+
+def direct_inner(*tensors: Tensor, taps: int, dtype: torch.dtype) -> tuple[ConvKernels, ScanKernels] | None:
+    """Convolution and scan kernels of the chosen scan back end that can be called directly; None if there are none."""
+    backend = _direct(*tensors, dtype=dtype)
+    if backend is None or backend != resolve_backend(tensors[0].device, dtype):
+        return None
+    conv = _part(backend, "conv")
+    return (conv, _part(backend, "scan")) if conv.supports_conv(taps) else None

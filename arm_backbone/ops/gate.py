@@ -1,73 +1,65 @@
-"""Gating with SiLU, of the mixer's output and within the SwiGLU, and the product after it."""
-
-from types import ModuleType
+"""SiLU gate, of the mixer's output and inside the SwiGLU, and the linear layer after it."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import computing_type, is_plain, row_kernels
-from .library import first_order
+from .dispatch import GateKernels, direct_gate
+from .library import compute_dtype, is_plain, no_double_backward
 
 
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:
-    """`x * silu(z)`; tensors of one shape.
+    """`x * silu(z)` for tensors of one shape.
 
-    Where there are kernels in one pass, which keeps nothing but x and z for the backward. torch.compile fuses the plain
-    expression.
+    With kernels one pass, which saves only x and z for the backward. torch.compile fuses the plain expression.
     """
-    kernels = _kernels(x, z)
+    kernels = direct_gate(x, z)
     return x * F.silu(z) if kernels is None else _Gate.apply(x, z, kernels)
 
 
 def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(x * silu(z))`; where there are kernels the layer's input is not kept, but made again in the backward.
+    """`linear(x * silu(z))`; with kernels the layer's input is not saved but recomputed in the backward.
 
-    A layer that is more than an `nn.Linear` (a subclass, one with hooks or with another `forward`) is called as it is.
+    A layer that is more than an `nn.Linear` (a subclass, hooks, another `forward`) is called as it is.
     """
-    together = torch.is_grad_enabled() and x.dtype == computing_type(x) and is_plain(linear, nn.Linear)
-    kernels = _kernels(x, z, linear.weight, linear.bias) if together else None
+    fused = torch.is_grad_enabled() and x.dtype == compute_dtype(x) and is_plain(linear, nn.Linear)
+    kernels = direct_gate(x, z, linear.weight, linear.bias) if fused else None
     if kernels is None:
         return linear(silu_gate(x, z))
     return _GatedLinear.apply(x, z, linear.weight, linear.bias, kernels)
 
 
-def _kernels(x: Tensor, z: Tensor, *others: Tensor | None) -> ModuleType | None:
-    alike = x.dtype == z.dtype and x.shape == z.shape
-    return row_kernels("gate_triton", x, z, *others, dtype=x.dtype) if alike else None
-
-
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, z: Tensor, kernels: ModuleType) -> Tensor:
+    def forward(ctx, x: Tensor, z: Tensor, kernels: GateKernels) -> Tensor:
         ctx.kernels = kernels
         ctx.save_for_backward(x, z)
         return kernels.gate_forward(x, z)
 
     @staticmethod
-    @first_order
+    @no_double_backward
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.kernels.gate_backward(grad, *ctx.saved_tensors), None
+        return *ctx.kernels.gate_backward(grad, *ctx.saved_tensors, in_place=False), None
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, kernels: ModuleType) -> Tensor:
-        ctx.kernels, ctx.types = kernels, (weight.dtype, None if bias is None else bias.dtype)
+    def forward(ctx, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, kernels: GateKernels) -> Tensor:
+        ctx.kernels, ctx.dtypes = kernels, (weight.dtype, None if bias is None else bias.dtype)
         weight = weight.to(x.dtype)
         ctx.save_for_backward(x, z, weight)
         return F.linear(kernels.gate_forward(x, z), weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    @first_order
+    @no_double_backward
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
             grad_weight = grad_bias = None
             if ctx.needs_input_grad[2]:
-                grad_weight = (rows.mT @ ctx.kernels.gate_forward(x, z).flatten(0, -2)).to(ctx.types[0])
+                grad_weight = (rows.mT @ ctx.kernels.gate_forward(x, z).flatten(0, -2)).to(ctx.dtypes[0])
             if ctx.needs_input_grad[3]:
-                grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.types[1])
+                grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
             grad_x, grad_z = ctx.kernels.gate_backward((rows @ weight).view(x.shape), x, z, in_place=True)
         return grad_x, grad_z, grad_weight, grad_bias, None

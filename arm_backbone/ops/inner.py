@@ -1,19 +1,17 @@
-"""What lies between a mixer's projections in and out (ARM section 3.3): convolution, projections and scan.
+"""The part of a mixer between its projections in and out (ARM section 3.3): convolution, projections and scan.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank of delta, W convolution taps.
 """
-
-from importlib import import_module
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .conv import cross_conv
-from .cpu import kernels as native
-from .dispatch import computing_type, fused_backend, resolve_backend
-from .library import first_order
+from .dispatch import ConvKernels, ScanKernels, direct_inner
+from .library import compute_dtype, no_double_backward
+from .orders import ScanOrders, order_tensor
 from .scan import cross_scan
+from .scan_inputs import ScanInputs
 
 
 def mamba_inner(
@@ -25,44 +23,51 @@ def mamba_inner(
     A_log: Tensor,
     D: Tensor,
     delta_bias: Tensor,
-    orders: Tensor,
+    orders: ScanOrders | Tensor,
 ) -> Tensor:
     """Causal convolution, the projections that make delta, B and C, and the selective scan, along K scan orders.
 
-    Where there are kernels one autograd function, which keeps x, the projections' output and some states; the rest is
-    made again in the backward, and the gradients of the scan's inputs lie over these.
+    With kernels this is one autograd function: it saves x, the projections' output and the chunk states, recomputes the
+    rest, and writes the gradients of the scan's inputs over the inputs.
 
     Args:
         x: (B, L, D), in token order.
-        conv_weight: (K, D, W), conv_bias: (K, D), as `cross_conv`.
+        conv_weight: (K, D, W), conv_bias: (K, D), as in `cross_conv`.
         x_proj_weight: (K, R + 2 N, D).
         dt_proj_weight: (K, D, R).
         A_log: (K, D, N); the scan's A is -exp(A_log).
         D, delta_bias: (K, D).
-        orders: (K, L) int64.
+        orders: (K, L), as in `cross_scan`.
 
     Returns:
         (B, L, D) in token order: the mean over the directions.
 
     Raises:
-        ValueError: when shapes, devices or types do not go together.
+        ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
     """
-    _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders)
+    _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
+    orders = order_tensor(orders, len(conv_weight), x)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-    kernels = _kernels(_backend(*tensors)) if x.dtype == computing_type(x) else None
-    if kernels is not None and conv_weight.shape[2] <= kernels[0].MAX_TAPS:
-        grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if grad:
+    dtype = compute_dtype(x)
+    kernels = direct_inner(*tensors, taps=conv_weight.shape[2], dtype=dtype) if x.dtype == dtype else None
+    if kernels is not None:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return _MambaInner.apply(*tensors, orders, kernels)
         return _forward(*tensors, orders, kernels, keep=False)[0]
+    orders = ScanOrders.trusted(orders)
     u = cross_conv(x, conv_weight, conv_bias, orders)
-    projected = _of_direction(u) @ x_proj_weight.transpose(1, 2)
+    projected = _direction_rows(u) @ x_proj_weight.transpose(1, 2)
     delta, B, C = _scan_inputs(projected, dt_proj_weight, A_log.shape[2], u.shape)
     A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
     return cross_scan(u, delta, A, B, C, D, delta_bias, orders)
 
 
-def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders) -> None:
+def uses_fused_inner(x: Tensor) -> bool:
+    """Whether `mamba_inner` of tokens like x is one autograd function, which saves little for its backward."""
+    return direct_inner(x, taps=1, dtype=compute_dtype(x)) is not None
+
+
+def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias) -> None:
     directions, channels = conv_weight.shape[:2]
     rank, states = dt_proj_weight.shape[-1], A_log.shape[-1]
     each = (directions, channels)
@@ -74,7 +79,6 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
         "A_log": (A_log, (*each, states)),
         "D": (D, each),
         "delta_bias": (delta_bias, each),
-        "orders": (orders, (directions, x.shape[-2])),
     }
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
@@ -82,55 +86,47 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with {given} it must be {shape}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
-    if orders.dtype != torch.int64:
-        raise ValueError(f"orders must be int64, not {orders.dtype}")
 
 
-def _backend(x: Tensor, *others: Tensor) -> str | None:
-    """Name of the scan's back end, if its kernels may be called without the dispatcher's knowing."""
-    dtype = computing_type(x)
-    backend = fused_backend(x, *others, dtype=dtype)
-    return backend if backend is not None and backend == resolve_backend(x.device, dtype) else None
-
-
-def runs_as_one(x: Tensor) -> bool:
-    """Whether `mamba_inner` of tokens like x is one autograd function, which keeps little for its backward."""
-    return _backend(x) is not None
-
-
-def _kernels(backend: str | None) -> tuple[ModuleType, ModuleType] | None:
-    """The modules of convolution and scan."""
-    if backend == "triton":
-        return tuple(import_module(f".{name}_triton", __package__) for name in ("conv", "scan"))
-    return (native, native) if backend else None
-
-
-def _of_direction(tokens: Tensor) -> Tensor:
-    """(B, K, L, .) -> (K, B L, .): the images of a direction lie one after the other, for one product each."""
+def _direction_rows(tokens: Tensor) -> Tensor:
+    """(B, K, L, .) -> (K, B L, .): all rows of a direction, for one matmul per direction."""
     return tokens.transpose(0, 1).flatten(1, 2)
 
 
 def _scan_inputs(projected: Tensor, dt_proj_weight: Tensor, states: int, shape: torch.Size) -> tuple[Tensor, ...]:
-    """delta (B, K, L, D), B and C (B, K, L, N) of the projection's output (K, B L, R + 2 N)."""
+    """delta (B, K, L, D), B and C (B, K, L, N) from the projection's output (K, B L, R + 2 N)."""
     delta, B, C = projected.split([dt_proj_weight.shape[2], states, states], dim=-1)
     delta = delta @ dt_proj_weight.transpose(1, 2)
     return tuple(t.unflatten(1, (shape[0], shape[2])).transpose(0, 1) for t in (delta, B, C))
 
 
+Kernels = tuple[ConvKernels, ScanKernels]
+
+
 def _forward(
-    x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, kernels, keep: bool
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    orders: Tensor,
+    kernels: Kernels,
+    keep: bool,
 ) -> tuple[Tensor, ...]:
-    """The result, and for the backward the projection's output, the states between chunks, two weights and A."""
+    """The result, and for the backward the projection's output, the chunk states, two weights and A."""
     conv, scan = kernels
     x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
     directions, channels, states = A_log.shape
-    A = torch.empty(directions, states, channels, device=x.device, dtype=torch.float32)  # as the kernels want it
+    A = torch.empty(directions, states, channels, device=x.device, dtype=torch.float32)  # the kernels' layout
     A = torch.exp(A_log.transpose(1, 2).float(), out=A).neg_().transpose(1, 2)
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
-    projected = _of_direction(u) @ x_proj.transpose(1, 2)
+    projected = _direction_rows(u) @ x_proj.transpose(1, 2)
     delta, B, C = _scan_inputs(projected, dt_proj, states, u.shape)
-    inputs = (u, delta, A, B, C, D, delta_bias, orders)
-    y, saved = scan.scan_forward(*inputs, delta_softplus=True, keep=keep, last=False)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
+    y, saved = scan.scan_forward(inputs, True, "mean", keep, last=False)
     return y, projected, saved, x_proj, dt_proj, A
 
 
@@ -138,18 +134,18 @@ class _MambaInner(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders, kernels):
         weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-        y, *made = _forward(x, *weights, orders, kernels, keep=True)
+        y, *saved = _forward(x, *weights, orders, kernels, keep=True)
         ctx.kernels = kernels
-        ctx.types = [tensor.dtype for tensor in (x, *weights)]
-        ctx.save_for_backward(x, conv_weight, conv_bias, *made, D, delta_bias, orders)
+        ctx.dtypes = [tensor.dtype for tensor in (x, *weights)]
+        ctx.save_for_backward(x, conv_weight, conv_bias, *saved, D, delta_bias, orders)
         return y
 
     @staticmethod
-    @first_order
+    @no_double_backward
     def backward(ctx, grad_y):
         with torch.autocast(grad_y.device.type, enabled=False):
             grads = _backward(grad_y, *ctx.saved_tensors, ctx.kernels)
-        return (*(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True)), None, None)
+        return (*(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None, None)
 
 
 def _backward(
@@ -159,16 +155,16 @@ def _backward(
     conv, scan = kernels
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
     delta, B, C = _scan_inputs(projected, dt_proj, A.shape[2], u.shape)
-    inputs = (u, delta, A, B, C, D, delta_bias, orders)
-    grads = scan.scan_backward(grad_y, *inputs, delta_softplus=True, saved=states, in_place=True)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
+    grads = scan.scan_backward(grad_y, inputs, True, "mean", states, in_place=True)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = grads
-    grad_delta, grad_B, grad_C = (_of_direction(grad) for grad in (grad_delta, grad_B, grad_C))
+    grad_delta, grad_B, grad_C = (_direction_rows(grad) for grad in (grad_delta, grad_B, grad_C))
     grad_dt_proj = grad_delta.mT @ projected[..., : dt_proj.shape[2]]
     grad_projected = torch.cat([grad_delta @ dt_proj, grad_B, grad_C], dim=-1)
     del inputs, grads, delta, grad_delta, u
-    u = conv.conv_forward(x, conv_weight, conv_bias, orders)  # over the first one lies its gradient
-    grad_x_proj = grad_projected.mT @ _of_direction(u)
+    u = conv.conv_forward(x, conv_weight, conv_bias, orders)  # the first u was overwritten by its gradient
+    grad_x_proj = grad_projected.mT @ _direction_rows(u)
     del u
-    _of_direction(grad_u).baddbmm_(grad_projected, x_proj)
+    _direction_rows(grad_u).baddbmm_(grad_projected, x_proj)
     grad_x, grad_conv_weight, grad_conv_bias = conv.conv_backward(grad_u, x, conv_weight, conv_bias, orders)
     return grad_x, grad_conv_weight, grad_conv_bias, grad_x_proj, grad_dt_proj, grad_A * A, grad_D, grad_bias

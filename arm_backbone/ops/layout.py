@@ -1,20 +1,25 @@
-"""Tokens of several directions lie in memory direction by direction, so that a projection is one matrix product each.
+"""Memory layout (K, B, L, C): each direction is contiguous, so each projection is one matmul.
 
-Legend: B batch, K scan directions, L tokens, C numbers of a token.
+Legend: B batch, K scan directions, L tokens, C channels of a token.
 """
 
 from torch import Tensor
 
 
 def by_direction(x: Tensor) -> Tensor:
-    """(B, K, L, C) -> (K, B, L, C), contiguous; a view where x lies so already."""
+    """(B, K, L, C) -> (K, B, L, C), contiguous; a view if x is laid out by direction already."""
     return x.transpose(0, 1).contiguous()
 
 
-def rows(x: Tensor) -> tuple[Tensor, int]:
-    """x (..., L, C) with the C numbers of a token together, and the step from any token to the next.
+def is_shared(x: Tensor) -> bool:
+    """Whether the K directions of x (B, K, L, C) are one expanded map in memory."""
+    return x.shape[1] > 1 and x.stride(1) == 0
 
-    Not copied if it is so already, such as a part of a projection's output.
+
+def as_rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (..., L, C) with contiguous channels, and its row stride; copied only if needed.
+
+    A part of a projection's output, for example, is not copied.
     """
     strides, step = [1], x.stride(-2)
     for size in (1, *reversed(x.shape[1:-1])):
@@ -26,5 +31,5 @@ def rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 def empty_by_direction(like: Tensor, batch: int, directions: int, length: int, channels: int) -> Tensor:
-    """(B, K, L, C) that lies direction by direction; type and device of another tensor."""
+    """(B, K, L, C), laid out by direction, with the dtype and device of another tensor."""
     return like.new_empty(directions, batch, length, channels).transpose(0, 1)

@@ -1,11 +1,13 @@
 """Selective scan by the CUDA kernel of the stock `mamba-ssm` package (1.2 and 2.x): one call for all directions.
 
-The directions become groups of channels, as the kernel allows B and C to differ between groups.
+The kernel allows B and C to differ between groups of channels, so each direction becomes a group.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
 
 from torch import Tensor
+
+from .scan_inputs import ScanInputs, divisor
 
 
 def _in_order(x: Tensor, orders: Tensor) -> Tensor:
@@ -14,20 +16,11 @@ def _in_order(x: Tensor, orders: Tensor) -> Tensor:
     return x.gather(2, index).transpose(2, 3)
 
 
-def cross_scan_mamba_ssm(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    orders: Tensor,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """Arguments as `arm_backbone.ops.cross_scan`; y (B, L, D) and the last state (B, K, D, N). Differentiable."""
+def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) and the final state (B, K, D, N)."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
+    u, delta, A, B, C, D, delta_bias, orders = inputs
     directions, channels, _ = A.shape
     out, last_state = selective_scan_fn(
         _in_order(u, orders).flatten(1, 2).contiguous(),
@@ -38,10 +31,11 @@ def cross_scan_mamba_ssm(
         None if D is None else D.float().flatten(),
         None,
         None if delta_bias is None else delta_bias.float().flatten(),
-        delta_softplus,
+        softplus,
         True,
     )
     out = out.unflatten(1, (directions, channels)).transpose(2, 3)  # (B, K, L, D) in scan order
     index = orders[None, :, :, None].expand_as(out)
-    y = out.new_empty(out.shape).scatter(2, index, out).mean(1)
+    y = out.new_empty(out.shape).scatter(2, index, out)
+    y = y.mean(1) if divisor(inputs, reduce) > 1 else y.sum(1)
     return y, last_state.unflatten(1, (directions, channels))

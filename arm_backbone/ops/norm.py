@@ -1,57 +1,80 @@
-"""LayerNorm before a branch, and the residual sum before it."""
-
-from types import ModuleType
+"""LayerNorm or RMSNorm, optionally fused with the preceding residual add."""
 
 import torch
 from torch import Tensor, nn
 
-from .dispatch import computing_type, is_plain, row_kernels
-from .library import first_order
+from .dispatch import NormKernels, direct_norm
+from .library import compute_dtype, is_plain, no_double_backward
 
 
-def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm(x)`; under autocast in autocast's type at once, by way of float32."""
-    kernels = _kernels(norm, x)
-    return norm(x) if kernels is None else _Norm.apply(x, None, norm.weight, norm.bias, norm.eps, kernels)[1]
+def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """`norm(x)`; under autocast the result has autocast's dtype, computed in float32.
+
+    Args:
+        norm: `nn.LayerNorm` (with or without bias) and `nn.RMSNorm` over the last axis use kernels; another module, or
+            one with hooks, is called as it is.
+    """
+    kernels = _kernels(norm, x, None)
+    if kernels is None:
+        return norm(x)
+    return _Norm.apply(x, None, norm.weight, _bias(norm), _eps(norm, x), type(norm) is nn.LayerNorm, kernels)[1]
 
 
-def add_layer_norm(x: Tensor, branch: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """`x + branch` and its norm, as `layer_norm`."""
+def add_layer_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """`x + branch` and `layer_norm(x + branch, norm)`."""
     kernels = _kernels(norm, x, branch)
-    if kernels is not None:
-        return _Norm.apply(x, branch, norm.weight, norm.bias, norm.eps, kernels)
-    x = x + branch
-    return x, norm(x)
+    if kernels is None:
+        x = x + branch
+        return x, norm(x)
+    return _Norm.apply(x, branch, norm.weight, _bias(norm), _eps(norm, x), type(norm) is nn.LayerNorm, kernels)
 
 
-def _kernels(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None = None) -> ModuleType | None:
-    dtype = computing_type(x)
-    whole = norm.weight is not None and norm.bias is not None and norm.normalized_shape == x.shape[-1:]
-    if dtype == x.dtype or not whole or not is_plain(norm, nn.LayerNorm):
+def _bias(norm: nn.Module) -> Tensor | None:
+    return getattr(norm, "bias", None)  # RMSNorm has none
+
+
+def _eps(norm: nn.Module, x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps if norm.eps is None else norm.eps  # as RMSNorm's default
+
+
+def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels | None:
+    """Kernels for this norm; None where the module is called instead: always without autocast."""
+    dtype = compute_dtype(x)
+    if dtype == x.dtype or not any(is_plain(norm, kind) for kind in (nn.LayerNorm, nn.RMSNorm)):
+        return None
+    if norm.weight is None or norm.normalized_shape != x.shape[-1:]:
         return None
     if branch is not None and (branch.shape != x.shape or torch.promote_types(x.dtype, branch.dtype) != x.dtype):
         return None
-    if x.device.type == "cpu" and (x.dtype != torch.float32 or (branch is not None and branch.dtype != torch.bfloat16)):
-        return None
-    return row_kernels("norm_triton", x, branch, norm.weight, norm.bias, dtype=dtype)
+    return direct_norm(x, branch, norm.weight, _bias(norm), dtype=dtype)
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kernels: ModuleType):
-        total, out, *statistics = kernels.norm_forward(x, branch, weight, bias, eps, computing_type(x))
-        ctx.kernels = kernels
-        ctx.branch_type = None if branch is None else branch.dtype
+    def forward(
+        ctx,
+        x: Tensor,
+        branch: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        centered: bool,
+        kernels: NormKernels,
+    ):
+        total, out, *statistics = kernels.norm_forward(x, branch, weight, bias, eps, centered, compute_dtype(x))
+        ctx.kernels, ctx.centered, ctx.has_bias = kernels, centered, bias is not None
+        ctx.branch_dtype = None if branch is None else branch.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total, weight, *statistics)
         return None if branch is None else total, out
 
     @staticmethod
-    @first_order
+    @no_double_backward
     def backward(ctx, grad_total: Tensor | None, grad: Tensor | None):
         total, weight, mean, scale = ctx.saved_tensors
         if grad is None:  # nothing depends on the norm
-            of_branch = None if ctx.branch_type is None or grad_total is None else grad_total.to(ctx.branch_type)
-            return grad_total, of_branch, None, None, None, None
-        grads = ctx.kernels.norm_backward(grad, grad_total, total, weight, mean, scale, ctx.branch_type)
-        return *grads, None, None
+            grad_branch = None if ctx.branch_dtype is None or grad_total is None else grad_total.to(ctx.branch_dtype)
+            return grad_total, grad_branch, None, None, None, None, None
+        arguments = (grad, grad_total, total, weight, mean, scale, ctx.centered, ctx.branch_dtype)
+        grad_x, grad_branch, grad_weight, grad_bias = ctx.kernels.norm_backward(*arguments)
+        return grad_x, grad_branch, grad_weight, grad_bias if ctx.has_bias else None, None, None, None

@@ -1,4 +1,4 @@
-"""Selective scan by the book: one step a token, differentiated by autograd. The oracle of every other back end.
+"""Reference selective scan: a loop over tokens, differentiated by autograd. All other back ends are tested against it.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
@@ -7,29 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .scan_inputs import ScanInputs, divisor
 
-def cross_scan_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    orders: Tensor,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """Arguments as `arm_backbone.ops.cross_scan`; any float type, at least float32 inside.
 
-    Returns:
-        y (B, L, D), the mean over the directions, in token order, and the last state (B, K, D, N).
-    """
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    out_dtype = u.dtype
-    u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
+def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) and the final state (B, K, D, N); computes in any float dtype, at least float32."""
+    dtype, out_dtype = torch.promote_types(inputs.u.dtype, torch.float32), inputs.u.dtype
+    u, delta, A, B, C = (x.to(dtype) for x in inputs[:5])
+    D, delta_bias, orders = inputs[5:]
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
-    if delta_softplus:
+    if softplus:
         delta = F.softplus(delta)
 
     batch, directions, length, channels = u.shape
@@ -45,5 +33,6 @@ def cross_scan_reference(
     y = torch.stack(outputs, 2) if outputs else torch.zeros_like(u)  # (B, K, L, D) in scan order
     if D is not None:
         y = y + D.to(dtype)[:, None] * u
-    y = torch.zeros_like(y).scatter(2, index.expand_as(y), y).mean(1)
+    y = torch.zeros_like(y).scatter(2, index.expand_as(y), y)
+    y = y.mean(1) if divisor(inputs, reduce) > 1 else y.sum(1)
     return y.to(out_dtype), state

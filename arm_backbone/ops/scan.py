@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .dispatch import _kernels, _saved_states, resolve_backend
+from .dispatch import differentiable_scan, resolve_backend, scan_kernels
 from .layout import empty_by_direction
-from .library import define, differentiate
-from .mamba_ssm import cross_scan_mamba_ssm
-from .reference import cross_scan_reference
+from .library import define_op, register_backward
+from .orders import ScanOrders, order_tensor
+from .scan_inputs import ScanInputs
+
+REDUCE = ("mean", "sum")
 
 
 def cross_scan(
@@ -22,32 +24,40 @@ def cross_scan(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
-    orders: Tensor,
+    orders: ScanOrders | Tensor,
     delta_softplus: bool = True,
     *,
+    reduce: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Scan the same tokens in K directions, each with parameters of its own (ARM section 3.3).
+    """Scan the same tokens in K directions, each with its own parameters (ARM section 3.3).
 
     Per direction, over its steps t: `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = <C_t, h_t> + D u_t`. The
-    state is kept in float32 (float64 for float64 input).
+    state is float32 (float64 for float64 input).
 
     Args:
-        u, delta: (B, K, L, D), in token order; delta before bias and softplus.
+        u, delta: (B, K, L, D), in token order; delta before bias and softplus. For one map in all directions give
+            `u.unsqueeze(1).expand(-1, K, -1, -1)`: it is not copied.
         A: (K, D, N), negative for a decaying state.
         B, C: (B, K, L, N), in token order.
         D, delta_bias: (K, D) or None.
-        orders: (K, L) int64; `orders[k, t]` is the token that direction k visits at step t.
+        orders: (K, L); `orders[k, t]` is the token that direction k visits at step t. A plain int64 tensor is validated
+            at each call; `ScanOrders` (such as `scan_orders` returns) once.
         delta_softplus: apply softplus to delta (after the bias).
+        reduce: "mean" or "sum" over the directions.
+        backend: see `resolve_backend`.
 
     Returns:
-        (B, L, D) in token order: the mean over the directions.
+        (B, L, D) in token order.
 
     Raises:
-        ValueError: when shapes, devices or types do not go together.
+        ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
     """
-    _check(u, delta, A, B, C, D, delta_bias, orders)
-    return _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend)[0]
+    if reduce not in REDUCE:
+        raise ValueError(f"reduce={reduce!r}: give 'mean' or 'sum'")
+    _check(u, delta, A, B, C, D, delta_bias)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
+    return _scan(inputs, delta_softplus, reduce, backend)[0]
 
 
 def selective_scan(
@@ -64,7 +74,7 @@ def selective_scan(
     *,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """One causal scan with the arguments and shapes of `mamba_ssm`'s `selective_scan_fn`.
+    """One causal scan, with the arguments and shapes of `mamba_ssm`'s `selective_scan_fn`.
 
     Args:
         u, delta, z: (B, D, L); z gates the result with SiLU.
@@ -73,10 +83,10 @@ def selective_scan(
         D, delta_bias: (D,).
 
     Returns:
-        (B, D, L), and with `return_last_state` the state after the last token, (B, D, N), which takes no gradient.
+        (B, D, L), and with `return_last_state` the state after the last token, (B, D, N), which is not differentiable.
 
     Raises:
-        ValueError: when shapes, devices or types do not go together.
+        ValueError: for incompatible shapes, devices or dtypes.
     """
     if u.ndim != 3 or A.ndim != 2 or B.ndim != 3 or C.ndim != 3:
         raise ValueError(
@@ -84,20 +94,20 @@ def selective_scan(
             f"A {tuple(A.shape)}, B {tuple(B.shape)}, C {tuple(C.shape)}"
         )
     orders = torch.arange(u.shape[2], device=u.device).unsqueeze(0)
-    tokens = [x.transpose(1, 2).unsqueeze(1) for x in (u, delta, B, C)]
-    shared = [None if x is None else x.unsqueeze(0) for x in (A, D, delta_bias)]
-    (u_t, delta_t, B_t, C_t), (A_k, D_k, bias_k) = tokens, shared
-    _check(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders)
-    y, states = _scan(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders, delta_softplus, backend)
+    u_t, delta_t, B_t, C_t = (x.transpose(1, 2).unsqueeze(1) for x in (u, delta, B, C))
+    A_k, D_k, bias_k = (None if x is None else x.unsqueeze(0) for x in (A, D, delta_bias))
+    _check(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k)
+    inputs = ScanInputs(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders)
+    y, states = _scan(inputs, delta_softplus, "mean", backend)
     y = y.transpose(1, 2)
     if z is not None:
         y = y * torch.nn.functional.silu(z)
     return (y, states[-1, :, 0].transpose(1, 2)) if return_last_state else y
 
 
-def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
+def _check(u, delta, A, B, C, D, delta_bias) -> None:
     if u.ndim != 4 or A.ndim != 3 or u.shape[1] != A.shape[0] or u.shape[3] != A.shape[1]:
-        raise ValueError(f"u (B, K, L, D) and A (K, D, N) do not go together: {tuple(u.shape)} and {tuple(A.shape)}")
+        raise ValueError(f"incompatible shapes: u (B, K, L, D) is {tuple(u.shape)}, A (K, D, N) {tuple(A.shape)}")
     batch, directions, length, channels = u.shape
     expected = {
         "delta": (delta, (batch, directions, length, channels)),
@@ -105,7 +115,6 @@ def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
         "C": (C, (batch, directions, length, A.shape[2])),
         "D": (D, (directions, channels)),
         "delta_bias": (delta_bias, (directions, channels)),
-        "orders": (orders, (directions, length)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is None:
@@ -114,24 +123,21 @@ def _check(u, delta, A, B, C, D, delta_bias, orders) -> None:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} it must be {shape}")
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
-    if orders.dtype != torch.int64:
-        raise ValueError(f"orders must be int64, not {orders.dtype}")
     for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a real floating-point tensor, not {tensor.dtype}")
 
 
-def _scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D) of which the last is that after the last token."""
-    backend = resolve_backend(u.device, u.dtype, backend)
-    if backend in ("reference", "mamba_ssm"):
-        scan = cross_scan_reference if backend == "reference" else cross_scan_mamba_ssm
-        with torch.autocast(u.device.type, enabled=False):
-            y, state = scan(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+def _scan(inputs: ScanInputs, softplus: bool, reduce: str, backend: str) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), and states (., B, K, N, D) of which the last is the state after the last token."""
+    backend = resolve_backend(inputs.u.device, inputs.u.dtype, backend)
+    differentiable = differentiable_scan(backend)
+    if differentiable is not None:
+        with torch.autocast(inputs.u.device.type, enabled=False):
+            y, state = differentiable.scan(inputs, softplus, reduce)
         return y, state.transpose(2, 3).unsqueeze(0)
-    tensors = (u, delta, A, B, C, D, delta_bias)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return _cross_scan(*tensors, orders, delta_softplus, backend, keep)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return _cross_scan(*inputs, softplus, reduce, backend, keep)
 
 
 def _run(
@@ -144,23 +150,24 @@ def _run(
     delta_bias: Tensor | None,
     orders: Tensor,
     delta_softplus: bool,
+    reduce: str,
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D): with `keep` those that the backward starts from, then the one after
-    the last token."""
-    return _kernels(backend).scan_forward(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, keep)
+    """y (B, L, D), and states (., B, K, N, D): with `keep` those for the backward, then the final one."""
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
+    return scan_kernels(backend).scan_forward(inputs, delta_softplus, reduce, keep, last=True)
 
 
-def _fake(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, keep):
+def _fake(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend, keep):
     batch, directions, length, channels = u.shape
-    state_type = torch.promote_types(u.dtype, torch.float32)
-    entries = _saved_states(backend, length) if keep else 1
-    states = u.new_empty(entries, batch, directions, A.shape[2], channels, dtype=state_type)
+    state_dtype = torch.promote_types(u.dtype, torch.float32)
+    entries = (scan_kernels(backend).saved_states(length) if keep else 0) + 1
+    states = u.new_empty(entries, batch, directions, A.shape[2], channels, dtype=state_dtype)
     return u.new_empty(batch, length, channels), states
 
 
-_cross_scan = define("cross_scan", _run, _fake)
+_cross_scan = define_op("cross_scan", _run, _fake)
 
 
 def _run_backward(
@@ -174,26 +181,25 @@ def _run_backward(
     delta_bias: Tensor | None,
     orders: Tensor,
     delta_softplus: bool,
+    reduce: str,
     backend: str,
     states: Tensor,
 ) -> list[Tensor]:
-    inputs = (u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
-    grads = _kernels(backend).scan_backward(grad_y, *inputs, states)
-    grads[5] = grads[5].clone()  # D's may lie with the bias's; results of an operator may not
-    return grads
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
+    return scan_kernels(backend).scan_backward(grad_y, inputs, delta_softplus, reduce, states, in_place=False)
 
 
-def _fake_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, backend, states):
+def _fake_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend, states):
     per_channel = [states.new_empty(A.shape[:2]) if x is None else torch.empty_like(x) for x in (D, delta_bias)]
     grad_u, grad_delta, grad_B, grad_C = (empty_by_direction(x, *x.shape) for x in (u, delta, B, C))
     return [grad_u, grad_delta, A.new_empty(A.shape), grad_B, grad_C, *per_channel]
 
 
-_cross_scan_backward = define("cross_scan_backward", _run_backward, _fake_backward)
+_cross_scan_backward = define_op("cross_scan_backward", _run_backward, _fake_backward)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.delta_softplus, ctx.backend, _ = inputs
+    *tensors, ctx.delta_softplus, ctx.reduce, ctx.backend, _ = inputs
     _, states = output
     ctx.mark_non_differentiable(states)
     ctx.save_for_backward(*tensors, states)
@@ -201,18 +207,19 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_y, _grad_states):
     *tensors, states = ctx.saved_tensors
-    grads = _cross_scan_backward(grad_y.contiguous(), *tensors, ctx.delta_softplus, ctx.backend, states)
+    options = ctx.delta_softplus, ctx.reduce, ctx.backend
+    grads = _cross_scan_backward(grad_y.contiguous(), *tensors, *options, states)
     D, delta_bias = tensors[5:7]
     grads[5] = None if D is None else grads[5]
     grads[6] = None if delta_bias is None else grads[6]
-    return (*grads, None, None, None, None)
+    return (*grads, None, None, None, None, None)
 
 
-differentiate(_cross_scan, _setup_context, _backward)
+register_backward(_cross_scan, _setup_context, _backward)
 
 
 def scan_flops(batch: int, directions: int, length: int, channels: int, state: int) -> int:
-    """Operations of a forward scan, an exponential counted as one, and a multiply-add as two.
+    """Operations of a forward scan; an exponential counts as one, a multiply-add as two.
 
     Per token, channel and state: delta*A and exp (2), times B (1), decay and add (2), read-out (2). Per token and
     channel: delta*u and the D skip (3).
@@ -227,5 +234,5 @@ def _flops(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> in
 
 @register_flop_formula(torch.ops.arm.cross_scan_backward)
 def _backward_flops(grad_shape, u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
-    # the forward again, and about twice its work for the gradients
+    # recomputes the forward, and takes about twice its work for the gradients
     return 3 * scan_flops(*u_shape, A_shape[2])

@@ -1,1 +1,1 @@
-"""Shows what a model does: features, reconstructions, parameters and FLOPs."""
+"""Inspects models: features, reconstructions, parameters and FLOPs."""

@@ -1,6 +1,6 @@
-"""What an encoder looks at: principal components of its features, receptive fields, the share of each scan direction.
+"""Features of an encoder: principal components, receptive fields, and the share of each scan direction.
 
-Legend: B images, Gh, Gw patches, L tokens, C channels, K directions, N blocks.
+Legend: B images, H, W pixels, Gh, Gw patches of a column and a row, C channels, K scan directions, N blocks.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from arm_backbone.arm import ARM
-from arm_backbone.checkpoint.convert import Weights
+from arm_backbone.checkpoint.convert import arch_of
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 
@@ -21,52 +21,45 @@ DIRECTIONS = ("row forward", "row backward", "column forward", "column backward"
 
 
 def load_encoder(path: str, scans: int | None = None) -> ARM:
-    """The encoder of a checkpoint of any kind, its sizes told by the weights.
+    """The encoder of any checkpoint, with sizes inferred from the weights.
 
-    The weights do not tell the patch stride, taken to be the patch size, nor the class token's place, taken to be the
+    Two settings cannot be inferred: the patch stride is assumed to be the patch size, and a class token to be in the
     middle.
 
     Args:
-        scans: 4 copies the one scan of pretraining to four, as finetuning starts; the file's when None.
+        path: a checkpoint of pretraining, of a backbone, classifier, detector or segmentor, or one of the authors'.
+        scans: 4 copies the single scan of a pretrained model to four, as finetuning does; the checkpoint's if None.
 
     Raises:
-        CheckpointError: if the file holds no ARM, or has other scans.
+        CheckpointError: if the file has no ARM weights, or its scans do not fit.
     """
     state = model_state(read_checkpoint(path))
-    trunk = Weights(state).trunk
-    patch = trunk["patch_embed.proj.weight"].shape[-1]
-    layers = 1 + max(int(name.split(".")[1]) for name in trunk if name.startswith("blocks."))
-    model = ARM(
-        dict(embed_dims=trunk["pos_embed"].shape[-1], num_layers=layers),
-        img_size=tuple(patch * side for side in trunk["pos_embed"].shape[1:3]),
-        patch_size=patch,
-        patch_stride=patch,
-        scans=scans or len(trunk["blocks.0.mixer.D"]),
-        cls_token="middle" if "cls_token" in trunk else None,
-        out_indices=(layers - 1,),
-    )
+    arguments = arch_of(state) | dict(in_chans=3)
+    if scans is not None:
+        arguments["scans"] = scans
+    model = ARM(**arguments, out_indices=(arguments["arch"]["num_layers"] - 1,))
     load_trunk(model, state, path)
     return model.eval()
 
 
-def normalise(image: Image.Image) -> Tensor:
-    """RGB image -> (1, 3, H, W) as the encoder takes it."""
+def normalize(image: Image.Image) -> Tensor:
+    """An RGB image as input of the encoder, normalized with ImageNet's mean and deviation, (1, 3, H, W)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return ((torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std).unsqueeze(0)
 
 
 def layers(model: ARM, images: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """(B, Gh * Gw, C) after each block, and the grid (Gh, Gw)."""
+    """The patch tokens (B, Gh * Gw, C) after each block, and the grid (Gh, Gw)."""
     x, grid = model.embed(images)
-    orders = model.orders(grid)
-    for i in range(model.num_layers):
-        x = model.run_block(i, x, orders)
-        yield model.patch_tokens(x), grid
+    for tokens in model.block_outputs(x, model.orders(grid)):
+        yield model.patch_tokens(tokens), grid
 
 
-def principal_colours(features: Tensor) -> Tensor:
-    """(Gh, Gw, C) -> the first three principal components (Gh, Gw, 3) as colours from 0 to 1, each from its 2nd to its
-    98th percentile; their signs are such that most patches are dark."""
+def principal_colors(features: Tensor) -> Tensor:
+    """Features (Gh, Gw, C) -> their first three principal components as RGB (Gh, Gw, 3) from 0 to 1.
+
+    Each component is scaled from its 2nd to its 98th percentile. Signs are chosen so that most patches are dark.
+    """
     flat = features.flatten(0, 1).double()
     flat = flat - flat.mean(0)
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)
@@ -77,10 +70,16 @@ def principal_colours(features: Tensor) -> Tensor:
 
 
 def receptive_fields(model: ARM, images: Tensor, seed: int = 0) -> Tensor:
-    """(N, H, W), how much each pixel moves the centre patch's features after each block.
+    """How strongly each pixel affects the features of the centre patch after each block.
 
-    The root of the mean square of the gradient of a random +-1 combination of the channels, over images and colours:
-    up to a constant the norm of the features' Jacobian (Luo et al., 2016, with all channels instead of one).
+    The root mean square, over images and colour channels, of the gradient of a random combination (+1 or -1) of the
+    feature channels: up to a constant, the norm of the features' Jacobian (Luo et al., 2016, who use one channel).
+
+    Args:
+        images: normalized (B, 3, H, W).
+
+    Returns:
+        (N, H, W)
     """
     generator = torch.Generator().manual_seed(seed)
     images = images.clone().requires_grad_()
@@ -94,8 +93,11 @@ def receptive_fields(model: ARM, images: Tensor, seed: int = 0) -> Tensor:
 
 
 def radius(field: Tensor, patch_size: int, share: float = 0.5) -> int:
-    """Half the side, in pixels, of the smallest square around `receptive_fields`' patch with this share of a field's
-    sum."""
+    """Half the side, in pixels, of the smallest square around the centre patch that holds a share of the field's sum.
+
+    Args:
+        field: (H, W), one block's of `receptive_fields`.
+    """
     rows, columns = (
         (torch.arange(size) + 0.5 - (size // patch_size // 2 + 0.5) * patch_size).abs() for size in field.shape
     )
@@ -108,9 +110,16 @@ def radius(field: Tensor, patch_size: int, share: float = 0.5) -> int:
 
 @torch.no_grad()
 def direction_shares(model: ARM, images: Tensor) -> Tensor:
-    """(N, K, B, Gh, Gw), the norm of what each direction alone adds to a token, as a share of the K norms' sum.
+    """The norm of each direction's contribution to a token, divided by the sum of the K norms.
 
-    The output of a mixer is the mean of its directions, so each is what the mixer gives with the others left out.
+    A mixer's output is the mean over its directions, so a direction's contribution is the output of a mixer that has
+    this direction only.
+
+    Args:
+        images: normalized (B, 3, H, W).
+
+    Returns:
+        (N, K, B, Gh, Gw)
     """
     inputs: dict[int, tuple[Tensor, Tensor]] = {}
     handles = [
@@ -137,6 +146,6 @@ def direction_shares(model: ARM, images: Tensor) -> Tensor:
 
 
 def _of_direction(mixer: torch.nn.Module, k: int) -> dict[str, Tensor]:
-    """The mixer's weights with those of one direction only."""
+    """The mixer's weights, restricted to direction k."""
     shared = ("in_proj.", "out_proj.")
     return {name: w if name.startswith(shared) else w[k : k + 1] for name, w in mixer.named_parameters()}

@@ -1,6 +1,6 @@
-"""Parameters and FLOPs of a model, part by part: of a timm name or of a configuration.
+"""Counts the parameters and FLOPs of a model, part by part, given a timm name or a configuration.
 
-Models are built and run on the meta device: no memory, no arithmetic, no weights.
+Models are built and run on the meta device, which needs no memory, arithmetic or weights.
 """
 
 import difflib
@@ -17,16 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import arm_backbone  # noqa: F401 registers its models
-from arm_backbone.arm import ARMTrunk
+from arm_backbone.arm import find_trunk
 from arm_backbone.ops.dispatch import resolve_backend
 
 from ..engine.checks import config_errors
 from ..engine.config import load_config
 from ..errors import ConfigError, one_line
+from ..tables import markdown_table
 
-DET_SIZE, SEG_SIZE = (800, 1280), (512, 512)
+DET_SIZE, SEG_SIZE = (800, 1280), (512, 512)  # (height, width), where a configuration does not say
 
-# Parts of an ARM trunk, told by the beginning of a parameter's name, or of an operator's name after its module's
+# part of an ARM trunk -> how the names of its parameters, or of its operators ("module.operator"), begin
 TRUNK_PARTS = {
     "patch_embed": r"patch_embed\.",
     "position and class token": r"pos_embed|cls_token|cls_pos_embed",
@@ -37,9 +38,9 @@ TRUNK_PARTS = {
     "blocks: mlp": r"blocks\.\d+\.mlp\.",
     "blocks: norms": r"blocks\.\d+\.norm",
 }
-UNCOUNTED = {  # part -> what the table says instead of a number, and why
-    "roi_head": ("not counted", "which works on as many boxes as an image has"),
-    "auxiliary_head": ("training only", "which training alone needs"),
+UNCOUNTED = {  # part -> what the table says instead of FLOPs, and why
+    "roi_head": ("not counted", "whose cost depends on the number of boxes"),
+    "auxiliary_head": ("training only", "which is used in training only"),
 }
 MULTIPLY_ADD = "A multiply-add counts as two operations; norms, activations and gates are not counted."
 SCAN = (
@@ -50,14 +51,19 @@ SCAN = (
 
 @dataclass
 class Part:
-    """Parameters of a part of a model, and operations of one forward."""
+    """Counts of a part of a model.
+
+    Attributes:
+        parameters: number of weights.
+        flops: operations of one forward.
+    """
 
     parameters: int = 0
     flops: int = 0
 
 
 class _Forward(nn.Module):
-    """A model's forward, of a two-stage detector as far as it does not depend on what is in the image."""
+    """The forward of a model; of a two-stage detector, only what does not depend on the content of the image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -66,39 +72,44 @@ class _Forward(nn.Module):
     def forward(self, images: torch.Tensor) -> None:
         if hasattr(self.model, "roi_head"):
             for level in self.model.extract_feat(images):
-                self.model.rpn_head.forward_single(level)  # forward asks for autocast, which meta has not
+                self.model.rpn_head.forward_single(level)  # its forward uses autocast, which meta does not have
         else:
             self.model(images)
 
 
 def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[str, Part]:
-    """Parameters, and FLOPs for one image of `size` (height, width), of every part of a model on the meta device.
+    """Parameters and FLOPs of every part of a model for one image.
 
-    An ARM trunk is split as in `TRUNK_PARTS`, all else by the first two names of modules, numbers left out.
+    An ARM trunk is split as in `TRUNK_PARTS`, everything else by the first two module names, ignoring indices.
+
+    Args:
+        model: on the meta device.
+        size: (height, width) of the image in pixels.
 
     Raises:
-        ConfigError: if ARM_SCAN_BACKEND chooses the reference, which is no registered operator.
+        ConfigError: if ARM_SCAN_BACKEND is "reference", which is not a registered operator.
     """
     if resolve_backend(torch.device("meta"), torch.float32) == "reference":
-        raise ConfigError("ARM_SCAN_BACKEND=reference: its operations cannot be counted; unset it")
-    trunk = trunk_prefix(model)
+        raise ConfigError("ARM_SCAN_BACKEND=reference: its FLOPs cannot be counted; unset it")
+    trunk, _ = find_trunk(model)
     parts = {} if trunk is None else {trunk + part: Part() for part in TRUNK_PARTS}
+    batch = getattr(model, "images_per_sequence", 1)  # STAR reads several images as one sequence
     for name, parameter in model.named_parameters():
         parts.setdefault(part_of(name, trunk), Part()).parameters += parameter.numel()
     forward = _Forward(model).eval().requires_grad_(False)
-    # as matrix products, attention is counted on every device
+    # SDPBackend.MATH: attention as matrix products, which are counted on every device
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(torch.empty(1, in_chans, *size))
+        forward(torch.empty(batch, in_chans, *size))
     for name, flops in _own_flops(counter.get_flop_counts()).items():
-        parts.setdefault(part_of(name, trunk), Part()).flops += flops
+        parts.setdefault(part_of(name, trunk), Part()).flops += flops // batch
     return parts
 
 
 def _own_flops(counts: dict[str, dict]) -> dict[str, int]:
-    """FLOPs by "module.operator", those of a module's children not counted again.
+    """FLOPs by "module.operator", without those of a module's children.
 
     Args:
-        counts: by name of a module, which begins with "_Forward", and operator.
+        counts: module name (starting with "_Forward") -> operator -> FLOPs, children included.
     """
     own: Counter = Counter()
     for module, operators in counts.items():
@@ -114,16 +125,12 @@ def _own_flops(counts: dict[str, dict]) -> dict[str, int]:
     }
 
 
-def trunk_prefix(model: nn.Module) -> str | None:
-    """What the names of the model's ARM trunk begin with; None without one."""
-    for name, module in model.named_modules():
-        if isinstance(module, ARMTrunk):
-            return f"{name}." if name else ""
-    return None
-
-
 def part_of(name: str, trunk: str | None) -> str:
-    """The part that a parameter or an operator in a module belongs to."""
+    """The part that a parameter, or an operator ("module.operator"), belongs to.
+
+    Args:
+        trunk: from `find_trunk`.
+    """
     if trunk is not None and name.startswith(trunk):
         for part, beginning in TRUNK_PARTS.items():
             if re.match(beginning, name.removeprefix(trunk)):
@@ -133,7 +140,10 @@ def part_of(name: str, trunk: str | None) -> str:
 
 
 def from_name(name: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A model of timm's registry on the meta device, made for images of `size`, and its input's (C, H, W).
+    """A model of timm's registry on the meta device, built for images of `size`, and the (C, H, W) of its input.
+
+    Args:
+        size: (height, width) in pixels; the model's default if None.
 
     Raises:
         ConfigError: for an unknown name.
@@ -142,28 +152,29 @@ def from_name(name: str, size: tuple[int, int] | None = None) -> tuple[nn.Module
         names = timm.list_models()
         close = [n for n in names if n.startswith(name)][:3] or difflib.get_close_matches(name, names, 3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
-        raise ConfigError(f"{name} is neither a model's name nor a configuration (.py); {hint}")
+        raise ConfigError(f"{name} is neither a model name nor a configuration (.py); {hint}")
     overlay = dict(input_size=(3, *size)) if size else None
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained_cfg_overlay=overlay)
-    except NotImplementedError:  # some compute their widths with tensors, as older timm's RegNets
+    except NotImplementedError:  # some compute their widths with tensors, e.g. RegNets of older timm
         model = timm.create_model(name, pretrained_cfg_overlay=overlay).to("meta")
     return model, tuple(model.pretrained_cfg["input_size"])
 
 
 def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The model of a configuration on the meta device, and its input's (C, H, W).
+    """The model of a configuration on the meta device, and the (C, H, W) of its input.
 
-    Without `size`: what a classifier or pretraining model is made for, the training crop of a segmentor, `DET_SIZE` for
-    a detector.
+    Args:
+        size: (height, width) in pixels. If None: the model's own for classification and pretraining, the training crop
+            of a segmentor, `DET_SIZE` for a detector.
 
     Raises:
         ConfigError: for a configuration that cannot be built.
     """
     cfg = load_config(path)
     if not cfg.get("model"):
-        raise ConfigError(f"{path} has no model; give a configuration that can be trained")
+        raise ConfigError(f"{path} has no key model; give a complete configuration")
     is_dense = "backbone" in cfg.model
     if size and not is_dense:
         cfg.model.img_size = size
@@ -178,10 +189,14 @@ def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Modu
 
 
 def describe(name: str, size: tuple[int, int] | None = None) -> str:
-    """The table of a timm name or configuration file, as markdown.
+    """A Markdown table of a model's parts, followed by notes on what is counted.
+
+    Args:
+        name: in timm's registry, or the path of a configuration.
+        size: (height, width) in pixels, see `from_name` and `from_config`.
 
     Raises:
-        ConfigError: if there is no such model, or it does not take images of this size.
+        ConfigError: if there is no such model, or if it does not accept images of this size.
     """
     make = from_config if Path(name).suffix == ".py" else from_name
     try:
@@ -193,17 +208,18 @@ def describe(name: str, size: tuple[int, int] | None = None) -> str:
         where = f" on images of {size[0]} x {size[1]} pixels" if size else ""
         raise ConfigError(f"{name} cannot be counted{where}: {one_line(error)}") from error
     notes = [MULTIPLY_ADD]
-    if trunk_prefix(model) is not None:
+    if find_trunk(model)[1] is not None:
         notes.append(SCAN)
     uncounted = {key: value for key, value in UNCOUNTED.items() if hasattr(model, key)}
     if uncounted:
         without = ", ".join(f"{part}, {why}" for part, (_, why) in uncounted.items())
-        notes.append(f"The total of GFLOPs is without {without}.")
-    lines = [f"{name}, one image of {size[0]} x {size[1]} pixels (height x width)", ""]
-    lines += ["| part | parameters (M) | GFLOPs |", "| --- | ---: | ---: |"]
+        notes.append(f"The total GFLOPs exclude {without}.")
+    rows = []
     for part, numbers in parts.items():
         label = uncounted.get(part.split(".")[0], (f"{numbers.flops / 1e9:.3f}",))[0]
-        lines.append(f"| {part} | {numbers.parameters / 1e6:.3f} | {label} |")
+        rows.append((part, f"{numbers.parameters / 1e6:.3f}", label))
     total = Part(sum(p.parameters for p in parts.values()), sum(p.flops for p in parts.values()))
-    lines.append(f"| total | {total.parameters / 1e6:.3f} | {total.flops / 1e9:.3f} |")
-    return "\n".join([*lines, "", *notes])
+    rows.append(("total", f"{total.parameters / 1e6:.3f}", f"{total.flops / 1e9:.3f}"))
+    table = markdown_table(("part", "parameters (M)", "GFLOPs"), rows, "lrr")
+    title = f"{name}, one image of {size[0]} x {size[1]} pixels (height x width)"
+    return "\n".join([title, "", table, "", *notes])

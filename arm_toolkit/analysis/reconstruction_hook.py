@@ -1,4 +1,4 @@
-"""Pictures and curves while pretraining runs: reconstructions, and the loss by cluster position."""
+"""Shows a pretraining run while it trains: reconstructions, and the loss by position in the image."""
 
 import copy
 import io
@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast, get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from PIL import Image
+from torch import Tensor
 
-from arm_pretrain import ARMPretrainer, ImageCrops
+from arm_pretrain import ImageCrops
+from arm_pretrain.protocol import Reconstructs
 
 from ..errors import ConfigError
 from .reconstruction import draw, load_images
@@ -20,21 +22,25 @@ from .reconstruction import draw, load_images
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Every `interval` epochs, and after the last: what the model predicts, on the same images each time.
+    """Every `interval` epochs and after the last one, writes what the model predicts for the same images each time.
 
-    Writes to the visualizer, so to TensorBoard or Weights & Biases if it has them: the picture of
-    `tools/reconstruct.py`, and the mean loss of each cluster position as `position/cluster_N`.
+    The visualizer gets the figure of `tools/reconstruct.py`, and the mean loss of each position as `position/NAME`
+    (for TensorBoard, Weights & Biases, or the work dir).
 
     Args:
-        path, prefix: of the images, see `ImageCrops`, better some that are not trained on; some of the training images,
-            evenly spaced, when None.
+        path, prefix: images, see `ImageCrops`; preferably some that are not trained on. If None, training images,
+            evenly spaced.
         interval: epochs.
-        count: images that the losses are means of; rounded down to whole sequences.
-        drawn: images in the picture.
-        given: true clusters that free-running prediction starts from.
-        keep_best: write `best.pth` whenever the mean of the losses is the lowest so far; without the optimizer's state,
-            so to finetune from, not to resume from. With a moving average of the weights it holds that, while the
-            losses are those of the weights themselves.
+        count: number of images that the losses are averaged over; rounded down to whole sequences.
+        drawn: number of images in the figure.
+        given: true units that free-running prediction starts from; at most all of an image.
+        keep_best: write `best.pth` whenever the mean of the losses is the lowest so far. It has no optimizer state: use
+            it to finetune, not to resume. With a moving average of the weights (`WeightEMAHook`) it holds the average,
+            although the losses are those of the weights themselves.
+
+    Raises:
+        ValueError: if a number is below 1.
+        ConfigError: before training, if the model or the data set cannot be shown, or the images cannot be read.
     """
 
     def __init__(
@@ -56,21 +62,13 @@ class ReconstructionHook(Hook):
         self.keep_best = keep_best
 
     def before_train(self, runner) -> None:
-        model, dataset = _module(runner), runner.train_dataloader.dataset
-        dataset = getattr(dataset, "_dataset", dataset)  # where mmengine slices it for num_batch_per_epoch
-        if not isinstance(dataset, ImageCrops):
+        model = _module(runner)
+        if not isinstance(model, Reconstructs):
             raise ConfigError(
-                f"ReconstructionHook draws ImageCrops, and train_dataloader.dataset is {type(dataset).__name__}; leave "
-                "it out of custom_hooks"
+                f"ReconstructionHook: {type(model).__name__} does not implement arm_pretrain.protocol.Reconstructs; "
+                "remove the hook from custom_hooks"
             )
-        if self.path is None:
-            crops = copy.copy(dataset)
-            crops.augment = False
-        else:
-            try:
-                crops = ImageCrops(self.path, self.prefix, dataset.size, augment=False)
-            except (OSError, ValueError, ImportError) as error:
-                raise ConfigError(f"ReconstructionHook's path: {error}") from None
+        crops = self._crops(runner.train_dataloader.dataset)
         per_sequence = model.images_per_sequence
         count = min(self.count, len(crops)) // per_sequence * per_sequence
         if not count:
@@ -80,33 +78,61 @@ class ReconstructionHook(Hook):
             )
         self._images = load_images(model, crops, range(0, len(crops), len(crops) // count)[:count])
 
+    def _crops(self, dataset) -> ImageCrops:
+        """The images to show, without augmentation."""
+        dataset = getattr(dataset, "_dataset", dataset)  # mmengine wraps it for num_batch_per_epoch
+        if not isinstance(dataset, ImageCrops):
+            raise ConfigError(
+                "ReconstructionHook needs ImageCrops as train_dataloader.dataset, which is "
+                f"{type(dataset).__name__}; remove the hook from custom_hooks"
+            )
+        if self.path is None:
+            crops = copy.copy(dataset)
+            crops.augment = False
+            return crops
+        try:
+            return ImageCrops(self.path, self.prefix, dataset.size, augment=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"ReconstructionHook.path: {error}") from None
+
     def after_train_epoch(self, runner) -> None:
         if not self.every_n_epochs(runner, self.interval) and not self.is_last_train_epoch(runner):
             return
-        model = _module(runner)
-        model.eval()
-        device = self._images.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)  # of a random order: the same one every time
-            # every process computes, as sharded weights need; one writes
-            losses = model.losses_by_position(self._images)
-            given = min(self.given, len(model.patches))
-            picture = draw(model, self._images[: self.drawn], given) if model.predicts_pixels else None
-        model.train()
+        losses, figure = self._look(_module(runner))
         if get_rank() == 0:
             runner.visualizer.add_scalars({f"position/{name}": x for name, x in losses.items()}, step=runner.iter)
-            if picture is not None:
-                pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+            if figure is not None:
+                pixels = np.asarray(Image.open(io.BytesIO(figure)).convert("RGB"))
                 runner.visualizer.add_image("reconstruction", pixels, step=runner.iter)
-        mean = torch.tensor(sum(losses.values()) / len(losses), dtype=torch.float64, device=device)
-        broadcast(mean)  # all must agree, as they write a checkpoint together
-        mean = float(mean)
-        hub = runner.message_hub  # is in the checkpoints, so a resumed run knows the best so far
-        if self.keep_best and mean < (hub.get_info("lowest_loss") if "lowest_loss" in hub.runtime_info else math.inf):
-            hub.update_info("lowest_loss", mean)
-            runner.save_checkpoint(runner.work_dir, "best.pth", save_optimizer=False, save_param_scheduler=False)
-            runner.logger.info(f"best.pth: lowest loss so far, {mean:.4f}")
+        mean = torch.tensor(sum(losses.values()) / len(losses), dtype=torch.float64, device=self._images.device)
+        broadcast(mean)  # the processes must agree, as they write a checkpoint together
+        if self.keep_best:
+            _save_if_best(runner, float(mean))
+
+    def _look(self, model: BaseModel) -> tuple[dict[str, float], bytes | None]:
+        """Losses by position, and the figure as PNG if the model predicts pixels.
+
+        Leaves mode and random state as they were. Runs on every process, as sharded weights require.
+        """
+        images: Tensor = self._images
+        model.eval()
+        with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+            torch.manual_seed(0)  # a random order is the same every time
+            losses = model.losses_by_position(images)
+            figure = None
+            if model.predicts_pixels:
+                figure = draw(model, images[: self.drawn], min(self.given, model.units_per_image))
+        model.train()
+        return losses, figure
 
 
-def _module(runner) -> ARMPretrainer:
+def _save_if_best(runner, loss: float) -> None:
+    hub = runner.message_hub  # is saved in checkpoints, so that a resumed run knows the lowest loss
+    if loss < (hub.get_info("lowest_loss") if "lowest_loss" in hub.runtime_info else math.inf):
+        hub.update_info("lowest_loss", loss)
+        runner.save_checkpoint(runner.work_dir, "best.pth", save_optimizer=False, save_param_scheduler=False)
+        runner.logger.info(f"best.pth: lowest loss so far, {loss:.4f}")
+
+
+def _module(runner) -> BaseModel:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,4 +1,7 @@
-"""Other implementations of the scan, mixer and MLP that the benchmark compares with."""
+"""Other implementations of the scan, the mixer and the MLP, which the benchmark compares with.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size, W taps of the convolution.
+"""
 
 from collections.abc import Callable
 
@@ -10,26 +13,24 @@ from arm_backbone.block import SwiGLU
 from arm_backbone.mixer import MambaMixer
 from arm_backbone.scan_order import inverse_orders
 
-# The usual alternatives to the scan. Arguments and result as `arm_backbone.ops.cross_scan`.
-
 
 def _in_scan_order(u, delta, B, C, delta_bias, orders) -> list[Tensor]:
-    """u, delta (after softplus), B and C in float32, (B, K, L, .) along each direction."""
+    """u, delta (after softplus), B and C as float32 (B, K, L, .) in the order of each direction."""
     pick = (slice(None), torch.arange(len(orders), device=u.device).unsqueeze(1), orders)
     u, delta, B, C = (x[pick].float() for x in (u, delta, B, C))
     return [u, F.softplus(delta + delta_bias.unsqueeze(1)), B, C]
 
 
 def _in_token_order(y: Tensor, orders: Tensor) -> Tensor:
-    """(B, K, L, D) along each direction -> their mean (B, L, D)."""
+    """(B, K, L, D) in the order of each direction -> mean over directions (B, L, D) in token order."""
     directions = torch.arange(len(orders), device=y.device).unsqueeze(1)
     return y[:, directions, inverse_orders(orders)].mean(1)
 
 
 def selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> Tensor:
-    """What mamba-ssm's `selective_scan_ref` does, for one direction: decays and inputs beforehand, then step by step.
+    """One direction as mamba-ssm's `selective_scan_ref` computes it: all decays and inputs first, then token by token.
 
-    Arguments and result as `arm_backbone.ops.selective_scan`, but softplus and no gate.
+    Arguments and result as in `arm_backbone.ops.selective_scan`, but always with softplus and without a gate.
     """
     assert delta_softplus and z is None
     u_f, delta, B, C = (x.float() for x in (u, delta, B, C))
@@ -44,7 +45,10 @@ def selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus: boo
 
 
 def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
-    """The same for all directions at once, with `unbind` instead of indexing: the backward takes linear time."""
+    """All directions at once, with `unbind` instead of indexing, so that the backward takes linear time.
+
+    Arguments and result as in `arm_backbone.ops.cross_scan`.
+    """
     u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
     decays = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).unbind(2)  # each (B, K, D, N)
     inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).unbind(2)
@@ -57,7 +61,11 @@ def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
 
 
 def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """A parallel prefix scan over the tokens, `pscan` of mambapy: both arguments and the result are (B, L, D, N)."""
+    """A parallel prefix scan over the tokens. Arguments and result as in `arm_backbone.ops.cross_scan`.
+
+    Args:
+        pscan: mambapy's; both of its arguments and its result are (B, L, D, N).
+    """
     u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
     decay = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).flatten(0, 1)
     inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).flatten(0, 1)
@@ -67,10 +75,11 @@ def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[
 
 
 def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Callable) -> Tensor:
-    """One call of a function like mamba-ssm's for each direction, on rearranged tokens.
+    """One call of mamba-ssm's kernel (or a function like it) for each direction, on rearranged tokens.
 
-    u is (B, K, D, L), and delta, B and C too have their tokens last, as this function wants them; delta, B and C are
-    along each direction already, as they come out of projections of rearranged tokens. The result is (B, D, L).
+    Arguments as in `arm_backbone.ops.cross_scan` but with the tokens last, as that kernel takes them: u is
+    (B, K, D, L). delta, B and C are already in the order of each direction, because they are projections of rearranged
+    tokens. The result is (B, D, L).
     """
     total = 0
     for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
@@ -81,12 +90,12 @@ def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: C
 
 
 def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_fn: Callable, conv_fn: Callable):
-    """The mixer as the reference code arranges it: four gated scans, each on rearranged tokens with all its own steps.
+    """The mixer as in the reference code: each direction rearranges the tokens and runs its own convolution and scan.
 
-    Like `mamba_inner_fn`, but what that recomputes in the backward is kept.
+    Like `mamba_inner_fn`, but it stores what that function recomputes in the backward.
 
     Args:
-        conv_fn: causal convolution with SiLU of (B, D, L) with weights (D, W) and biases (D,).
+        conv_fn: causal convolution with SiLU: x (B, D, L), weights (D, W), biases (D,).
     """
     xz = mixer.in_proj(x).transpose(1, 2)  # (B, 2 D, L)
     total = 0
@@ -103,12 +112,12 @@ def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_
 
 
 def usual_swiglu(mlp: SwiGLU, x: Tensor) -> Tensor:
-    """The SwiGLU in PyTorch's own operators."""
+    """The SwiGLU with PyTorch's own operators."""
     return mlp.w3(F.silu(mlp.w1(x)) * mlp.w2(x))
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What causal_conv1d_fn does, in PyTorch."""
+    """`causal_conv1d_fn` with SiLU in plain PyTorch."""
     taps = weight.shape[1]
     y = F.conv1d(x, weight.unsqueeze(1).to(x.dtype), bias.to(x.dtype), padding=taps - 1, groups=len(weight))
     return F.silu(y[..., : x.shape[2]])

@@ -1,6 +1,6 @@
-"""What tools/benchmark.py times of whole models: classifiers by timm name, pretraining, and dense prediction.
+"""Cases of `tools/benchmark.py` for whole models: classifiers by timm name, pretraining, and dense prediction.
 
-Legend: B images, H, W height and width in pixels.
+Legend: B images, H x W pixels each.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from ..analysis.model_info import from_name
 from ..engine.checks import check_data_paths, config_errors
 from ..engine.config import load_config
 from ..errors import ConfigError, one_line
-from .timing import Candidate, Case, Setting, resolved, with_backend
+from .case import Candidate, Case, Setting, resolved, with_backend
 
 AXIS = "pixels of an image"
 RATE = "images/s"
@@ -29,7 +29,7 @@ INFERENCE, TRAINING = "inference", "training step"
 
 
 def training_step(loss: Callable[[], Tensor], model: nn.Module, setting: Setting) -> Callable[[], None]:
-    """Forward, backward and AdamW; no gradient is kept."""
+    """Forward, backward and an AdamW step; gradients are freed afterwards."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
 
@@ -44,6 +44,8 @@ def training_step(loss: Callable[[], Tensor], model: nn.Module, setting: Setting
 
 
 def inference(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
+    """The forward without gradients."""
+
     def run() -> object:
         with torch.no_grad(), setting.autocast():
             return model(images)
@@ -58,13 +60,13 @@ def _case(kind: str, images: Tensor, what: str, setting: Setting) -> Case:
 
 
 def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] | None]) -> Iterator[Case]:
-    """Classifiers of timm's registry, ours too: inference and a training step.
+    """Inference and a training step of classifiers in timm's registry, which includes ours.
 
     Args:
-        sizes: (H, W); None for that of the first name.
+        sizes: (H, W); None is the default size of the first classifier.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: if a name is unknown, or a classifier cannot be built for a size.
     """
     names = list(dict.fromkeys(names))
     for size in sizes:
@@ -86,7 +88,7 @@ def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] 
 
 def _classifier(name: str, size: tuple[int, int]) -> nn.Module:
     try:
-        from_name(name, size)  # says what is wrong with a name
+        from_name(name, size)  # raises a helpful error for an unknown name
         return timm.create_model(name, pretrained_cfg_overlay=dict(input_size=(3, *size)))
     except ConfigError:
         raise
@@ -102,18 +104,19 @@ def _classify(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], 
 def pretrain_cases(
     setting: Setting, config: str, options: dict, backends: list[str] = ("auto",), data: str | None = None
 ) -> Iterator[Case]:
-    """A training step of a pretraining configuration on random images, and its data loader alone on those of `data`.
+    """A training step of a pretraining configuration on random images, and its data loader alone.
 
     Args:
-        options: as `--cfg-options`.
-        data: a folder of images, or a list file.
+        options: overrides of configuration keys, as in `--cfg-options`.
+        data: images for the data loader (a folder or a list file); without them it is not timed.
 
     Raises:
-        ConfigError, DataError: if either cannot be built.
+        ConfigError: if the configuration or the model is invalid.
+        DataError: if the images cannot be found or do not fill a batch.
     """
     cfg = load_config(config, options)
     if (cfg.get("model") or {}).get("type") != "ARMPretrainer":
-        raise ConfigError(f"{config} is no pretraining configuration; see pretrain/configs/")
+        raise ConfigError(f"{config} is not a pretraining configuration; see pretrain/configs/")
     with config_errors(cfg, config):
         model = MODELS.build(cfg.model).to(setting.device).train()
     images = setting.randn(setting.batch, 3, *model.encoder.img_size)
@@ -135,13 +138,13 @@ def _loader_case(cfg: Config, data: str, images: Tensor, setting: Setting) -> Ca
     if len(loader) == 0:
         raise DataError(f"{data}: its {len(loader.dataset)} images do not fill a batch of {setting.batch}")
     batches = chain.from_iterable(repeat(loader))
-    together = max(1, loader.num_workers)  # workers deliver in bursts
+    together = max(1, loader.num_workers)  # batches, because workers deliver in bursts
 
     def load() -> None:
         for _ in range(together):
             next(batches)
 
-    load()  # with the two runs before the measurement: all that the workers have prepared by then
+    load()  # with the two runs before the measurement, this uses up the batches that the workers prepared in advance
     case = _case("data loading", images, f"{loader.num_workers} workers, ", setting)
     case.memory = False
     case.candidates.append(Candidate("data loader", load, together * setting.batch))
@@ -155,17 +158,17 @@ def dense_cases(
     sizes: list[tuple[int, int]],
     backends: list[str] = ("auto",),
 ) -> Iterator[Case]:
-    """Backbone and neck of a detector or a segmentor: inference and a training step (the loss is the maps' mean).
+    """Inference and a training step of a detector's or segmentor's backbone and neck; the loss is the mean of the maps.
 
     Raises:
-        ConfigError: if they cannot be built.
+        ConfigError: if the configuration has no backbone and neck, or they cannot be built.
     """
     cfg = load_config(config, options)
     if not {"backbone", "neck"} <= set(cfg.get("model") or {}):
         raise ConfigError(f"{config} has no backbone and neck; see det_configs/ and seg_configs/")
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")), config_errors(cfg, config):
         model = nn.Sequential(MODELS.build(cfg.model.backbone), MODELS.build(cfg.model.neck))
-    model = revert_sync_batchnorm(model).to(setting.device)  # SyncBN runs on GPUs alone
+    model = revert_sync_batchnorm(model).to(setting.device)  # SyncBN runs on GPUs only
     for size in sizes:
         images = setting.randn(setting.batch, 3, *size)
         loss = _mean_of_maps(model, images)

@@ -8,62 +8,24 @@ the first names.
 """
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # as in arm_pretrain
+from .check_images import _look_at
+from .check_report import Report, _by, _reason, _some
+
 ADE_SPLITS = ("training", "validation")
 IGNORED = (0, 255)  # stored labels that `reduce_zero_label` turns into "ignored"
 FEW = 0.001  # share of boxes with faults that true COCO has as well, and that loaders survive
-THREADS = 4
 COCO_KEYS = {  # what the checks rely on, and its type
     "images": {"id": int, "file_name": str, "height": int, "width": int},
     "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
 }
-
-
-@dataclass
-class Report:
-    """What a check found.
-
-    Attributes:
-        what: the file or folder that was checked.
-        errors: one line each: the fault, how often, and the first names.
-        notes: one line each, nothing to repair.
-        facts: the numbers behind the notes, by name.
-    """
-
-    what: str
-    errors: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: dict = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return not self.errors
-
-    def error(self, message: str, names: Sequence | None = None) -> None:
-        """Add an error with the first of `names`; none if these are given and empty."""
-        if names is None or names:
-            self.errors.append(message + _some(names))
-
-    def note(self, message: str, names: Sequence | None = None) -> None:
-        """Like `error`, for a note."""
-        if names is None or names:
-            self.notes.append(message + _some(names))
-
-    def __str__(self) -> str:
-        lines = [f"{self.what}: {'ok' if self.ok else f'{len(self.errors)} error(s)'}"]
-        lines += [f"  error: {error}" for error in self.errors]
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
 def check_coco(
@@ -317,135 +279,3 @@ def _describe_ade_split(split: str, pairs: int, counts: np.ndarray, num_classes:
     shares = ", ".join(f"{value}: {share[value]:.1%}" for value in common)
     report.note(f"{split}: {pairs} pairs; pixels by stored value, most common first: {shares}; ignored: {share[0]:.1%}")
     report.note(f"{split}: {len(absent)} of {num_classes} classes do not occur", absent)
-
-
-def check_images(
-    path: str | Path,
-    root: str | Path | None = None,
-    decode: bool = True,
-    progress: bool = False,
-) -> Report:
-    """Check pictures for pretraining.
-
-    Args:
-        path: a folder (searched with all its subfolders), or a text file with a path per line.
-        root: folder that the lines of a list are relative to; default the folder of the list.
-        decode: read every picture; else only its header.
-        progress: show a bar on stderr.
-
-    Returns:
-        Facts: images, unreadable, modes (count by PIL mode), short_side (min, max) and
-        long_side (min, max) in pixels.
-    """
-    path = Path(path)
-    report = Report(str(path))
-    root = path if path.is_dir() else Path(root or path.parent)
-    names = _list_pictures(path, report)
-    if not names:
-        if report.ok:
-            report.error(f"no pictures; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-        return report
-
-    missing, unreadable, modes, sizes = [], [], Counter(), []
-    for name, look in _look_at(root, names, decode, progress):
-        if look.missing:
-            missing.append(name)
-        elif look.fault:
-            unreadable.append(f"{name} ({look.fault})")
-        else:
-            modes[look.mode] += 1
-            sizes.append(look.size)
-    report.error(
-        f"{len(missing)} of {len(names)} files are not in {root} (what is a list relative to? "
-        "root, or --root, says so)",
-        missing,
-    )
-    report.error(f"{len(unreadable)} of {len(names)} images cannot be decoded", unreadable)
-    report.facts.update(images=len(names), unreadable=len(unreadable), modes=dict(modes))
-    if sizes:
-        short, long = np.sort(np.array(sizes), axis=1).T
-        report.facts["short_side"] = int(short.min()), int(short.max())
-        report.facts["long_side"] = int(long.min()), int(long.max())
-        report.note(
-            f"{len(names)} images; short side {short.min()} to {short.max()} pixels "
-            f"(median {np.median(short):.0f}), long side {long.min()} to {long.max()}"
-        )
-    grey, cmyk = sum(modes[mode] for mode in ("1", "L", "LA")), modes["CMYK"]
-    if grey or cmyk:
-        report.note(f"{grey} greyscale, {cmyk} CMYK: convert them to RGB when loading")
-    return report
-
-
-def _list_pictures(path: Path, report: Report) -> list[str]:
-    """Names of the pictures, relative to the folder or as the list has them."""
-    if path.is_dir():
-        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        return sorted(str(file.relative_to(path)) for file in files)
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        report.error(f"cannot be read ({error.strerror}); give a folder or a list of pictures")
-        return []
-    except UnicodeDecodeError:
-        report.error("is not text; give a folder of pictures, or a list with a path per line")
-        return []
-    names = [line for line in lines if line]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    report.note(f"{len(twice)} paths are listed more than once", twice)
-    return names
-
-
-@dataclass
-class _Look:
-    """One picture file. Sizes are (width, height); `size` is upright, after EXIF turns."""
-
-    mode: str = ""
-    size: tuple[int, int] = (0, 0)
-    stored_size: tuple[int, int] = (0, 0)
-    fault: str = ""
-    missing: bool = False
-
-
-def _look_at(root: Path, names: Sequence[str], decode: bool, progress: bool) -> Iterator[tuple[str, _Look]]:
-    """Open the files on a few threads (decoding lets go of Python's lock); in their order."""
-
-    def look(name: str) -> tuple[str, _Look]:
-        return name, open_one(root / name)
-
-    def open_one(path: Path) -> _Look:
-        try:
-            with Image.open(path) as picture:
-                size, turned = picture.size, picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
-                if decode:
-                    picture.load()
-                return _Look(picture.mode, size[::-1] if turned else size, size)
-        except FileNotFoundError:
-            return _Look(fault="missing", missing=True)
-        except Exception as error:  # whatever a decoder makes of a damaged file
-            return _Look(fault=_reason(error))
-
-    with ThreadPool(THREADS) as pool:
-        yield from _bar(pool.imap(look, names, chunksize=16), len(names), progress)
-
-
-def _bar(items: Iterable, total: int, show: bool) -> Iterable:
-    if not show:
-        return items
-    from mmengine.utils import track_iter_progress
-
-    return track_iter_progress((items, total), file=sys.stderr)
-
-
-def _some(names: Sequence | None, most: int = 5) -> str:
-    if not names:
-        return ""
-    more = f", … ({len(names) - most} more)" if len(names) > most else ""
-    return ": " + ", ".join(str(name) for name in names[:most]) + more
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:100]
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

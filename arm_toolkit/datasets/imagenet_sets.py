@@ -1,10 +1,10 @@
-"""ImageNet-1k validation and its robustness sets V2, ReaL, A, R and Sketch, read from their public layouts.
+"""ImageNet-1k validation and the robustness sets V2, ReaL, A, R and Sketch, as data sets.
 
-Below one root folder:
+They are read in their public layouts below one root folder:
 
     val      val/{wnid}/*
     v2       imagenetv2-matched-frequency-format-val/{0..999}/*
-    real     real.json, with the images ILSVRC2012_val_* of val/, flat or in class folders
+    real     real.json, and the images ILSVRC2012_val_* in val/, flat or in class folders
     a        imagenet-a/{wnid}/*
     r        imagenet-r/{wnid}/*
     sketch   sketch/{wnid}/* or imagenet-sketch/{wnid}/*
@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from arm_images.errors import DataError
-
-from .check import IMAGE_SUFFIXES
+from arm_images.find import EXTENSIONS
 
 TITLES = {
     "val": "ImageNet val",
@@ -52,23 +51,23 @@ _UNPACK = "unpack the archive again"
 
 
 class SetNotFound(DataError):
-    """The folder or label file of a set is not there."""
+    """A set's folder or label file does not exist."""
 
 
 class ImageNetSet(Dataset):
-    """Pictures with the classes that count as right.
+    """Images, each with one or several correct classes.
+
+    Items are (transformed image, correct (1000,) bool).
 
     Args:
         name: key of `TITLES`.
-        samples: (path, indices of the right classes) of every picture.
-        transform: from an RGB picture to a tensor.
-        classes: indices among which a prediction is chosen; None for all.
-        published: number of pictures of the whole set.
-
-    Items are (transformed picture, right (1000,) bool).
+        samples: (path, indices of the correct classes) of each image.
+        transform: from an RGB image to a tensor.
+        classes: class indices that a prediction may take; None for all.
+        published: number of images of the complete set.
 
     Raises:
-        DataError: on access, for a file that cannot be decoded.
+        DataError: on access, for an image that cannot be decoded.
     """
 
     def __init__(
@@ -88,33 +87,36 @@ class ImageNetSet(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         path, labels = self.samples[i]
         try:
-            with Image.open(path) as picture:
-                picture = picture.convert("RGB")
-        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except Exception as error:  # noqa: BLE001 a decoder can raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"image {path} cannot be read ({reason}); {_UNPACK}") from None
-        right = torch.zeros(NUM_CLASSES, dtype=torch.bool)
-        right[list(labels)] = True
-        return self.transform(picture), right
+        correct = torch.zeros(NUM_CLASSES, dtype=torch.bool)
+        correct[list(labels)] = True
+        return self.transform(image), correct
 
 
 @cache
 def class_indices() -> dict[str, int]:
-    """wnid -> class index: the place in the sorted wnids of ImageNet-1k."""
+    """wnid -> class index, which is the wnid's position among the sorted wnids of ImageNet-1k."""
     return {wnid: i for i, wnid in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
 
 
 def open_set(
     name: str, root: str | Path, transform: Callable[[Image.Image], Tensor], val: str | Path | None = None
 ) -> ImageNetSet:
-    """The set `name` (a key of `TITLES`) below `root`; no picture is opened.
+    """List the images and labels of one set without opening any image.
 
     Args:
-        val: folder of the ImageNet validation images, if it is not val/ of `root`.
+        name: key of `TITLES`.
+        root: folder of all sets.
+        transform: see `ImageNetSet`.
+        val: folder of the ImageNet validation images; `root`/val when None.
 
     Raises:
-        SetNotFound: if it is not there.
-        DataError: if it is not in its public layout, or holds no pictures.
+        SetNotFound: if the set does not exist.
+        DataError: if it is not in its public layout, or contains no images.
     """
     root = Path(root)
     folders = [root / folder for folder in _FOLDERS["val" if name == "real" else name]]
@@ -138,20 +140,20 @@ def _numbers() -> dict[str, int]:
 
 
 def _class_folders(root: Path, indices: dict[str, int]) -> list[tuple[Path, tuple[int]]]:
-    """Samples of a folder for each class, in the order of the classes; files beside the folders are left aside."""
+    """Samples of a tree with one folder per class, in class order; other files in `root` are ignored."""
     folders = [path for path in _visible(root) if path.is_dir()]
     like = f"such as {next(iter(indices))}"
     if not folders:
         raise DataError(f"{root} has no class folders {like}; sort the images into them, or {_UNPACK}")
     for folder in folders:
         if folder.name not in indices:
-            raise DataError(f"{folder} is no class of ImageNet-1k {like}; remove it, or {_UNPACK}")
+            raise DataError(f"{folder} is not a class of ImageNet-1k {like}; remove it, or {_UNPACK}")
     samples = []
     for folder in sorted(folders, key=lambda folder: indices[folder.name]):
-        pictures = sorted(path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not pictures:
+        images = sorted(path for path in _visible(folder) if path.suffix.lower() in EXTENSIONS)
+        if not images:
             raise DataError(f"{folder} has no images; {_UNPACK}")
-        samples += [(path, (indices[folder.name],)) for path in pictures]
+        samples += [(path, (indices[folder.name],)) for path in images]
     return samples
 
 
@@ -160,21 +162,22 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _read_real(path: Path) -> list[list[int]]:
-    """ReaL's labels: for each of the 50,000 validation images the indices of its classes, perhaps none."""
+    """ReaL's labels: for each of the 50,000 validation images its class indices, possibly none."""
     remedy = "fetch real.json of google-research/reassessed-imagenet"
     if not path.is_file():
         raise SetNotFound(f"ImageNet-ReaL: {path} does not exist; {remedy}")
     try:
         labels = json.loads(path.read_text())
-    except ValueError as error:  # no JSON, or no text
-        raise DataError(f"{path} is no complete JSON file ({error}); {remedy} again") from None
+    except ValueError as error:  # not JSON, or not text
+        raise DataError(f"{path} is not a complete JSON file ({error}); {remedy} again") from None
     if not isinstance(labels, list) or len(labels) != VAL_IMAGES:
         found = f"a list of {len(labels)}" if isinstance(labels, list) else f"a {type(labels).__name__}"
         raise DataError(f"{path} holds {found}, not a list of {VAL_IMAGES} lists of classes; {remedy} again")
-    for number, right in enumerate(labels, 1):
-        if not isinstance(right, list) or not all(type(i) is int and 0 <= i < NUM_CLASSES for i in right):
+    for number, classes in enumerate(labels, 1):
+        if not isinstance(classes, list) or not all(type(i) is int and 0 <= i < NUM_CLASSES for i in classes):
             raise DataError(
-                f"{path}: entry {number} is {right!r:.50}, not a list of classes 0 to {NUM_CLASSES - 1}; {remedy} again"
+                f"{path}: entry {number} is {classes!r:.50}, not a list of classes 0 to {NUM_CLASSES - 1}; "
+                f"{remedy} again"
             )
     return labels
 
@@ -183,9 +186,9 @@ def _open_real(folder: Path, labels: list[list[int]], transform: Callable[[Image
     files = {}
     for path in (*folder.glob("ILSVRC2012_val_*"), *folder.glob("*/ILSVRC2012_val_*")):
         number = _VAL_NAME.match(path.name)
-        if number and path.suffix.lower() in IMAGE_SUFFIXES:
+        if number and path.suffix.lower() in EXTENSIONS:
             files[int(number[1])] = path
-    samples = [(files[n], tuple(right)) for n, right in enumerate(labels, 1) if right and n in files]
+    samples = [(files[n], tuple(classes)) for n, classes in enumerate(labels, 1) if classes and n in files]
     if not samples:
         raise DataError(
             f"{folder} has no images ILSVRC2012_val_00000001.JPEG to {VAL_IMAGES:08d} with labels in real.json, flat "

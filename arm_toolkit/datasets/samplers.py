@@ -1,7 +1,8 @@
-"""Sampling that can be resumed anywhere: what is drawn, and how it is augmented, follow from seed, epoch and index."""
+"""Resumable sampling: the order of images and their augmentation are functions of seed, epoch and index."""
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 
 class SampleIndex(int):
-    """An index into a data set that carries the seed of this drawing."""
+    """An index into a data set that carries the seed of this draw."""
 
     seed: int
 
@@ -30,15 +31,37 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-@DATA_SAMPLERS.register_module()
-class SeededSampler(Sampler):
-    """Every process takes every n-th entry of one order, so the total batch does not depend on their number.
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed the global generators of random, numpy and torch (CPU) inside the block, and restore them after it.
 
     Args:
-        seed: of the run; drawn and shared by all processes when None.
-        shuffle: a new order every epoch, otherwise the data set's.
-        infinite: go on with the next epoch without an end (iteration-based training), otherwise stop after one,
-            rounded up to the same number for every process.
+        seed: None changes nothing.
+    """
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(Sampler):
+    """Splits one order over the processes: each takes every n-th entry, so a total batch is the same for any n.
+
+    Args:
+        seed: of the run; None draws one that all processes share.
+        shuffle: draw a new order every epoch; False keeps the data set's order.
+        infinite: continue with the next epoch (iteration-based training); False stops after one epoch, rounded up to
+            the same number of images for every process.
     """
 
     def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True, infinite: bool = False) -> None:
@@ -56,7 +79,7 @@ class SeededSampler(Sampler):
         self.epoch = epoch
 
     def skip(self, num_samples: int) -> None:
-        """Leave out the next `num_samples` of this process (mmengine's contract for resuming)."""
+        """Skip this process's next `num_samples`; mmengine calls it on resuming."""
         self._skipped += num_samples
 
     def _order(self, epoch: int) -> list[int]:
@@ -81,9 +104,9 @@ class SeededSampler(Sampler):
 
 @TRANSFORMS.register_module()
 class SeedSample(BaseTransform):
-    """First in a training pipeline: makes the random transforms after it a function of the drawing's seed.
+    """Seeds the random transforms that follow it in a training pipeline from the seed of the draw; put it first.
 
-    Needs `SeededSampler`; with another sampler it does nothing.
+    Does nothing unless `SeededSampler` drew the index.
     """
 
     def transform(self, results: dict) -> dict:

@@ -1,12 +1,11 @@
-"""A small generated data set, "shapes", to try detection and segmentation without a download.
+"""Generates "shapes", a small data set to try detection and segmentation without a download.
 
-Discs, squares and triangles lie on a smooth background and hide one another. A class is told by
-outline and texture: disc = stripes, square = checker, triangle = dots. Colours, contrast, size
-(area), orientation and place are drawn alike for all three, so none of them tells the class.
-About one period of a texture fits into a 16 x 16 patch, and textures tilt by a few degrees only:
-with those, a small stride-16 model tells the classes apart after about 200 steps of 8 pictures.
+Discs, squares and triangles overlap on a smooth background. Outline and texture define the class: striped discs,
+chequered squares, dotted triangles. Colours, contrast, area, orientation and place have the same distribution for all
+three, so they do not reveal the class. About one period of a texture fits into a 16 x 16 patch, and textures tilt by a
+few degrees only, so a small stride-16 model distinguishes the classes after about 200 steps of 8 images.
 
-The same pictures carry COCO instances and ADE-style label maps:
+The same images have COCO instances and ADE-style label maps:
 
     OUT/meta.json                                        classes, label rule, parameters
     OUT/coco/annotations/instances_{train,val}2017.json
@@ -14,11 +13,11 @@ The same pictures carry COCO instances and ADE-style label maps:
     OUT/ade/images/{training,validation}/NAME.jpg        the same files (hard links)
     OUT/ade/annotations/{training,validation}/NAME.png
 
-Labels follow the ADE20K convention (stored 0 = ignored, stored k = class k); 0 does not occur.
-An instance is the visible part of an object, given as COCO's compressed RLE: polygons cannot
-hold a hole, RLE is exact, and pycocotools and mmdet (`poly2mask=True`, the default) read it.
+Labels follow the ADE20K convention (stored 0 = ignored, stored k = class k); 0 does not occur. An instance is the
+visible part of an object as COCO's compressed RLE, which is exact, can represent holes (polygons cannot), and is read
+by pycocotools and mmdet (`poly2mask=True`, the default).
 
-Shapes: H = W = `size` pixels, N objects per picture.
+Legend: H = W = `size` pixels, N objects per image.
 """
 
 import json
@@ -35,20 +34,20 @@ from PIL import Image
 
 from arm_images.errors import DataError
 
-VERSION = 1  # raise it with any change that alters a picture or an annotation
+VERSION = 1  # increase it with any change that alters an image or annotation
 CLASSES = ("disc", "square", "triangle")  # COCO category id = position + 1
 SEG_CLASSES = ("background", *CLASSES)  # stored label = position + 1
 PALETTE = ((90, 90, 90), (230, 60, 60), (60, 190, 75), (70, 110, 240))  # of SEG_CLASSES
 MIN_SIZE = 96
 MAX_COUNT = 1_000_000
-MIN_VISIBLE = 0.3  # of an object's whole area; other layouts are drawn again
-MAX_TILT = math.radians(20)  # of a texture, either way; outlines turn freely
+MIN_VISIBLE = 0.3  # of an object's whole area; other layouts are rejected
+MAX_TILT = math.radians(20)  # of a texture, in both directions; outlines turn freely
 MIN_CONTRAST = 120  # in brightness, 0..255, between the two colours of a texture
 
 
 @dataclass(frozen=True)
 class _Split:
-    number: int  # enters the random seed
+    number: int  # part of the random seed
     coco: str
     ade: str
     first_id: int  # image id of index 0
@@ -62,12 +61,12 @@ SPLITS = {
 
 @dataclass
 class Scene:
-    """One picture and its truth.
+    """One image and its ground truth.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        category_ids: N integers, 1 + position in `CLASSES`, from the lowest object to the top.
-        masks: (N, H, W) bool, the visible part of each object; no two overlap.
+        category_ids: N integers, 1 + position in `CLASSES`, from the lowest object to the topmost.
+        masks: (N, H, W) bool, the visible part of each object; they do not overlap.
         whole_areas: (N,) float, area in pixels of each object, hidden parts included.
     """
 
@@ -85,13 +84,13 @@ class Scene:
 
 
 def draw_scene(seed: int, split: str, index: int, size: int = 192) -> Scene:
-    """Draw picture `index` of a split: a function of its arguments and of nothing else.
+    """Draw one image of the data set; the result depends on the arguments only.
 
     Args:
         seed: of the whole data set, >= 0.
         split: "train" or "val".
-        index: of the picture within its split, >= 0.
-        size: side of the picture in pixels. Objects grow with it, textures do not.
+        index: of the image within its split, >= 0.
+        size: side of the image in pixels. Objects scale with it, textures do not.
     """
     rng = np.random.default_rng([seed, SPLITS[split].number, index])
     y, x = np.mgrid[:size, :size].astype(np.float64)  # (H, W) each
@@ -106,7 +105,7 @@ def draw_scene(seed: int, split: str, index: int, size: int = 192) -> Scene:
 
     image = _background(rng, x / size, y / size)  # (H, W, 3)
     for placed, distance in zip(objects, distances):
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]  # soft over one pixel
+        cover = np.clip(0.5 - distance, 0, 1)[..., None]  # edges are soft over one pixel
         image += cover * (placed.paint(rng, x, y) - image)
     image += rng.normal(0, 4, image.shape)
     return Scene(
@@ -119,7 +118,7 @@ def draw_scene(seed: int, split: str, index: int, size: int = 192) -> Scene:
 
 @dataclass(frozen=True)
 class _Placed:
-    """An object before it is painted. Lengths in pixels, angles in radians."""
+    """Class and geometry of an object. Lengths in pixels, angles in radians."""
 
     kind: str
     center: tuple[float, float]  # x, y
@@ -130,11 +129,11 @@ class _Placed:
     def random(cls, rng: np.random.Generator, size: int) -> "_Placed":
         kind = CLASSES[rng.integers(len(CLASSES))]
         side = size * rng.uniform(0.18, 0.38)
-        center = rng.uniform(0.4 * side, size - 0.4 * side, size=2)  # the border may cut it
+        center = rng.uniform(0.4 * side, size - 0.4 * side, size=2)  # the image border may cut the object
         return cls(kind, tuple(center), side, rng.uniform(0, 2 * math.pi))
 
     def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Signed distance to the outline (outside a corner: to its sides), negative within."""
+        """Signed distance to the outline, negative inside; outside a corner the distance to the nearer side's line."""
         u, v = _turn(x - self.center[0], y - self.center[1], self.angle)
         if self.kind == "disc":
             return np.hypot(u, v) - self.side / math.sqrt(math.pi)
@@ -144,7 +143,7 @@ class _Placed:
         return np.maximum(v, np.abs(u) * (math.sqrt(3) / 2) - v / 2) - inradius
 
     def paint(self, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The object's texture over the whole picture, (H, W, 3)."""
+        """The object's texture, drawn over the whole image, (H, W, 3)."""
         texture = {"disc": _stripes, "square": _checker, "triangle": _dots}[self.kind]
         shift = rng.uniform(0, 32, size=2)
         u, v = _turn(x + shift[0], y + shift[1], rng.uniform(-MAX_TILT, MAX_TILT))
@@ -175,7 +174,7 @@ def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.nd
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours (0..255) that differ enough in brightness for a texture to be seen."""
+    """Two RGB colours (0..255) whose brightness differs by more than `MIN_CONTRAST`."""
     while True:
         first, second = rng.uniform(10, 245, size=(2, 3))
         if abs((first - second) @ (0.30, 0.59, 0.11)) > MIN_CONTRAST:
@@ -183,14 +182,18 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Slow waves between three random colours, (H, W, 3); x and y run from 0 to 1."""
+    """A smooth blend of three random colours, (H, W, 3).
+
+    Args:
+        x, y: (H, W), from 0 to 1.
+    """
     first, second, third = rng.uniform(40, 215, size=(3, 3))
     image = first + _slow_waves(rng, x, y)[..., None] * (second - first)
     return image + _slow_waves(rng, x, y)[..., None] * (third - first) / 2
 
 
 def _slow_waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Three cosines of at most 1.5 periods across the picture, (H, W) in 0..1."""
+    """Mean of three cosines of at most 1.5 periods across the image, (H, W) in 0..1."""
     waves = np.zeros_like(x)
     for fx, fy, phase in rng.uniform((-1.5, -1.5, 0), (1.5, 1.5, 1), size=(3, 3)):
         waves += np.cos(2 * math.pi * (fx * x + fy * y + phase))
@@ -198,7 +201,7 @@ def _slow_waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.nd
 
 
 def _visible(wholes: list[np.ndarray]) -> np.ndarray:
-    """What is left of each mask under those that come after it, (N, H, W) bool."""
+    """The part of each mask that no later mask covers, (N, H, W) bool."""
     masks = np.stack(wholes)
     hidden = np.zeros_like(masks[0])
     for mask in masks[::-1]:
@@ -216,26 +219,25 @@ def write_shapes(
     force: bool = False,
     progress: bool = False,
 ) -> bool:
-    """Write the data set to the folder `out`, whole or not at all.
+    """Write the data set to the folder `out`; it is written completely or not at all.
 
-    Pictures depend on (seed, split, index, size) only: more of them leave the first ones as
-    they were. Two runs on one machine give the same bytes.
+    Images depend on (seed, split, index, size) only, so a larger data set begins with the images of a smaller one. Two
+    runs on one machine write the same bytes.
 
     Args:
-        out: folder to make. One that holds the same data set already is left alone.
-        train, val: number of pictures per split, 1 to 1,000,000.
-        size: side of a picture in pixels, at least 96.
+        out: folder to make. If it already contains this data set, nothing is written.
+        train, val: number of images per split, 1 to 1,000,000.
+        size: side of an image in pixels, at least 96.
         seed: >= 0.
-        force: replace a shapes folder that is damaged or has other parameters. Any other
-            folder is refused all the same.
-        progress: show a bar on stderr.
+        force: replace a shapes folder that is damaged or has other parameters; a folder with anything else is still
+            refused.
+        progress: show a progress bar on stderr.
 
     Returns:
-        True if the folder was written, False if it was there already.
+        whether the folder was written.
 
     Raises:
-        DataError: a parameter is out of range, `out` holds something else, or it cannot be
-            written.
+        DataError: if a parameter is out of range, or `out` contains something else or cannot be written.
     """
     for name, value, low, high in (
         ("train", train, 1, MAX_COUNT),
@@ -250,6 +252,7 @@ def write_shapes(
     if _already_there(out, meta, force):
         return False
 
+    # not `replacing`: two processes may write the same data set at once, so each needs its own name
     partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         _write_all(partial, meta, progress)
@@ -275,7 +278,7 @@ def _meta(train: int, val: int, size: int, seed: int) -> dict:
 
 
 def _already_there(out: Path, meta: dict, force: bool) -> bool:
-    """Whether `out` needs no writing; raises if it must not be written."""
+    """Whether `out` is complete already; raises DataError if it must not be written."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -288,18 +291,18 @@ def _already_there(out: Path, meta: dict, force: bool) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise DataError(f"{out} holds something other than generated shapes; give another")
+        raise DataError(f"{out} contains something other than generated shapes; give another folder")
     if force:
         return False
     if found != meta:
         raise DataError(
-            f"{out} holds shapes with {found.get('parameters')}, not {meta['parameters']}; "
+            f"{out} contains shapes with {found.get('parameters')}, not {meta['parameters']}; "
             "replace it with --force or give another folder"
         )
     for path, expected in _file_counts(out, meta).items():
         count = sum(1 for _ in path.iterdir()) if path.is_dir() else 0
         if count != expected:
-            raise DataError(f"{path} holds {count} files instead of {expected}; write it anew with --force")
+            raise DataError(f"{path} contains {count} files instead of {expected}; rewrite the data set with --force")
     return True
 
 
@@ -312,7 +315,7 @@ def _file_counts(out: Path, meta: dict) -> dict[Path, int]:
 
 
 def _folders(out: Path, split: _Split) -> tuple[Path, Path, Path]:
-    """Pictures for COCO, the same for ADE, and label maps."""
+    """A split's folders of COCO images, ADE images and label maps."""
     return (
         out / "coco" / split.coco,
         out / "ade" / "images" / split.ade,
@@ -321,7 +324,7 @@ def _folders(out: Path, split: _Split) -> tuple[Path, Path, Path]:
 
 
 def _put_in_place(partial: Path, out: Path, meta: dict, force: bool) -> None:
-    if out.exists() and any(out.iterdir()):  # force, or another process was faster
+    if out.exists() and any(out.iterdir()):  # with `force`, or written by another process meanwhile
         if not force and _already_there(out, meta, force):
             return
         old = partial.with_name(partial.name.replace(".partial-", ".old-"))
@@ -345,7 +348,7 @@ def _write_all(root: Path, meta: dict, progress: bool) -> None:
     for name, index in jobs:
         scene = draw_scene(parameters["seed"], name, index, parameters["size"])
         stem = f"{name}_{index:06d}"
-        _write_pictures(scene, stem, *_folders(root, SPLITS[name]))
+        _write_images(scene, stem, *_folders(root, SPLITS[name]))
         _add_to_coco(files[name], scene, SPLITS[name].first_id + index, f"{stem}.jpg")
     for name, content in files.items():
         path = root / "coco" / "annotations" / f"instances_{SPLITS[name].coco}.json"
@@ -353,13 +356,13 @@ def _write_all(root: Path, meta: dict, progress: bool) -> None:
     (root / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def _write_pictures(scene: Scene, stem: str, coco: Path, ade: Path, labels: Path) -> None:
-    picture = coco / f"{stem}.jpg"
-    Image.fromarray(scene.image).save(picture, quality=95, subsampling=0)
+def _write_images(scene: Scene, stem: str, coco: Path, ade: Path, labels: Path) -> None:
+    image = coco / f"{stem}.jpg"
+    Image.fromarray(scene.image).save(image, quality=95, subsampling=0)
     try:
-        os.link(picture, ade / picture.name)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(picture, ade / picture.name)
+        os.link(image, ade / image.name)
+    except OSError:  # the file system has no hard links
+        shutil.copyfile(image, ade / image.name)
     Image.fromarray(scene.label_map()).save(labels / f"{stem}.png")
 
 

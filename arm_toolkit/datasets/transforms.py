@@ -1,4 +1,6 @@
-"""Loading images and checking labels, with errors that name the file."""
+"""Loads images and label maps; every error names the file."""
+
+import logging
 
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
@@ -10,12 +12,12 @@ from arm_images.errors import DataError
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
-    """mmcv's loading from file (BGR, uint8; greyscale becomes three channels) that never passes an error by in silence.
+    """mmcv's LoadImageFromFile that reports every decoding error. Images are BGR uint8, greyscale in three channels.
 
     Args:
-        on_error: "raise" stops with the file's name; "skip" warns with the file's name and leaves the image out
-            (training draws another one instead; a test set cannot be evaluated with images left out, so there it stops
-            all the same).
+        on_error: "raise" stops and names the file. "skip" warns with the file's name; training draws another image
+            instead, while testing stops all the same, because a test set cannot be evaluated in part.
+        kwargs: of mmcv's LoadImageFromFile.
     """
 
     def __init__(self, on_error: str = "raise", **kwargs) -> None:
@@ -30,24 +32,24 @@ class LoadImage(LoadImageFromFile):
             return super().transform(results)
         except FileNotFoundError:
             problem = f"image {path} does not exist; check data_root and data_prefix"
-        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+        except Exception as error:  # noqa: BLE001 a decoder can raise anything
             problem = f"image {path} cannot be read ({_reason(error)})"
         if self.on_error == "raise":
             raise DataError(f"{problem}; repair it, or set on_error='skip' in LoadImage to train without it")
-        print_log(f"left out: {problem}", logger="current", level=30)
+        print_log(f"skipped: {problem}", logger="current", level=logging.WARNING)
         return None
 
 
 @TRANSFORMS.register_module()
 class LoadLabels(BaseTransform):
-    """mmseg's `LoadAnnotations` for label maps, every label of which must be a class or the ignored value.
+    """mmseg's LoadAnnotations for label maps, which also checks that every label is a class or `ignore_index`.
 
     Args:
-        num_classes: labels must be below it.
-        ignore_index: the one value above that is allowed.
+        num_classes: classes are 0 to num_classes - 1.
+        ignore_index: the one other value allowed.
 
     Raises:
-        DataError: naming the file, and the label if one is wrong.
+        DataError: naming the file, and the wrong label if that is the cause.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -60,7 +62,7 @@ class LoadLabels(BaseTransform):
             results = self.load(results)
         except FileNotFoundError:
             raise DataError(f"label map {path} does not exist; check data_root and data_prefix") from None
-        except Exception as error:  # noqa: BLE001 whatever a decoder throws
+        except Exception as error:  # noqa: BLE001 a decoder can raise anything
             raise DataError(f"label map {path} cannot be read ({_reason(error)}); repair it") from None
         labels = results["gt_seg_map"]
         wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]

@@ -1,14 +1,76 @@
-"""Checkpoint hook: files that load with `weights_only=True`, and outdated files removed last."""
-
-from pathlib import Path
+"""Checkpoints that load with `weights_only=True`; an outdated file is removed only after its successor is complete."""
 
 import numpy as np
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+
+TENSORS = ("state_dict", "ema_state_dict", "accumulated_gradients")  # already plain
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook with safe contents and a safe order of writing; `ARMRunner` uses it in its place.
+
+    * A file holds numbers, strings, tensors and containers only, so it loads with `weights_only=True`;
+      `restore_log_buffers` converts the log buffers back on resuming. This covers every checkpoint that the runner
+      saves, not just this hook's.
+    * mmengine removes the outdated checkpoint, then writes the new one: with `max_keep_ckpts=1` a full disk or a kill
+      in between leaves none. Here removal comes last. `ARMRunner.save_checkpoint` makes the writing itself atomic.
+
+    Arguments are mmengine's.
+    """
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        self.file_backend = _DeferredRemoval(self.file_backend)
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        super().after_train_iter(runner, *args, **kwargs)
+        self._remove_outdated()
+
+    def after_train_epoch(self, runner) -> None:
+        super().after_train_epoch(runner)
+        self._remove_outdated()
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        super().after_val_epoch(runner, metrics)
+        self._remove_outdated()
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add what all processes gathered, and convert the rest; runs in the first process."""
+        checkpoint.update(runner.gathered)
+        for key in checkpoint.keys() - set(TENSORS):
+            checkpoint[key] = plain(checkpoint[key])
+
+    def _remove_outdated(self) -> None:
+        best = getattr(self, "best_ckpt_path_dict", {}).values()  # one of the two, or none without save_best
+        self.file_backend.remove_outdated({self.last_ckpt, getattr(self, "best_ckpt_path", None), *best})
+
+
+class _DeferredRemoval:
+    """Wraps a file backend: `remove` only notes the path, `remove_outdated` removes."""
+
+    def __init__(self, backend) -> None:
+        self._backend = backend
+        self._outdated: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self._outdated.append(path)
+
+    def remove_outdated(self, current: set[str | None]) -> None:
+        """Remove the noted files, except those written again since (a resumed run can meet its own old names)."""
+        for path in self._outdated:
+            if path not in current:
+                self._backend.remove(path)
+        self._outdated.clear()
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
 
 
 def plain(value):
-    """Numbers, strings, tensors and containers only: numpy becomes Python, log buffers become dicts of lists."""
+    """Convert numpy values to Python's, and log buffers to dicts of lists, inside nested containers."""
     if isinstance(value, HistoryBuffer):
         logs, counts = value.data
         return dict(log_history=logs.tolist(), count_history=counts.tolist(), max_length=value.max_length)
@@ -22,54 +84,8 @@ def plain(value):
     return value
 
 
-TENSORS = ("state_dict", "ema_state_dict", "accumulated_gradients")  # already plain
-
-
-class RemoveLater:
-    """A file backend that only notes down what to remove; everything else is the backend's."""
-
-    def __init__(self, backend) -> None:
-        self.backend = backend
-        self.outdated: list[str] = []
-
-    def remove(self, path: str) -> None:
-        self.outdated.append(path)
-
-    def __getattr__(self, name: str):
-        return getattr(self.backend, name)
-
-
-class PlainCheckpointHook(Hook):
-    """Checkpoints that load with `weights_only=True`; `restore_log_buffers` undoes it on resuming.
-
-    And it makes mmengine's CheckpointHook remove an outdated checkpoint after the new one is written, not before.
-    """
-
-    priority = "VERY_LOW"  # after CheckpointHook's own
-
-    def before_train(self, runner) -> None:
-        self._backends = []
-        for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook):
-                hook.file_backend = RemoveLater(hook.file_backend)
-                self._backends.append(hook.file_backend)
-
-    def remove_outdated(self, written: Path) -> None:
-        """Called when the checkpoint `written` is complete."""
-        for later in getattr(self, "_backends", []):
-            for path in later.outdated:
-                if Path(path) != written:
-                    later.backend.remove(path)
-            later.outdated.clear()
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint.update(runner.gathered)
-        for key in [key for key in checkpoint if key not in TENSORS]:
-            checkpoint[key] = plain(checkpoint[key])
-
-
 def restore_log_buffers(message_hub: dict) -> None:
-    """Turn the log buffers of a saved message hub back into mmengine's, in place."""
+    """Convert the log buffers of a loaded message hub back to mmengine's, in place."""
     scalars = message_hub["log_scalars"]
     for name, value in scalars.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Checks a configuration before anything runs."""
+"""Checks a configuration before a run: names, arguments, data paths, classes and sizes."""
 
 import difflib
 import inspect
@@ -12,39 +12,38 @@ from pathlib import Path
 import mmengine.registry
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, HOOKS, METRICS, Registry
+from timm.layers import to_2tuple
 
-from arm_backbone.arm import to_pair
 from arm_images.errors import DataError
 
-from ..errors import USER_ERRORS, ConfigError, one_line
-from .config import _suggestion
+from ..errors import ConfigError, one_line, user_errors
+from .config import suggestion
 
-SWALLOWS = {"CheckpointHook": HOOKS, "IoUMetric": METRICS}  # they take an unknown argument without a word
+ACCEPT_ANYTHING = {"CheckpointHook": HOOKS, "IoUMetric": METRICS}  # their **kwargs ignore unknown arguments
 
 
 def named_dicts(node: object, name: str = "") -> Iterator[tuple[str, ConfigDict]]:
-    """Every dict inside a configuration and its dotted name, the outermost first."""
-    if isinstance(node, Config):
-        node = node._cfg_dict
-    if isinstance(node, dict):
+    """Yield the dotted name and the dict of each dict inside a configuration, the outermost first."""
+    is_dict = isinstance(node, dict | Config)
+    if is_dict:
         yield name, node
-    if isinstance(node, dict | list | tuple):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+    if is_dict or isinstance(node, list | tuple):
+        for key, value in node.items() if is_dict else enumerate(node):
             yield from named_dicts(value, f"{name}.{key}" if name else str(key))
 
 
 def dicts(node: object) -> Iterator[ConfigDict]:
-    """Every dict inside a configuration, the outermost first."""
+    """Yield each dict inside a configuration, the outermost first."""
     for _, found in named_dicts(node):
         yield found
 
 
 @contextmanager
 def config_errors(cfg: Config, what: str) -> Iterator[None]:
-    """Turn what constructors say about their arguments into a ConfigError that names the key, or else `what`."""
+    """Turn the errors of constructors into a ConfigError that names the key if it can be found, else `what`."""
     try:
         yield
-    except USER_ERRORS:
+    except user_errors():
         raise
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ImportError) as error:
         message = _unknown_type(cfg, error) or _unknown_argument(cfg, error) or f"{what}: {one_line(error)}"
@@ -52,6 +51,7 @@ def config_errors(cfg: Config, what: str) -> Iterator[None]:
 
 
 def _unknown_type(cfg: Config, error: Exception) -> str | None:
+    """Message for a `type` that mmengine does not find in its registry."""
     found = re.search(r"(\w+) is not in the (\S+)::([\w -]+) registry", str(error))
     if not found:
         return None
@@ -62,11 +62,12 @@ def _unknown_type(cfg: Config, error: Exception) -> str | None:
         if isinstance(registry, Registry) and registry.name == kind:
             known |= {*registry.module_dict, *registry.children.get(scope, registry).module_dict}
     close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else "correct it, or import its file (custom_imports)"
-    return f"{places[0] if places else kind}.type={name!r}: there is no {kind} of this name; {hint}"
+    hint = f"did you mean {close[0]!r}?" if close else "correct it, or add its module to custom_imports"
+    return f"{places[0] if places else kind}.type={name!r}: no {kind} has this name; {hint}"
 
 
 def _unknown_argument(cfg: Config, error: Exception) -> str | None:
+    """Message for an argument that a constructor does not take."""
     found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not found:
         return None
@@ -79,10 +80,14 @@ def _unknown_argument(cfg: Config, error: Exception) -> str | None:
 
 
 def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Every folder and annotation file of the given data loaders exists.
+    """Check that the folders and annotation files of some data loaders exist, and that COCO's classes are right.
+
+    Args:
+        loaders: keys of data loaders, e.g. "train_dataloader".
 
     Raises:
-        DataError: naming the first that does not.
+        DataError: naming the first path that does not exist, or wrong classes.
+        ConfigError: if an evaluation would skip unreadable images.
     """
     for loader in loaders:
         for where, dataset in named_dicts((cfg.get(loader) or {}).get("dataset"), f"{loader}.dataset"):
@@ -90,11 +95,11 @@ def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
                 _check_dataset(dataset, where)
                 _check_classes(dataset, where, cfg.get("default_scope"))
             elif dataset.get("on_error") == "skip" and loader != "train_dataloader":
-                raise ConfigError(f"{where}.on_error='skip': an evaluation cannot leave images out; give 'raise'")
+                raise ConfigError(f"{where}.on_error='skip': an evaluation cannot skip images; give 'raise'")
             elif "path" in dataset and not Path(dataset["path"]).exists():
                 raise DataError(
                     f"{loader}.dataset.path: {dataset['path']} does not exist; "
-                    "give a folder of images, or a text file with one path a line"
+                    "give a folder of images, or a text file with one path per line"
                 )
     for key in ("val_evaluator", "test_evaluator"):
         for evaluator in dicts(cfg.get(key)):
@@ -119,7 +124,7 @@ def _check_dataset(dataset: dict, where: str) -> None:
 
 
 def _check_classes(dataset: dict, where: str, scope: str | None) -> None:
-    """The classes of a COCO data set are categories of its file: mmdet drops others, and their objects, in silence."""
+    """Check that a COCO data set's classes are in its file; mmdet silently drops others and their objects."""
     with DATASETS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(dataset["type"]) if isinstance(dataset.get("type"), str) else None
     if not hasattr(kind, "COCOAPI") or not dataset.get("ann_file"):
@@ -133,18 +138,18 @@ def _check_classes(dataset: dict, where: str, scope: str | None) -> None:
     if absent:
         raise DataError(
             f"{where}.metainfo.classes: {file} has no category {_some(absent)} (it has {_some(names)}); "
-            "give its names as classes of all data sets, and their number as num_classes of the heads"
+            "set the classes of all data sets to its names, and num_classes of the heads to their number"
         )
     in_file = [name for name in names if name in classes]
     if in_file != list(classes):
         raise DataError(
             f"{where}.metainfo.classes: mmdet numbers classes in the order of {file}; "
-            f"give them in that order: {_some(in_file)}"
+            f"list them in that order: {_some(in_file)}"
         )
 
 
 def _categories(file: Path) -> list[dict]:
-    """The categories of a COCO file, without reading all of it (hundreds of megabytes) where it can."""
+    """The categories of a COCO file; avoids parsing all of it (hundreds of megabytes) if possible."""
     if file.stat().st_size:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for found in re.finditer(rb'"categories"\s*:\s*(?=\[\s*\{)', content):
@@ -156,7 +161,7 @@ def _categories(file: Path) -> list[dict]:
     try:
         return json.loads(file.read_bytes())["categories"]
     except (ValueError, KeyError, TypeError) as error:
-        what = "has no 'categories'" if isinstance(error, KeyError | TypeError) else f"is no complete JSON ({error})"
+        what = "has no 'categories'" if isinstance(error, KeyError | TypeError) else f"is not complete JSON ({error})"
         raise DataError(f"{file} {what}; give a COCO instance file (tools/prepare_data.py check coco)") from error
 
 
@@ -165,24 +170,24 @@ def _some(names: list) -> str:
 
 
 def check_arguments(cfg: Config) -> None:
-    """Refuse misspelt arguments where the constructor would not.
+    """Refuse misspelt arguments of types whose constructors accept any (`ACCEPT_ANYTHING`).
 
     Raises:
         ConfigError: naming the first.
     """
     for where, node in named_dicts(cfg):
         kind = node.get("type")
-        if isinstance(kind, str) and kind in SWALLOWS:
-            with SWALLOWS[kind].switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        if isinstance(kind, str) and kind in ACCEPT_ANYTHING:
+            with ACCEPT_ANYTHING[kind].switch_scope_and_registry(cfg.get("default_scope")) as registry:
                 bases = registry.get(kind).__mro__[:-1]
             known = {name for base in bases for name in inspect.signature(base.__init__).parameters}
             for key in node.keys() - known - {"type"}:
-                hint = _suggestion(key, known - {"self", "kwargs"})
+                hint = suggestion(key, known - {"self", "kwargs"})
                 raise ConfigError(f"{where}.{key}={node[key]!r}: {kind} takes no such argument{hint}")
 
 
 def check_image_size(cfg: Config) -> None:
-    """A pretraining model takes images of one size: the one that its data set makes.
+    """Check that a pretraining model's `img_size` is the size of the images that its data set makes.
 
     Raises:
         ConfigError: if they differ.
@@ -190,17 +195,17 @@ def check_image_size(cfg: Config) -> None:
     model, dataset = cfg.get("model") or {}, (cfg.get("train_dataloader") or {}).get("dataset") or {}
     if "img_size" in model and "size" in dataset:
         of_model, of_data = model["img_size"], dataset["size"]
-        if to_pair(of_model) != to_pair(of_data):
+        if to_2tuple(of_model) != to_2tuple(of_data):
             raise ConfigError(
-                f"model.img_size={of_model} and train_dataloader.dataset.size={of_data} differ; set both alike"
+                f"model.img_size={of_model} and train_dataloader.dataset.size={of_data} differ; set both to one value"
             )
 
 
 def check_num_classes(cfg: Config) -> None:
-    """A classifier has as many classes as its training data has class folders.
+    """Check that a classifier has as many classes as its training data has class folders.
 
     Raises:
-        ConfigError: naming the numbers.
+        ConfigError: naming both numbers.
     """
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     if dataset.get("type") != "ClassFolder":
@@ -212,11 +217,11 @@ def check_num_classes(cfg: Config) -> None:
         f"{key.rstrip('.')}.num_classes={node.num_classes}" for key, node in keys.items() if node.num_classes != count
     ]
     if count and wrong:
-        raise ConfigError(f"{', '.join(wrong)}, but {folder} has {count} class folders; set the number of these")
+        raise ConfigError(f"{', '.join(wrong)}, but {folder} has {count} class folders; set it to {count}")
 
 
 def pretrained_backbone(cfg: Config) -> ConfigDict | None:
-    """The part of the configuration that names the checkpoint of the ARM backbone, if there is one."""
+    """The dict whose `init_cfg` names the checkpoint of the ARM backbone, or None."""
     for node in dicts(cfg.get("model")):
         init = node.get("init_cfg")
         if isinstance(init, dict) and init.get("type") == "Pretrained":

@@ -1,11 +1,14 @@
-"""Configurations: loading, overrides from the command line, and everything that can be checked before anything runs."""
+"""Loads configurations, applies overrides from the command line, and translates names of moved modules."""
 
 import difflib
 import inspect
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
+from mmengine.utils import import_modules_from_strings
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, one_line
@@ -17,24 +20,54 @@ OTHER_KEYS = frozenset(
     "tta_pipeline".split()
 )
 
+# modules that custom_imports could name before version 0.1, and where their contents are now
+MOVED = {
+    "arm_toolkit": ("arm_toolkit.openmmlab",),
+    "arm_toolkit.classification": (
+        "arm_toolkit.datasets.class_folder",
+        "arm_toolkit.evaluation.accuracy",
+        "arm_toolkit.models.mixup",
+    ),
+    "arm_toolkit.cpu_amp": ("arm_toolkit.engine.optim_wrapper",),
+    "arm_toolkit.ema": ("arm_toolkit.engine.ema_hook",),
+    "arm_toolkit.finite": ("arm_toolkit.engine.finite_loss_hook",),
+    "arm_toolkit.float32": ("arm_toolkit.models.float32_heads",),
+    "arm_toolkit.hooks": ("arm_toolkit.engine.hooks",),
+    "arm_toolkit.loop": ("arm_toolkit.engine.loops",),
+    "arm_toolkit.runner": ("arm_toolkit.engine.runner",),
+    "arm_toolkit.sampler": ("arm_toolkit.datasets.samplers",),
+    "arm_toolkit.transforms": ("arm_toolkit.datasets.transforms",),
+    "arm_toolkit.tta": ("arm_toolkit.models.instance_tta",),
+    "arm_toolkit.watch": ("arm_toolkit.analysis.reconstruction_hook",),
+}
+
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a configuration and apply `--cfg-options`.
+    """Read a configuration file, import its `custom_imports`, and apply `--cfg-options`.
 
-    An option must name an existing key, or a new argument of something with a `type` (whose constructor checks it).
-    `data_root=PATH` replaces that prefix in every data set and evaluator.
+    Args:
+        path: a .py file.
+        options: values by dotted key. A key must exist, or be a new argument of a dict with a `type`, whose constructor
+            then checks it. `data_root=PATH` replaces that prefix in every data set and evaluator.
 
     Raises:
-        ConfigError: naming file or key, value and remedy.
+        ConfigError: naming the file or key, the value and the remedy.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"configuration {path} does not exist; see det_configs/, seg_configs/ and pretrain/configs/")
+        raise ConfigError(
+            f"configuration {path} does not exist; see det_configs/, seg_configs/, cls_configs/ and pretrain/configs/"
+        )
     if Path(path).suffix != ".py":
-        raise ConfigError(f"configuration {path} is no .py file; a checkpoint comes second on the command line")
+        raise ConfigError(f"configuration {path} is not a .py file; a checkpoint comes second on the command line")
     try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # noqa: BLE001 a configuration is code and can fail in any way
+        cfg = Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:  # noqa: BLE001 a configuration is code and can raise anything
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from error
+    for name in _custom_imports(cfg):
+        if name in MOVED:
+            names = ", ".join(f'"{new}"' for new in MOVED[name])
+            raise ConfigError(f'{path}: custom_imports has "{name}", which has moved; write {names} in its place')
+    _import(cfg, path)
     _check_top_level(cfg, path)
     options = dict(options or {})
     data_root = options.pop("data_root", None)
@@ -44,6 +77,38 @@ def load_config(path: str, options: dict | None = None) -> Config:
     if data_root is not None:
         _move_data_root(cfg, str(data_root), path)
     return cfg
+
+
+def config_from_text(text: str) -> Config:
+    """The configuration that a training checkpoint contains as text, with its `custom_imports` imported.
+
+    Modules that have moved get their new names, so that checkpoints of all versions load. A configuration is Python
+    code: reading one runs it.
+
+    Raises:
+        ConfigError: if a module cannot be imported.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.py")
+        file.write_text(text)
+        cfg = Config.fromfile(file, import_custom_modules=False)
+    names = [new for name in _custom_imports(cfg) for new in MOVED.get(name, (name,))]
+    if names:
+        cfg.custom_imports.imports = names
+        _import(cfg, "the checkpoint's configuration")
+    return cfg
+
+
+def _custom_imports(cfg: Config) -> list[str]:
+    imports = (cfg.get("custom_imports") or {}).get("imports") or []
+    return [imports] if isinstance(imports, str) else list(imports)
+
+
+def _import(cfg: Config, where: str) -> None:
+    try:
+        import_modules_from_strings(**cfg.get("custom_imports") or dict(imports=None))
+    except Exception as error:  # noqa: BLE001 a module can raise anything when imported
+        raise ConfigError(f"{where}: custom_imports: {one_line(error)}") from error
 
 
 def _check_top_level(cfg: Config, path: str) -> None:
@@ -57,38 +122,40 @@ def _check_top_level(cfg: Config, path: str) -> None:
 def _check_option(cfg: Config, key: str, value: object) -> None:
     parts = key.split(".")
     if parts[0] not in RUNNER_KEYS | OTHER_KEYS:
-        hint = _suggestion(parts[0], RUNNER_KEYS | OTHER_KEYS)
-        raise ConfigError(f"--cfg-options {key}={value}: nothing reads a top-level key {parts[0]!r}{hint}")
+        hint = suggestion(parts[0], RUNNER_KEYS | OTHER_KEYS)
+        raise ConfigError(f"--cfg-options {key}={value}: unknown top-level key {parts[0]!r}{hint}")
     node: object = cfg
     for depth, part in enumerate(parts):
         where = ".".join(parts[:depth]) or "the configuration"
         if isinstance(node, list | tuple):
             if not part.isdigit() or int(part) >= len(node):
                 raise ConfigError(
-                    f"--cfg-options {key}={value}: {where} is a list of {len(node)}; give a number below that"
+                    f"--cfg-options {key}={value}: {where} is a list of {len(node)}; give an index from 0 to "
+                    f"{len(node) - 1}"
                 )
             node = node[int(part)]
         elif isinstance(node, dict | Config):
             if part not in node:
                 is_top = depth == 0
                 if depth == len(parts) - 1 and (is_top or "type" in node or part in _optional(where)):
-                    return  # an optional argument: its constructor judges it
-                raise ConfigError(f"--cfg-options {key}={value}: {where} has no key {part!r}{_suggestion(part, node)}")
+                    return  # an optional argument, which its constructor checks
+                raise ConfigError(f"--cfg-options {key}={value}: {where} has no key {part!r}{suggestion(part, node)}")
             node = node[part]
         else:
             raise ConfigError(f"--cfg-options {key}={value}: {where} is {node!r} and has no keys")
 
 
 def _optional(where: str) -> set[str]:
-    """Arguments that mmengine reads from a part without a `type`."""
+    """Arguments that mmengine reads from a dict without a `type`."""
     if where.endswith("_dataloader"):
         return {*inspect.signature(DataLoader.__init__).parameters, "num_batch_per_epoch"}
     return set(inspect.signature(set_random_seed).parameters) if where == "randomness" else set()
 
 
-def _suggestion(key: str, known: object) -> str:
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown key: the closest known one, or the first few."""
     close = difflib.get_close_matches(key, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(map(str, known))[:12])}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(map(str, known))[:12])}"
 
 
 def _move_data_root(cfg: Config, new: str, path: str) -> None:
@@ -107,14 +174,5 @@ def _move_data_root(cfg: Config, new: str, path: str) -> None:
             return new + node[len(old) :]
         return node
 
-    move(cfg._cfg_dict)
-
-
-class Options(DictAction):
-    """mmengine's KEY=VALUE pairs; a pair without = is a ConfigError."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        for pair in values:
-            if "=" not in pair:
-                raise ConfigError(f"{option_string} {pair}: give KEY=VALUE, without spaces around =")
-        super().__call__(parser, namespace, values, option_string)
+    for key in cfg:
+        cfg[key] = move(cfg[key])

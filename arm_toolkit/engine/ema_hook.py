@@ -1,4 +1,4 @@
-"""The moving average of the weights that finetuning evaluates (recipes of ARM section 4.2: decay 0.99992)."""
+"""Moving average of the weights, which finetuning evaluates (ARM section 4.2, recipes: decay 0.99992)."""
 
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
@@ -6,10 +6,10 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class WeightEMAHook(EMAHook):
-    """`ema = decay * ema + (1 - decay) * weights` after every optimizer step, from a copy of the first weights on.
+    """`ema = decay * ema + (1 - decay) * weights` after every optimizer step, starting from the initial weights.
 
-    mmengine's own hook takes the weights of the first step as they are, and counts every iteration of an accumulated
-    step. Evaluation uses the average, and a checkpoint's `state_dict` holds it; `ema_state_dict` holds the weights.
+    mmengine's hook copies the weights at the first step, and counts every iteration of an accumulated step. Evaluation
+    uses the average; in a checkpoint `state_dict` holds the average and `ema_state_dict` the weights.
     """
 
     def __init__(self, decay: float) -> None:
@@ -17,7 +17,7 @@ class WeightEMAHook(EMAHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        if self.ema_model.steps == 0:  # not resumed; by now the checkpoint to start from is loaded
+        if self.ema_model.steps == 0:  # not resumed; an initial checkpoint is loaded by now
             self.ema_model.module.load_state_dict(self.src_model.state_dict())
             self.ema_model.steps.fill_(1)
 

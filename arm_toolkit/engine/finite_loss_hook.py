@@ -1,4 +1,4 @@
-"""Stopping before a loss that is not finite reaches the weights."""
+"""Stops training before a non-finite loss reaches the weights."""
 
 import math
 from pathlib import Path
@@ -7,28 +7,32 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from arm_backbone.checkpoint.files import replacing
+
 from ..errors import NonFiniteLoss
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stops a run whose loss is not finite, before the backward: the weights stay those of the last step.
+    """Stops a run whose loss is not finite before the backward pass, so the weights stay those of the last step.
 
-    The batch is written to `non_finite_batch_RANK.pth` in the work dir, and its files are named where the data set says
-    them (as strings in `data_samples`).
+    Writes the batch to `non_finite_batch_RANK.pth` in the work dir; the error names the batch's files if the data set
+    passes them on (as strings in `data_samples`).
+
+    Patches `update_params` of the run's optimizer wrapper: mmengine calls no hook between loss and backward.
 
     Raises:
-        NonFiniteLoss: in the process that met it.
+        NonFiniteLoss: in the process whose loss it is.
     """
 
     def before_train(self, runner) -> None:
-        update = runner.optim_wrapper.update_params
+        update_params = runner.optim_wrapper.update_params
 
         def checked_update(loss: torch.Tensor, *args, **kwargs) -> None:
             value = float(loss.detach())
             if not math.isfinite(value):
                 self._stop(runner, value)
-            update(loss, *args, **kwargs)
+            update_params(loss, *args, **kwargs)
 
         runner.optim_wrapper.update_params = checked_update
 
@@ -39,9 +43,10 @@ class FiniteLossHook(Hook):
         path = Path(runner.work_dir) / f"non_finite_batch_{runner.rank}.pth"
         samples = self._batch.get("data_samples")
         files = [s for s in samples if isinstance(s, str)] if isinstance(samples, list) else []
-        torch.save(dict(iteration=runner.iter + 1, inputs=self._batch["inputs"], files=files), path)
+        with replacing(path) as partial:
+            torch.save(dict(iteration=runner.iter + 1, inputs=self._batch["inputs"], files=files), partial)
         named = f" of {', '.join(files[:4])}{', ...' if len(files) > 4 else ''}" if files else ""
         raise NonFiniteLoss(
-            f"iteration {runner.iter + 1}: the loss is {value}; the batch{named} is in {path}; no step was taken with "
-            "it: look at the batch, lower the learning rate, then go on with --resume"
+            f"iteration {runner.iter + 1}: the loss is {value} and no step was taken; the batch{named} is saved in "
+            f"{path}: inspect it, lower the learning rate, then continue with --resume"
         )

@@ -1,4 +1,4 @@
-"""Hooks of training: throughput in the log, random numbers that resume, checkpoints without foreign objects."""
+"""Small hooks of every run: throughput, resumable random numbers, equal buffers, skipped files, one metrics file."""
 
 import random
 import time
@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
+from arm_backbone.checkpoint.files import replacing
 from arm_images.read import ImageFiles
 
 from ..datasets.samplers import mix_seed
@@ -17,10 +18,10 @@ from ..datasets.samplers import mix_seed
 
 @HOOKS.register_module()
 class ThroughputHook(Hook):
-    """Logs images per second over all processes, data loading included.
+    """Logs `images_per_s`: images per second over all processes, data loading included.
 
-    And beside it what the loader alone could deliver, from the time that its workers spend on an image, where the data
-    set counts it (`ImageCrops.spent`).
+    If the data set counts the time that workers spend per image (`ImageCrops.spent`), also logs `loader_images_per_s`,
+    the rate that data loading alone could reach.
     """
 
     def __init__(self) -> None:
@@ -52,9 +53,9 @@ class ThroughputHook(Hook):
 
 @HOOKS.register_module()
 class SeedIterationHook(Hook):
-    """Makes the model's random numbers (drop path, sampling of proposals) a function of seed, iteration and process.
+    """Seeds the global generators before each iteration from run seed, iteration and process.
 
-    So that a resumed run draws what the uninterrupted one would have.
+    A resumed run then draws the same drop path, dropout and proposals as an uninterrupted one.
     """
 
     priority = "VERY_HIGH"
@@ -68,7 +69,7 @@ class SeedIterationHook(Hook):
 
 @HOOKS.register_module()
 class SameBuffersHook(Hook):
-    """Before validation every process takes the buffers of the first one, which are those of the checkpoint.
+    """Before validation, copies the first process's buffers to all others, because a checkpoint holds those.
 
     BatchNorm's running statistics differ between processes (SyncBN's do not).
     """
@@ -78,25 +79,27 @@ class SameBuffersHook(Hook):
             broadcast(buffer)
 
 
+@HOOKS.register_module()
 class SkippedFilesHook(Hook):
-    """At the end of training: how many files could not be read and were left out, and which, in skipped_files.txt."""
+    """After training, reports how many unreadable files were skipped and lists them in `skipped_files.txt`."""
 
     def after_train(self, runner) -> None:
         files = getattr(runner.train_dataloader.dataset, "files", None)
         if not isinstance(files, ImageFiles):
             return
-        skipped = files.skipped.to(torch.uint8)
+        skipped = torch.from_numpy(files.skipped).to(torch.uint8)
         all_reduce(skipped, "max")
         names = [str(files[i]) for i in skipped.nonzero().flatten().tolist()]
         if names and get_rank() == 0:
             path = Path(runner.work_dir) / "skipped_files.txt"
-            path.write_text("".join(f"{name}\n" for name in names))
-            runner.logger.warning(f"{len(names)} of {len(files)} files could not be read and were left out: see {path}")
+            with replacing(path) as partial:
+                partial.write_text("".join(f"{name}\n" for name in names))
+            runner.logger.warning(f"{len(names)} of {len(files)} files could not be read and were skipped: see {path}")
 
 
 @HOOKS.register_module()
 class OneFileLoggerHook(LoggerHook):
-    """mmengine's, where every process writes the metrics of a test to the same file; here the first one does."""
+    """mmengine's LoggerHook, except that only the first process writes the metrics file of a test."""
 
     def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
         if get_rank() == 0:

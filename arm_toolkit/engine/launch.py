@@ -1,4 +1,4 @@
-"""Training and testing of any configuration, whatever its task: the same arguments for all."""
+"""Trains and tests any configuration: detection, segmentation, classification or pretraining."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 
 from arm_backbone.checkpoint.files import CheckpointError, require_file
 
-from ..errors import USER_ERRORS, ConfigError
+from ..errors import ConfigError, user_errors
 from ..machine import keep_freed_memory
 from .checks import (
     check_arguments,
@@ -24,47 +24,15 @@ from .checks import (
     dicts,
     pretrained_backbone,
 )
-from .config import Options, load_config
 from .runner import ARMRunner
-
-LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that training and testing share."""
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=Options,
-        metavar="KEY=VALUE",
-        help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1",
-    )
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how several processes are started")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-
-
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="PATH",
-        help="go on from the newest checkpoint of the work dir, or from PATH",
-    )
-    parser.add_argument(
-        "--amp",
-        action="store_true",
-        help="bf16 autocast also where the configuration has none, and on a CPU, where training is float32 otherwise",
-    )
-    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate by the total batch")
 
 
 def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str) -> None:
-    """What training and testing have in common: work dir, launcher, and what a machine without a GPU needs.
+    """Set work dir and launcher in a configuration, and adapt it to a machine without a GPU.
 
     Args:
+        args: parsed by `add_arguments`.
+        config_name: names the default work dir.
         loader: key of the data loader that feeds the model.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -78,10 +46,11 @@ def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str
 
 
 def _adapt_to_cpu(cfg: Config, workers: int) -> None:
+    """Replace what needs a GPU, and log what was replaced."""
     changes = []
     keep_freed_memory()
     if cfg.launcher == "none" and "OMP_NUM_THREADS" not in os.environ:
-        # threads wait for each other at every operator: one that shares its core with a worker holds up all
+        # leave cores to the data workers: OpenMP threads synchronise at every operator, so one slow thread delays all
         torch.set_num_threads(max(1, torch.get_num_threads() - workers))
     if cfg.launcher != "none":
         if not torch.distributed.is_initialized():
@@ -98,7 +67,7 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
             optim_wrapper.pop(key, None)
         changes.append("float32 instead of mixed precision")
     sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
-    # BN has nothing to normalise by where one image is pooled to one pixel (UperNet's pyramid pooling)
+    # BN has no statistics for one image pooled to one pixel (UperNet's pyramid pooling)
     single = (cfg.get("train_dataloader") or {}).get("batch_size") == 1
     for node in sync:
         node.update(dict(type="GN", num_groups=32) if single else dict(type="BN"))
@@ -108,24 +77,30 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
 
 
 def build_runner(cfg: Config) -> ARMRunner:
-    """The runner; a wrong argument in the configuration is a ConfigError."""
+    """Build the runner; a wrong argument in the configuration raises a ConfigError."""
     with config_errors(cfg, "the configuration cannot be built"):
         return ARMRunner.from_cfg(cfg)
 
 
 def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
-    """Build the runner and let it `train` or `test`: the runner, and what this returned.
+    """Build the runner and call one of its methods.
 
-    What is refused before the first batch leaves no new work dir behind.
+    An error before the first batch removes a work dir that did not exist before.
+
+    Args:
+        action: "train" or "test".
+
+    Returns:
+        the runner, and what the method returned.
     """
     is_new = not Path(cfg.work_dir).exists()
     runner = None
     try:
         runner = build_runner(cfg)
         return runner, getattr(runner, action)()
-    except USER_ERRORS as error:
+    except user_errors() as error:
         if runner is not None and runner.started:
-            error.met_alone = True  # until then every process meets the same
+            error.met_alone = True  # before that, every process raises the same error
         elif is_new and get_rank() == 0:
             shutil.rmtree(cfg.work_dir, ignore_errors=True)
         raise
@@ -136,7 +111,7 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
 
 
 def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
-    """Train a configuration to its end.
+    """Train the model of a configuration.
 
     Args:
         args: parsed by `add_train_arguments`.
@@ -157,7 +132,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
         cfg.resume = True
         cfg.load_from = newest_checkpoint(Path(cfg.work_dir)) if args.resume == "auto" else args.resume
         if cfg.load_from is None:
-            raise CheckpointError(f"--resume: {cfg.work_dir} holds no checkpoint; leave --resume out to start")
+            raise CheckpointError(f"--resume: {cfg.work_dir} contains no checkpoint; omit --resume to start anew")
     if cfg.get("load_from"):
         require_file(cfg.load_from)
     backbone = pretrained_backbone(cfg)
@@ -174,7 +149,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
 
 
 def newest_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint that `last_checkpoint` in a work dir names; the newest there is if a run died while writing it."""
+    """The checkpoint named by `last_checkpoint` in a work dir, else the newest file: a run can die while noting it."""
     note = work_dir / "last_checkpoint"
     named = note.read_text().strip() if note.is_file() else ""
     if named and Path(named).is_file():
@@ -190,14 +165,15 @@ def _use_amp(cfg: Config) -> None:
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16")
     else:
         cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
-        print_log("--amp: bfloat16, slower than float32 on a processor without instructions for it", logger="current")
+        print_log("--amp: bfloat16, slower than float32 on a processor without bfloat16 instructions", logger="current")
 
 
 def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
     """Evaluate a checkpoint.
 
     Args:
-        args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta` besides the common ones.
+        args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta`, and those of `add_arguments`.
+        config_name: names the default work dir.
 
     Returns:
         the metrics.
@@ -205,7 +181,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
     require_file(args.checkpoint)
     check_data_paths(cfg, ("test_dataloader",))
     if cfg.get("test_dataloader") is None:
-        raise ConfigError("the configuration has no test_dataloader: pretraining has nothing to test")
+        raise ConfigError("the configuration has no test_dataloader: a pretraining model cannot be tested")
     check_arguments(cfg)
     prepare(cfg, args, config_name, "test_dataloader")
     cfg.load_from = args.checkpoint
@@ -225,14 +201,14 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
 
 
 def _save_results(cfg: Config, out: str) -> None:
-    """Segmentation: label maps as PNG in a folder. Otherwise a pickle of all predictions."""
+    """Save label maps as PNG in the folder `out` (segmentation), else all predictions in the pickle file `out`."""
     if cfg.default_scope == "mmseg":
         if Path(out).suffix:
-            raise ConfigError(f"--out {out}: segmentation writes one label map an image; give a folder")
+            raise ConfigError(f"--out {out}: segmentation writes one label map per image; give a folder")
         for evaluator in dicts(cfg.test_evaluator):
             if evaluator.get("type") == "IoUMetric":
                 evaluator.output_dir = out
-        os.makedirs(out, exist_ok=True)  # IoUMetric makes it in one process; another may come to write before that
+        os.makedirs(out, exist_ok=True)  # IoUMetric makes it in one process; another may write before that
         return
     if Path(out).suffix not in (".pkl", ".pickle"):
         raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")
@@ -242,6 +218,7 @@ def _save_results(cfg: Config, out: str) -> None:
 
 
 def _draw(cfg: Config, show_dir: str) -> None:
+    """Draw every test image with its predictions into a folder."""
     show_dir = os.path.abspath(show_dir)
     if cfg.default_scope == "mmseg":
         cfg.visualizer.save_dir = show_dir
@@ -249,20 +226,4 @@ def _draw(cfg: Config, show_dir: str) -> None:
     elif cfg.default_scope == "mmdet":
         cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
     else:
-        raise ConfigError(f"--show-dir {show_dir}: classification has nothing to draw; --out writes its logits")
-
-
-def config_name(path: str) -> str:
-    return Path(path).stem
-
-
-def main_train(argv: list[str] | None, parser: argparse.ArgumentParser) -> None:
-    add_train_arguments(parser)
-    args = parser.parse_args(argv)
-    train(load_config(args.config, args.cfg_options), args, config_name(args.config))
-
-
-def main_test(argv: list[str] | None, parser: argparse.ArgumentParser) -> None:
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    test(load_config(args.config, args.cfg_options), args, config_name(args.config))
+        raise ConfigError(f"--show-dir {show_dir}: classification draws no images; --out saves its logits")

@@ -1,4 +1,4 @@
-"""Training by epochs that resumes in the middle of one."""
+"""An epoch-based training loop that can resume in the middle of an epoch."""
 
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
@@ -7,21 +7,21 @@ from torch import nn
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop by epochs; after a checkpoint within an epoch it goes on with the next batch of that epoch.
+    """mmengine's EpochBasedTrainLoop; resumed from within an epoch it continues with that epoch's next batch.
 
-    Needs `SeededSampler`, whose order follows from seed and epoch. Checkpoints within an epoch come from a
-    `CheckpointHook` with by_epoch=False.
+    Needs `SeededSampler`, whose order follows from seed and epoch. A `CheckpointHook` with by_epoch=False writes
+    checkpoints within an epoch.
     """
 
     def run(self) -> nn.Module:
         if self._iter == (self._epoch + 1) * len(self.dataloader):
-            self._epoch += 1  # resumed after the last iteration of an epoch, which was not counted yet
+            self._epoch += 1  # resumed after an epoch's last iteration, before that epoch was counted
         return super().run()
 
     def run_epoch(self) -> None:
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        done = self._iter % len(self.dataloader)  # not 0 only right after resuming
+        done = self._iter % len(self.dataloader)  # nonzero only right after resuming
         if done:
             self.dataloader.sampler.skip(done * self.dataloader.batch_size)
         for index, batch in enumerate(self.dataloader, start=done):

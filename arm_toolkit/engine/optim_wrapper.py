@@ -10,7 +10,7 @@ from torch import nn
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """The forward in bfloat16, weights and scan in float32; no loss scaling, as bfloat16 has float32's range."""
+    """Forward under bfloat16 autocast, weights and scan in float32; bfloat16's range needs no loss scaling."""
 
     @contextmanager
     def optim_context(self, model: nn.Module):

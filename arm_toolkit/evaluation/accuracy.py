@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy for mmengine."""
+"""Top-1 and top-5 accuracy as an mmengine metric."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """Percentage of images whose label is the most probable class, `top1`, or (of more than 5) among five, `top5`."""
+    """Percentage of images whose label is the most likely class, `top1`, or with over 5 classes among five, `top5`."""
 
     default_prefix = "accuracy"
 

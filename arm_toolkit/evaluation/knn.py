@@ -1,10 +1,14 @@
-"""k-nearest-neighbour classification on a frozen encoder's features (the weighted vote of DINO's evaluation).
+"""k-nearest-neighbour classification with a frozen encoder's features, by the weighted vote of DINO's evaluation.
 
-Legend: N images, C features.
+Legend: B batch, N images, C features.
 """
+
+import copy
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
+from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,9 +16,31 @@ from torch.utils.data import DataLoader
 from arm_backbone.classifier import ARMClassifier
 
 
+def knn_accuracy(model: ARMClassifier, dataloader: ConfigDict, k: int, temperature: float) -> float:
+    """Top-1 accuracy in percent of the test images, each classified by its k nearest training images.
+
+    Args:
+        model: on its device, in evaluation mode.
+        dataloader: configuration of the test images' loader; its data set is a ClassFolder.
+        k, temperature: see `vote`.
+    """
+    dataset = dataloader.dataset
+    data = []
+    for split in (dataset.get("classes_from", "train"), dataset.split):
+        of_split = copy.deepcopy(dataloader)
+        of_split.dataset.split = split
+        loader = Runner.build_dataloader(of_split)
+        print(f"{split}: {len(loader.dataset)} images")
+        data.append(extract_features(model, loader))
+    (train, train_labels), (queries, labels) = data
+    votes = vote(train, train_labels, queries, k, temperature)
+    return (votes.argmax(1) == labels).float().mean().item() * 100
+
+
 @torch.inference_mode()
-def extract_features(model: ARMClassifier, loader: DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pooled features of unit length (N, C), and labels (N,), on the CPU."""
+def extract_features(model: ARMClassifier, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """Pooled features of unit length (N, C), and labels (N,), on the CPU; shows a progress bar."""
+    device = next(model.parameters()).device
     features, labels = [], []
     progress = ProgressBar(len(loader))
     for batch in loader:
@@ -22,24 +48,25 @@ def extract_features(model: ARMClassifier, loader: DataLoader, device: torch.dev
         features.append(F.normalize(model.forward_head(tokens, pre_logits=True).float(), dim=1).cpu())
         labels.append(batch["data_samples"])
         progress.update()
+    print()  # the bar leaves its line open
     return torch.cat(features), torch.cat(labels)
 
 
 def vote(train: Tensor, train_labels: Tensor, queries: Tensor, k: int, temperature: float, chunk: int = 1024) -> Tensor:
-    """Weights of the classes among each query's k nearest training features.
+    """Sum of the weights exp(similarity / temperature) of each class among a query's k nearest training features.
 
     Args:
         train, queries: (N, C) of unit length.
-        temperature: of the weights, exp(similarity / temperature).
-        chunk: queries compared at once.
+        train_labels: (N,).
+        chunk: queries per matrix product.
 
     Returns:
-        (N, classes).
+        (N, classes), each row up to a factor.
     """
     classes = int(train_labels.max()) + 1
     votes = []
     for part in queries.split(chunk):
         similarity, nearest = (part @ train.T).topk(min(k, len(train)), dim=1)
-        weights = torch.exp((similarity - 1) / temperature)  # 1 is the largest: no overflow
+        weights = torch.exp((similarity - 1) / temperature)  # the largest similarity is 1: no overflow
         votes.append(torch.zeros(len(part), classes).scatter_add_(1, train_labels[nearest], weights))
     return torch.cat(votes)

@@ -1,10 +1,14 @@
-"""Evaluates a classifier on ImageNet's robustness sets."""
+"""Evaluates an ImageNet classifier on the robustness sets of `datasets.imagenet_sets`.
 
-import argparse
+Legend: B batch, H, W pixels.
+"""
+
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from mmengine.utils import ProgressBar
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import model_entrypoint
@@ -15,21 +19,101 @@ from arm_backbone.checkpoint.accounting import Accounting
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 from arm_backbone.classifier import ARMClassifier
+from arm_backbone.timm_models import default_cfgs
 from arm_images.errors import DataError
 
 from ..datasets.imagenet_sets import NUM_CLASSES, ROBUSTNESS, TITLES, ImageNetSet, SetNotFound, open_set
 from ..errors import ConfigError
+from ..tables import markdown_table
+
+
+def load_classifier(
+    checkpoint: str, model_name: str, global_pool: str = "avg", cls_token: str | None = "middle"
+) -> tuple[ARMClassifier, Accounting]:
+    """Build a classifier of the 1000 ImageNet classes and load all its weights.
+
+    Args:
+        checkpoint: file of any kind that contains a classifier.
+        model_name: a name of `arm_backbone.timm_models`.
+        global_pool: "avg" or "token".
+        cls_token: "middle", "tail", or None.
+
+    Returns:
+        the model, and what became of every tensor of the file.
+
+    Raises:
+        ConfigError: for an unknown name.
+        CheckpointError: if the file cannot be read or does not fit, or contains no classifier of 1000 classes.
+    """
+    if model_name not in default_cfgs:
+        raise ConfigError(f"--model {model_name} is unknown; give one of {', '.join(default_cfgs)}")
+    model = model_entrypoint(model_name)(global_pool=global_pool, cls_token=cls_token)  # create_model drops a None
+    state = model_state(read_checkpoint(checkpoint))
+    head = state.get("head.weight")
+    if head is not None and len(head) != NUM_CLASSES:
+        raise CheckpointError(
+            f"{checkpoint} has {len(head)} classes, the sets need the {NUM_CLASSES} of ImageNet-1k; give a classifier "
+            "of these"
+        )
+    try:
+        accounting = load_trunk(model, state, checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"--model {model_name} --cls-token {cls_token or 'none'}: {error}") from None
+    if any(name.startswith(("head.", "norm.")) for name in accounting.new):
+        raise CheckpointError(f"{checkpoint} has no classifier; give a checkpoint finetuned on ImageNet-1k")
+    if "cls_token" in accounting.new:
+        raise CheckpointError(f"{checkpoint} has no class token; give --cls-token none")
+    return model, accounting
 
 
 def eval_transform(model: nn.Module, keep_ratio: bool = False) -> Callable[[Image.Image], Tensor]:
-    """timm's preprocessing of a model, for tests.
+    """timm's test preprocessing for a model.
 
     Args:
-        keep_ratio: resize the short side to size / crop_pct, instead of squashing the picture to that square as the
-            reference code does; the centre is cropped in both cases.
+        keep_ratio: resize the short side to size / crop_pct; False squashes the image to a square of that side, as the
+            reference code does. Both crop the centre.
     """
     crop_mode = "center" if keep_ratio else "squash"
     return create_transform(**resolve_data_config(dict(crop_mode=crop_mode), model=model))
+
+
+def open_sets(
+    names: Sequence[str] | None,
+    root: str | Path,
+    transform: Callable[[Image.Image], Tensor],
+    val: str | Path | None = None,
+) -> dict[str, ImageNetSet | None]:
+    """Open several sets; warns about missing and incomplete ones.
+
+    Args:
+        names: keys of `TITLES`, all required to exist; None opens those of `ROBUSTNESS` that exist.
+        root, transform, val: see `open_set`.
+
+    Returns:
+        the sets by name, None for one that does not exist.
+
+    Raises:
+        DataError: see `open_set`; also if `root` contains none of the sets.
+    """
+    sets: dict[str, ImageNetSet | None] = {}
+    for name in dict.fromkeys(names or ROBUSTNESS):
+        try:
+            sets[name] = open_set(name, root, transform, val)
+        except SetNotFound as error:
+            if names:
+                raise
+            sets[name] = None
+            print(f"not found: {error}", file=sys.stderr)
+    if not any(sets.values()):
+        raise DataError(f"--data {root} contains none of the sets; give the folder that does (see --help)")
+    for name, dataset in sets.items():
+        if dataset is not None and len(dataset) != dataset.published:
+            print(
+                f"warning: {TITLES[name]} has {len(dataset)} of {dataset.published} images here; its accuracy is not "
+                "comparable with published ones",
+                file=sys.stderr,
+            )
+    return sets
 
 
 @torch.inference_mode()
@@ -41,20 +125,23 @@ def top1(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> float:
-    """Percentage of pictures whose most likely class, among those of the set, is right.
+    """Percentage of images whose most likely class, among those of the set, is a correct one.
 
     Args:
         logits_of: from images (B, 3, H, W) on `device` to logits (B, 1000).
-        progress: show a line on stderr.
+        progress: show a progress bar on stderr.
 
     Raises:
-        ConfigError: if there are other than 1000 logits.
-        DataError: for a file that cannot be decoded.
+        ConfigError: if the number of logits is not 1000.
+        DataError: for an image that cannot be decoded.
     """
     classes = torch.tensor(dataset.classes)
-    seen = correct = 0
+    if progress:
+        print(f"{TITLES[dataset.name]}, {len(dataset)} images", file=sys.stderr)
+        bar = ProgressBar(len(dataset), file=sys.stderr)
+    hits = 0
     try:
-        for images, right in DataLoader(dataset, batch_size, num_workers=workers):
+        for images, correct in DataLoader(dataset, batch_size, num_workers=workers):
             logits = logits_of(images.to(device)).cpu()
             if logits.shape[1] != NUM_CLASSES:
                 raise ConfigError(
@@ -62,65 +149,19 @@ def top1(
                     "ImageNet-1k; give a classifier of these"
                 )
             predicted = classes[logits[:, classes].argmax(1)]  # (B,)
-            correct += int(right.gather(1, predicted[:, None]).sum())
-            seen += len(images)
+            hits += int(correct.gather(1, predicted[:, None]).sum())
             if progress:
-                print(f"\r{TITLES[dataset.name]}: {seen} of {len(dataset)} images", end="", file=sys.stderr, flush=True)
+                bar.update(len(images))
     finally:
-        if progress and seen:
-            print(file=sys.stderr)
-    return 100 * correct / seen
+        if progress:
+            print(file=sys.stderr)  # the bar leaves its line open
+    return 100 * hits / len(dataset)
 
 
-def load_model(args: argparse.Namespace) -> tuple[ARMClassifier, Accounting]:
-    """The model with all its weights from the checkpoint, and their account."""
-    cls_token = None if args.cls_token == "none" else args.cls_token
-    # timm.create_model leaves out arguments that are None
-    model = model_entrypoint(args.model)(global_pool=args.global_pool, cls_token=cls_token)
-    state = model_state(read_checkpoint(args.checkpoint))
-    head = state.get("head.weight")
-    if head is not None and len(head) != NUM_CLASSES:
-        raise CheckpointError(
-            f"{args.checkpoint} has {len(head)} classes, the sets need the {NUM_CLASSES} of ImageNet-1k; give a "
-            "classifier of these"
-        )
-    try:
-        accounting = load_trunk(model, state, args.checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f"--model {args.model} --cls-token {args.cls_token}: {error}") from None
-    if any(name.startswith(("head.", "norm.")) for name in accounting.new):
-        raise CheckpointError(f"{args.checkpoint} has no classifier; give a checkpoint finetuned on ImageNet-1k")
-    if "cls_token" in accounting.new:
-        raise CheckpointError(f"{args.checkpoint} has no class token; give --cls-token none")
-    return model, accounting
-
-
-def open_sets(args: argparse.Namespace, model: ARMClassifier) -> dict[str, ImageNetSet | None]:
-    """The sets by name; None for one that is not there and was not asked for."""
-    sets = {}
-    for name in dict.fromkeys(args.sets or ROBUSTNESS):
-        try:
-            sets[name] = open_set(name, args.data, eval_transform(model, args.keep_ratio), args.val)
-        except SetNotFound as error:
-            if args.sets:
-                raise
-            sets[name] = None
-            print(f"not found: {error}", file=sys.stderr)
-    if not any(sets.values()):
-        raise DataError(f"--data {args.data} holds none of the sets; give the folder that does (see --help)")
-    for name, dataset in sets.items():
-        if dataset is not None and len(dataset) != dataset.published:
-            print(
-                f"warning: {TITLES[name]} has {len(dataset)} of {dataset.published} images here: its number does not "
-                "compare with published ones",
-                file=sys.stderr,
-            )
-    return sets
-
-
-def markdown(table: dict[str, dict | None]) -> str:
-    lines = ["| set | images | top-1 (%) |", "| --- | ---: | ---: |"]
-    for name, row in table.items():
-        cells = (row["images"], f"{row['top1']:.1f}") if row else ("not found", "")
-        lines.append(f"| {TITLES[name]} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
+def results_table(results: dict[str, dict | None]) -> str:
+    """Markdown table of `dict(images=..., top1=...)` by set name, None for a set that was not found."""
+    rows = [
+        (TITLES[name], row["images"], f"{row['top1']:.1f}") if row else (TITLES[name], "not found", "")
+        for name, row in results.items()
+    ]
+    return markdown_table(["set", "images", "top-1 (%)"], rows, "lrr")

@@ -1,21 +1,24 @@
-"""Choices of pretraining compared on photographs, judged by segmentation of a drive left out of training.
+"""Compares choices of pretraining on photographs, judged by segmenting a drive that is left out of training.
 
-One cell is one pretraining (or none) with one seed: pretrain, convert, finetune UperNet, train a linear probe on the
-frozen encoder, evaluate both. The equal-compute cell finetunes from scratch for as long as the arm "arm" pretrained and
-finetuned together.
+One cell is one choice of pretraining (or none) with one seed: pretrain, convert, finetune UperNet, train a linear probe
+on the frozen encoder, evaluate both. The equal-compute cell finetunes from scratch for as long as the arm "arm" takes
+to pretrain and finetune together.
 """
 
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from arm_backbone.checkpoint.files import replacing
 from arm_images.errors import DataError
 
+from ..tables import markdown_table
 from .figures import smooth
-from .runs import class_iou, read_losses
+from .runs import class_iou, read_json, read_losses
 from .steps import Spent, Step, run_steps
 
 ARMS = {  # name -> pretraining configuration
@@ -26,23 +29,26 @@ ARMS = {  # name -> pretraining configuration
     "target_pixels": "pretrain/configs/photographs/target_pixels.py",
     "none": None,
 }
-FINETUNE, PROBE = (f"seg_configs/photographs/{name}_camvid_drive.py" for name in ("upernet", "linear"))
+FINETUNE = "seg_configs/photographs/upernet_camvid_drive.py"
+PROBE = "seg_configs/photographs/linear_camvid_drive.py"
 EQUAL_COMPUTE = "none_equal_compute"
-# Written down before the runs: pretraining helps if every seed gains, and on average at least this many points of mIoU
+# Set before the runs: pretraining helps if every seed gains, and the mean gain is at least this many points of mIoU
 CRITERION = dict(finetune=1.0, probe=2.0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare on.
+    """The data and the size of a comparison.
 
     Attributes:
-        folder: for everything that is made.
-        photographs, prefix: list file for pretraining, and the folder that its lines start from.
-        camvid: folder in ADE's layout.
-        held_out: what the names of the left-out drive's frames begin with.
-        options: configuration keys for every pretraining, e.g. to make it shorter.
-        finetune_iters: of every finetuning and probe.
+        folder: for all results.
+        photographs: list file of the images for pretraining.
+        prefix: folder that the paths in the list file are relative to.
+        camvid: segmentation data in ADE's layout.
+        held_out: prefix of the frame names of the left-out drive.
+        seeds: each choice of pretraining is run once per seed.
+        options: configuration keys for every pretraining, e.g. to shorten it.
+        finetune_iters: iterations of every finetuning and probe.
     """
 
     folder: Path
@@ -54,11 +60,23 @@ class Comparison:
     options: tuple[str, ...] = ()
     finetune_iters: int = 250
 
-    def write_lists(self) -> None:
-        """The photographs without the left-out drive, and CamVid's training frames in two.
+    def run(self) -> Path:
+        """Run the steps that are not finished and write the results; return the path of table.md.
 
         Raises:
-            DataError: if a folder or file is missing, or no frame or every frame is of the left-out drive.
+            DataError: see `write_lists`.
+            ConfigError: if a step fails.
+        """
+        self.write_lists()
+        spent = run_steps(self.steps(), self.folder)
+        spent |= run_steps(self.equal_compute_steps(spent), self.folder)
+        return self.write_results(spent)
+
+    def write_lists(self) -> None:
+        """Write the list files: photographs without the left-out drive, and CamVid's training and held-out frames.
+
+        Raises:
+            DataError: if a folder or file is missing, or if the left-out drive has no frame or every frame.
         """
         folder = self.camvid / "images/training"
         frames = sorted(path.stem for path in folder.glob("*.jpg"))
@@ -67,39 +85,21 @@ class Comparison:
         held_out = [name for name in frames if name.startswith(self.held_out)]
         if not held_out or len(held_out) == len(frames):
             raise DataError(
-                f"--held-out {self.held_out}: {len(held_out)} of {len(frames)} frames in {folder} begin so; "
-                "give the beginning of one drive's names"
+                f"--held-out {self.held_out}: {len(held_out)} of {len(frames)} frames in {folder} start with it; "
+                "give the prefix of one drive's frame names"
             )
         if not self.photographs.is_file():
-            raise DataError(f"--photographs {self.photographs} does not exist; give a text file with one path a line")
+            raise DataError(f"--photographs {self.photographs} does not exist; give a text file with one path per line")
         lines = [line.strip() for line in self.photographs.read_text().splitlines() if line.strip()]
         photographs = [line for line in lines if Path(line).stem not in set(held_out)]
         self.folder.mkdir(parents=True, exist_ok=True)
         training = [name for name in frames if name not in set(held_out)]
         for name, content in zip(("photographs", "training", "held_out"), (photographs, training, held_out)):
-            (self.folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in content))
-
-    def _judged(self, cell: str, seed: int, start: Path | None, kinds: dict[str, str], needs: str | None, iters: int):
-        """Steps that train and test the judges of `kinds` (name -> configuration) from a backbone, or from scratch."""
-        data, lists = self.camvid.resolve(), self.folder.resolve()
-        options = [f"randomness.seed={seed}", f"train_cfg.max_iters={iters}", f"param_scheduler.1.end={iters}"]
-        options += [f"train_cfg.val_interval={iters + 1}", f"default_hooks.checkpoint.interval={iters}"]
-        for part, name in (("train", "training"), ("val", "held_out"), ("test", "held_out")):
-            dataset = f"{part}_dataloader.dataset"
-            options += [f"{dataset}.data_root={data}", f"{dataset}.ann_file={lists / name}.txt"]
-        options.append("model.backbone.init_cfg" + (f".checkpoint={start}" if start else "=None"))
-        for kind, config in kinds.items():
-            work_dir = self.folder / cell / kind
-            common = ("--cfg-options", *options)
-            train = ("tools/train.py", config, "--work-dir", str(work_dir), "--amp", *common)
-            test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"))
-            test += ("--out", str(work_dir / "predictions"), *common)
-            training, held_out = lists / "training.txt", lists / "held_out.txt"
-            yield Step(f"{cell}_{kind}", train, (needs,) if needs else (), work_dir, (training,))
-            yield Step(f"{cell}_{kind}_test", test, (f"{cell}_{kind}",), work_dir / "test", (held_out,))
+            with replacing(self.folder / f"{name}.txt") as partial:
+                partial.write_text("".join(f"{line}\n" for line in content))
 
     def steps(self) -> list[Step]:
-        """Of all cells but the one of equal compute, which waits for their times."""
+        """The steps of all cells except equal compute, which depends on their times."""
         steps, kinds = [], dict(finetune=FINETUNE, probe=PROBE)
         for seed in self.seeds:
             for arm, config in ARMS.items():
@@ -118,65 +118,80 @@ class Comparison:
         return steps
 
     def equal_compute_steps(self, spent: dict[str, Spent]) -> list[Step]:
-        """From scratch with the first seed, as many iterations as the CPU seconds of ARM's two trainings allow."""
+        """Training from scratch with the first seed, for the CPU time of ARM's pretraining and finetuning together."""
         seed = self.seeds[0]
         pretraining, finetuning = (spent[f"arm_{seed}_{kind}"].cpu_seconds for kind in ("pretrain", "finetune"))
         iters = round(self.finetune_iters * (pretraining + finetuning) / finetuning)
         return [*self._judged(f"{EQUAL_COMPUTE}_{seed}", seed, None, dict(finetune=FINETUNE), None, iters)]
 
-    def run(self) -> Path:
-        """Run what is not finished, then write table.md and results.json: the former's path.
+    def _judged(
+        self, cell: str, seed: int, start: Path | None, kinds: dict[str, str], needs: str | None, iters: int
+    ) -> Iterator[Step]:
+        """Steps that train and test each of `kinds` (name -> configuration) from a backbone; from scratch if None."""
+        data, lists = self.camvid.resolve(), self.folder.resolve()
+        options = [f"randomness.seed={seed}", f"train_cfg.max_iters={iters}", f"param_scheduler.1.end={iters}"]
+        options += [f"train_cfg.val_interval={iters + 1}", f"default_hooks.checkpoint.interval={iters}"]
+        for part, name in (("train", "training"), ("val", "held_out"), ("test", "held_out")):
+            dataset = f"{part}_dataloader.dataset"
+            options += [f"{dataset}.data_root={data}", f"{dataset}.ann_file={lists / name}.txt"]
+        options.append("model.backbone.init_cfg" + (f".checkpoint={start}" if start else "=None"))
+        for kind, config in kinds.items():
+            work_dir = self.folder / cell / kind
+            common = ("--cfg-options", *options)
+            train = ("tools/train.py", config, "--work-dir", str(work_dir), "--amp", *common)
+            test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"))
+            test += ("--out", str(work_dir / "predictions"), *common)
+            training, held_out = lists / "training.txt", lists / "held_out.txt"
+            yield Step(f"{cell}_{kind}", train, (needs,) if needs else (), work_dir, (training,))
+            yield Step(f"{cell}_{kind}_test", test, (f"{cell}_{kind}",), work_dir / "test", (held_out,))
+
+    def write_results(self, spent: dict[str, Spent]) -> Path:
+        """Write results.json, curves.png and table.md of the finished steps; return the path of table.md.
+
+        What is not finished shows as a dash.
+
+        Args:
+            spent: the cost of each finished step, by name.
 
         Raises:
-            DataError: see `write_lists`.
-            ConfigError: if a step fails.
+            DataError: if a file of results is incomplete.
         """
-        self.write_lists()
-        steps = self.steps()
-        spent = run_steps(steps, self.folder)
-        spent |= run_steps(self.equal_compute_steps(spent), self.folder)
-        return self.report(spent)
+        results = {
+            arm: {seed: self._cell_results(f"{arm}_{seed}", spent) for seed in self.seeds}
+            for arm in (*ARMS, EQUAL_COMPUTE)
+        }
+        with replacing(self.folder / "results.json") as partial:
+            partial.write_text(json.dumps(results, indent=1))
+        with replacing(self.folder / "curves.png") as partial:
+            self.curves().savefig(partial, dpi=110, format="png")
+        path = self.folder / "table.md"
+        with replacing(path) as partial:
+            partial.write_text("\n".join([table(results, self.seeds), "", *verdict(results, self.seeds)]) + "\n")
+        return path
+
+    def _cell_results(self, cell: str, spent: dict[str, Spent]) -> dict:
+        kinds = [kind for kind in ("pretrain", "finetune", "probe") if f"{cell}_{kind}" in spent]
+        return {
+            **{kind: self.scores(cell, kind) for kind in CRITERION},
+            "pretraining_loss": [x for _, x in read_losses(self.folder / cell / "pretrain")][-1:],
+            "cpu_seconds": {kind: spent[f"{cell}_{kind}"].cpu_seconds for kind in kinds},
+        }
 
     def scores(self, cell: str, kind: str) -> dict | None:
-        """mIoU and the classes' IoU in percent, or None if the cell has no such judge."""
+        """mIoU and the IoU of each class in percent; None if this training of the cell has not been tested."""
         results = sorted((self.folder / cell / kind / "test").glob("*/*.json"))
         if not results:
             return None
         names = (self.folder / "held_out.txt").read_text().split()
-        iou = class_iou(
-            self.folder / cell / kind / "predictions", self.camvid / "annotations/training", self._classes(), names
-        )
-        return dict(mIoU=json.loads(results[-1].read_text())["mIoU"], classes=[round(float(x), 1) for x in iou])
-
-    def _classes(self) -> int:
-        return len(json.loads((self.camvid / "meta.json").read_text())["classes"])
-
-    def report(self, spent: dict[str, Spent]) -> Path:
-        """Write results.json, curves.png and table.md (its path) of what is finished; the rest shows as a dash."""
-        results = {}
-        for arm in (*ARMS, EQUAL_COMPUTE):
-            results[arm] = {
-                seed: {
-                    **{kind: self.scores(f"{arm}_{seed}", kind) for kind in CRITERION},
-                    "pretraining_loss": [x for _, x in read_losses(self.folder / f"{arm}_{seed}" / "pretrain")][-1:],
-                    "cpu_seconds": {
-                        kind: spent[f"{arm}_{seed}_{kind}"].cpu_seconds
-                        for kind in ("pretrain", "finetune", "probe")
-                        if f"{arm}_{seed}_{kind}" in spent
-                    },
-                }
-                for seed in self.seeds
-            }
-        (self.folder / "results.json").write_text(json.dumps(results, indent=1))
-        self.curves().savefig(self.folder / "curves.png", dpi=110)
-        path = self.folder / "table.md"
-        path.write_text("\n".join([*table(results, self.seeds), "", *verdict(results, self.seeds)]) + "\n")
-        return path
+        classes = len(read_json(self.camvid / "meta.json")["classes"])
+        predictions = self.folder / cell / kind / "predictions"
+        iou = class_iou(predictions, self.camvid / "annotations/training", classes, names)
+        return dict(mIoU=read_json(results[-1])["mIoU"], classes=[round(float(x), 1) for x in iou])
 
     def curves(self) -> Figure:
-        """Losses of pretraining, smoothed, and of finetuning: a colour for an arm, a line for a seed."""
+        """Losses of pretraining and finetuning, smoothed: a colour per choice of pretraining, a line per seed."""
         figure = Figure(figsize=(9, 3), layout="constrained")
-        titles = dict(pretrain="loss of pretraining (of different targets)", finetune="loss of finetuning")
+        titles = dict(pretrain="pretraining loss (targets differ)", finetune="finetuning loss")
         for axis, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
             for index, arm in enumerate(ARMS):
                 for seed in self.seeds:
@@ -192,12 +207,9 @@ class Comparison:
         return figure
 
 
-def table(results: dict, seeds: tuple[int, ...]) -> list[str]:
-    """Markdown rows: mIoU of every seed, and the mean difference from no pretraining."""
-    lines = [
-        "| pretraining | finetuned, mIoU | gain | linear probe, mIoU | gain | CPU minutes |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(results: dict, seeds: tuple[int, ...]) -> str:
+    """A Markdown table: mIoU of every seed, and the mean difference from no pretraining."""
+    rows = []
     for arm, cells in results.items():
         row = [arm]
         for kind in CRITERION:
@@ -208,18 +220,19 @@ def table(results: dict, seeds: tuple[int, ...]) -> list[str]:
         minutes = [sum(x for k, x in cells[seed]["cpu_seconds"].items() if k != "probe") / 60 for seed in seeds]
         minutes = [x for x in minutes if x]  # equal compute has one seed
         row.append(f"{statistics.mean(minutes):.1f}" if minutes else "-")
-        lines.append(f"| {' | '.join(row)} |")
-    return lines
+        rows.append(row)
+    columns = ("pretraining", "finetuned, mIoU", "finetuned, gain", "linear probe, mIoU", "linear probe, gain")
+    return markdown_table((*columns, "CPU minutes"), rows)
 
 
 def differences(results: dict, arm: str, kind: str, seeds: tuple[int, ...]) -> list[float]:
-    """mIoU with this pretraining minus that without, seed by seed."""
+    """mIoU with this pretraining minus mIoU without, for each seed that has both."""
     pairs = [(results[arm][seed][kind], results["none"][seed][kind]) for seed in seeds]
     return [a["mIoU"] - b["mIoU"] for a, b in pairs if a and b]
 
 
 def verdict(results: dict, seeds: tuple[int, ...]) -> list[str]:
-    """The criterion, and whether ARM's own pretraining meets it."""
+    """One line per judgement: whether ARM's own pretraining meets the criterion."""
     lines = []
     for kind, least in CRITERION.items():
         gains = differences(results, "arm", kind, seeds)
@@ -228,5 +241,5 @@ def verdict(results: dict, seeds: tuple[int, ...]) -> list[str]:
             continue
         met = "met" if min(gains) > 0 and statistics.mean(gains) >= least else "not met"
         shown = ", ".join(f"{x:+.2f}" for x in gains)
-        lines.append(f"{kind}: gains of ARM {shown}; wanted: all positive, mean at least {least}: {met}")
+        lines.append(f"{kind}: ARM gains {shown}; criterion (all positive, mean at least {least}): {met}")
     return lines

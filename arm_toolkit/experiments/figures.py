@@ -1,34 +1,24 @@
-"""How the quickstart's report looks: pictures from the files of the runs (PNG, JPEG), the page in HTML and Markdown.
+"""Draws the figures of the reports: loss curves, reconstructions, detections and label maps, as PNG or JPEG.
 
-Legend: R pictures (one a row), H x W pixels each.
+Legend: R images (one per row), H x W pixels each.
 """
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from mmengine.config import Config
-from mmengine.registry import MODELS
 
-from arm_backbone.checkpoint.files import model_state, read_checkpoint
-from arm_backbone.checkpoint.load import load_model
-from arm_pretrain.data import ImageCrops
-from arm_pretrain.targets import patch_statistics, patchify, unpatchify
-
-from ..analysis.reconstruction import load_images, to_pixels
+from .reconstruction import Reconstruction
 from .runs import Objects
 
-# Okabe and Ito's colours, which the common forms of colour blindness keep apart: two for the arms
-# of the comparison, others for the classes.
+# Okabe and Ito's colours, which stay distinct with the common forms of colour blindness: two for the two starts that
+# are compared, the others for the classes.
 ARM_COLOURS = {"AR-pretrained": "#0072B2", "from scratch": "#D55E00"}
-ROW_COLOURS = {  # of a table: an arm, or the probe of the same arm
+ROW_COLOURS = {  # rows of a table: a start, finetuned or frozen
     **ARM_COLOURS,
     "frozen encoder, AR-pretrained": ARM_COLOURS["AR-pretrained"],
     "frozen encoder, random": ARM_COLOURS["from scratch"],
@@ -36,70 +26,17 @@ ROW_COLOURS = {  # of a table: an arm, or the probe of the same arm
 CLASS_COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#56B4E9", "#E69F00")
 BACKGROUND = "#5A5A5A"
 INK, FAINT = "#333333", "#888888"
-WIDTH = 6.0  # inches; narrow, so that the letters are large on a phone
+WIDTH = 6.0  # inches; narrow, so that the text is large enough on a phone
 DPI = 190
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """What a pretrained model makes of pictures.
-
-    Attributes:
-        images: (R, H, W, 3) uint8.
-        means: the same with each patch to be predicted at its mean, (R, H, W, 3) uint8.
-        predictions: (R, H, W, 3) uint8.
-        given: side in pixels of the upper left cluster, which is not predicted.
-        loss: mean over all pictures of the folder, shown or not.
-        count: of all pictures of the folder.
-    """
-
-    images: np.ndarray
-    means: np.ndarray
-    predictions: np.ndarray
-    given: int
-    loss: float
-    count: int
-
-
-@torch.no_grad()
-def reconstruct(config: Path, checkpoint: Path, pictures: Path, rows: int) -> Reconstruction:
-    """Run a pretrained model on a folder of pictures (resized centre crops) and keep the first rows.
-
-    Args:
-        config: of the pretraining, as it lies in its work dir.
-    """
-    cfg = Config.fromfile(config)
-    model = MODELS.build(cfg.model).eval()
-    load_model(model, model_state(read_checkpoint(checkpoint)), str(checkpoint))
-    crops = ImageCrops(str(pictures), size=cfg.train_dataloader.dataset.size, augment=False)
-    losses, shown = [], None
-    for start in range(0, len(crops), rows):
-        images = load_images(model, crops, range(start, min(start + rows, len(crops))))
-        losses += [model(images, mode="loss")["loss"].item()] * len(images)
-        if shown is None:
-            shown = [images, _patch_means(model, images), model(images, mode="predict")]
-    side = round(model.patches.shape[1] ** 0.5) * model.encoder.patch_size
-    return Reconstruction(*(to_pixels(model, x) for x in shown), side, float(np.mean(losses)), len(crops))
-
-
-def _patch_means(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Each patch of all clusters but the first at its mean: what a constant predictor gives."""
-    patches = patchify(images, model.encoder.patch_size)
-    where = model.patches[1:].flatten()
-    patches[:, where] = patch_statistics(patches[:, where])[0].expand_as(patches[:, where])
-    return unpatchify(patches, model.encoder.patch_size, model.encoder.grid_size)
-
-
-# --- drawing ---
-
-
 def class_colour(index: int) -> str:
-    """The colour of the index-th class (background not counted); they repeat after five."""
+    """Colour of a class, background not counted; the colours repeat after five."""
     return CLASS_COLOURS[index % len(CLASS_COLOURS)]
 
 
 def smooth(values: Sequence[float], half: int = 2) -> list[float]:
-    """Moving average over up to `half` values on either side, as many on both: the ends stay as they are."""
+    """Moving average over `half` values on each side; near the ends the window shrinks symmetrically."""
     spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
     return [float(np.mean(values[i - span : i + span + 1])) for i, span in enumerate(spans)]
 
@@ -107,11 +44,11 @@ def smooth(values: Sequence[float], half: int = 2) -> list[float]:
 def loss_curves(
     curves: dict[str, tuple[str, list[tuple[int, float]]]], constant: tuple[float, str] | None = None
 ) -> bytes:
-    """Losses over training steps as PNG: values as given faint, lightly smoothed on top.
+    """Losses over training steps as PNG: faint as logged, strong smoothed.
 
     Args:
         curves: label -> (colour, pairs of step and loss).
-        constant: height of a dashed line and its label.
+        constant: height and label of a dashed line.
     """
     fig = Figure(figsize=(WIDTH, 2.9), dpi=DPI, layout="constrained")
     axes = fig.add_subplot()
@@ -133,14 +70,14 @@ def loss_curves(
 
 
 def reconstructions(shown: Reconstruction) -> bytes:
-    """Input, patch means, prediction and absolute error (0..255), one picture a row, as JPEG."""
+    """Input, patch means, prediction and absolute error (0..255), one row per image, as JPEG."""
     errors = np.abs(shown.images.astype(float) - shown.predictions).mean(-1)  # (R, H, W)
     top = max(10, 10 * np.ceil(np.percentile(errors, 99.5) / 10))
     titles = ("input", "patch means", "prediction", "absolute error")
     fig, axes = _grid(shown.images, titles, bottom=0.5)
-    for row, *pictures, error in zip(axes, shown.images, shown.means, shown.predictions, errors):
-        for cell, picture in zip(row, pictures):
-            cell.imshow(picture)
+    for row, *panels, error in zip(axes, shown.images, shown.means, shown.predictions, errors):
+        for cell, panel in zip(row, panels):
+            cell.imshow(panel)
         mapped = row[3].imshow(error, cmap="magma", vmin=0, vmax=top)
         for cell in row[1:]:
             side = shown.given
@@ -155,46 +92,60 @@ def reconstructions(shown: Reconstruction) -> bytes:
 
 
 def detections(images: list[np.ndarray], columns: dict[str, list[Objects]], names: list[str]) -> bytes:
-    """Pictures with boxes, masks, class names and scores (percent), one picture a row, as JPEG.
+    """Images with boxes, masks, class names and scores (percent), one row per image, as JPEG.
 
     Args:
         images: R arrays (H, W, 3) uint8.
-        columns: title -> the objects of each picture.
-        names: of the classes.
+        columns: title -> the objects of each image.
+        names: class names.
     """
     fig, axes = _grid(images, tuple(columns))
     for column, objects in enumerate(columns.values()):
         for row, (image, found) in enumerate(zip(images, objects)):
-            _draw_objects(axes[row][column], image, found, names)
+            draw_objects(axes[row][column], image, found, names)
     return _encode(fig, "jpeg")
 
 
 def segmentations(images: list[np.ndarray], columns: dict[str, list[np.ndarray]], names: list[str]) -> bytes:
-    """Pictures and label maps in colours, one picture a row, as JPEG.
+    """Images and coloured label maps, one row per image, as JPEG.
 
     Args:
         images: R arrays (H, W, 3) uint8.
-        columns: title -> a label map (H, W) of each picture; 0 is ignored (white), k the k-th name.
-        names: of the labels, background first.
+        columns: title -> a label map (H, W) for each image; 0 is ignored (white), k is the k-th name.
+        names: class names, background first.
     """
-    colours = [BACKGROUND, *(class_colour(i) for i in range(len(names) - 1))]
-    table = np.array([to_rgb("white"), *map(to_rgb, colours)])
     fig, axes = _grid(images, ("image", *columns), bottom=0.4)
     for row, image in enumerate(images):
         axes[row][0].imshow(image)
         for column, maps in enumerate(columns.values(), start=1):
-            axes[row][column].imshow(table[maps[row]], interpolation="nearest")
-    handles = [Patch(facecolor=colour, label=name) for colour, name in zip(colours, names)]
-    fig.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=12, labelcolor=INK)
+            draw_labels(axes[row][column], maps[row], len(names))
+    fig.legend(handles=label_handles(names), loc="lower center", ncols=4, frameon=False, fontsize=12, labelcolor=INK)
     return _encode(fig, "jpeg")
 
 
-def _draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[str]) -> None:
+def label_colours(count: int) -> list[str]:
+    """Colours of the labels 1 to `count`: background first, then the classes."""
+    return [BACKGROUND, *map(class_colour, range(count - 1))]
+
+
+def label_handles(names: list[str]) -> list[Patch]:
+    """Legend entries of label maps; `names` has the background first."""
+    return [Patch(facecolor=colour, label=name) for colour, name in zip(label_colours(len(names)), names)]
+
+
+def draw_labels(axes: Axes, labels: np.ndarray, count: int) -> None:
+    """Draw a label map (H, W) with values from 0 (ignored: white) to `count` into a panel."""
+    table = np.array([to_rgb("white"), *map(to_rgb, label_colours(count))])
+    axes.imshow(table[labels], interpolation="nearest")
+
+
+def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[str], fontsize: float = 9.5) -> None:
+    """Draw an image with masks, boxes, class names and scores into a panel."""
     height, width = image.shape[:2]
-    picture = 0.9 * image / 255
+    shaded = 0.9 * image / 255
     for label, mask in zip(objects.labels, objects.masks):
-        picture[mask] = 0.4 * picture[mask] + 0.6 * np.array(to_rgb(class_colour(label)))
-    axes.imshow(picture, extent=(0, width, height, 0))
+        shaded[mask] = 0.4 * shaded[mask] + 0.6 * np.array(to_rgb(class_colour(label)))
+    axes.imshow(shaded, extent=(0, width, height, 0))
     for i, (label, (left, top, right, bottom)) in enumerate(zip(objects.labels, objects.boxes)):
         colour = class_colour(label)
         size = (right - left, bottom - top)
@@ -210,14 +161,14 @@ def _draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[s
             text,
             ha="right" if at_right else "left",
             va="top",
-            fontsize=9.5,
+            fontsize=fontsize,
             color="black",
             bbox=dict(facecolor=colour, edgecolor="none", pad=1.2, alpha=0.9),
         )
 
 
 def _grid(images: Sequence[np.ndarray], titles: tuple[str, ...], bottom: float = 0.03):
-    """A figure with one row of empty panels a picture, `bottom` inches left free below them."""
+    """A figure with a row of empty panels for each image, and `bottom` inches of free space below."""
     top, gap = 0.32, 0.05  # inches
     panel = (WIDTH - gap * (len(titles) - 1)) / len(titles)
     panel_height = panel * max(image.shape[0] / image.shape[1] for image in images)

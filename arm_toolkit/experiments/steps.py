@@ -1,4 +1,4 @@
-"""A plan of tools to run: steps that wait for each other, finished ones skipped, two at a time on a CPU."""
+"""Runs a plan of commands: steps that depend on each other, two at a time on a CPU; finished steps are skipped."""
 
 import hashlib
 import json
@@ -14,25 +14,27 @@ from typing import NamedTuple
 
 import torch
 
+from arm_backbone.checkpoint.files import replacing
+
 from ..errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOW_EVERY = 20  # seconds between two lines about what is running
+PROGRESS_INTERVAL = 20  # seconds between two progress lines
 
 
 @dataclass(frozen=True)
 class Step:
-    """One tool to run.
+    """One command of a plan.
+
+    A finished step runs again if its command, a file that it reads, or a step that it depends on has changed.
 
     Attributes:
-        name: also names its log file.
-        command: arguments after `python`: files of this repository relative to its root, all others to the current
-            folder; `@WORK_DIR` stands for the newest checkpoint in there.
-        after: steps that must be done first.
-        makes: folder that it makes, removed before it starts again.
-        reads: files whose content decides what it makes.
-
-    A finished step is run again when its command, a file that it reads, or a step before it has changed.
+        name: also the name of its log file.
+        command: arguments of `python`. Files of this repository are relative to its root, all others to the current
+            folder; `@WORK_DIR` is replaced by the newest checkpoint in that folder.
+        after: names of the steps that it depends on.
+        makes: folder that it writes; removed before the step starts again.
+        reads: files whose content determines the result.
     """
 
     name: str
@@ -43,12 +45,12 @@ class Step:
 
 
 class Spent(NamedTuple):
-    """What one run of a step took.
+    """The cost of one run of a step.
 
     Attributes:
         seconds: wall time.
-        cpu_seconds: of all its cores together, its start included; other jobs on the machine lengthen it less.
-        run: tells this run from others of the step.
+        cpu_seconds: summed over all cores, start-up included; depends less on other jobs than the wall time.
+        run: identifies this run among all runs of the step.
     """
 
     seconds: float
@@ -56,25 +58,55 @@ class Spent(NamedTuple):
     run: str
 
 
-def _resolve(argument: str) -> str:
-    if argument.startswith("@"):
-        return (Path(argument[1:]) / "last_checkpoint").read_text().strip()
-    in_repository = argument.endswith(".py") and (ROOT / argument).is_file()
-    return str(ROOT / argument) if in_repository else argument
+def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
+    """Run all steps, each after those that it depends on; return the cost of each by name.
+
+    Args:
+        folder: receives logs/, and done/ with a record of each finished step.
+
+    Raises:
+        ConfigError: if a step fails, with the end of its log; steps already running are finished first.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    lanes = 1 if torch.cuda.is_available() else max(1, min(2, cores))
+    threads = max(1, cores // lanes)
+    waiting, running, spent = list(steps), {}, {}
+    start = time.perf_counter()
+    with ThreadPoolExecutor(lanes) as pool:
+        while waiting or running:
+            for step in [s for s in waiting if all(n in spent for n in s.after)][: lanes - len(running)]:
+                waiting.remove(step)
+                future: Future = pool.submit(_run, step, folder, threads, dict(spent))
+                running[future] = step
+            finished, _ = wait(running, timeout=PROGRESS_INTERVAL, return_when=FIRST_COMPLETED)
+            clock = f"[{int(time.perf_counter() - start) // 60:2d}:{int(time.perf_counter() - start) % 60:02d}]"
+            if not finished:
+                print(f"{clock} {_progress(folder, [s.name for s in running.values()])}", flush=True)
+            for future in finished:
+                step = running.pop(future)
+                spent[step.name] = future.result()
+                took = f"{spent[step.name].seconds:.0f} s"
+                print(f"{clock} {len(spent)}/{len(steps)} {step.name}: done in {took}", flush=True)
+    return spent
+
+
+def finished_steps(folder: Path) -> dict[str, Spent]:
+    """The cost of each finished step in this folder, by name."""
+    records = {path.stem: _read_record(path) for path in sorted((folder / "done").glob("*.json"))}
+    return {name: record[1] for name, record in records.items() if record is not None}
 
 
 def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Spent:
-    """Run a step with its output in logs/NAME.log; what it took, also in an earlier run from the same inputs."""
+    """Run a step with its output in logs/NAME.log, unless an earlier run had the same inputs; return its cost."""
     done = folder / "done" / f"{step.name}.json"
     inputs = dict(
         command=list(step.command),
         after={name: before[name].run for name in step.after},
         reads={str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in step.reads},
     )
-    if done.is_file():
-        record = json.loads(done.read_text())
-        if record.get("inputs") == inputs:
-            return Spent(**record["spent"])
+    record = _read_record(done)
+    if record is not None and record[0] == inputs:
+        return record[1]
     command = [sys.executable, *map(_resolve, step.command)]
     if step.makes is not None and step.makes.exists():
         shutil.rmtree(step.makes)
@@ -92,17 +124,32 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
         raise ConfigError(f"step {step.name} failed, see {log}:\n{tail}")
     spent = Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, f"{time.time_ns():x}")
     done.parent.mkdir(exist_ok=True)
-    done.write_text(json.dumps(dict(inputs=inputs, spent=spent._asdict())))
+    with replacing(done) as partial:
+        partial.write_text(json.dumps(dict(inputs=inputs, spent=spent._asdict())))
     return spent
 
 
-def finished(folder: Path) -> dict[str, Spent]:
-    """What the steps that are done in this folder took."""
-    return {path.stem: Spent(**json.loads(path.read_text())["spent"]) for path in (folder / "done").glob("*.json")}
+def _read_record(path: Path) -> tuple[dict, Spent] | None:
+    """Inputs and cost of a finished step; None, so that the step runs again, if the record is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return record["inputs"], Spent(**record["spent"])
+    except (ValueError, TypeError, KeyError):
+        print(f"{path} is not a complete record; the step counts as not finished", flush=True)
+        return None
+
+
+def _resolve(argument: str) -> str:
+    if argument.startswith("@"):
+        return (Path(argument[1:]) / "last_checkpoint").read_text().strip()
+    in_repository = argument.endswith(".py") and (ROOT / argument).is_file()
+    return str(ROOT / argument) if in_repository else argument
 
 
 def _progress(folder: Path, names: list[str]) -> str:
-    """The newest training line of each running step, shortened."""
+    """The latest training line of each running step, shortened."""
     parts = []
     for name in names:
         log = folder / "logs" / f"{name}.log"
@@ -113,35 +160,3 @@ def _progress(folder: Path, names: list[str]) -> str:
         loss = next((f", loss {words[i + 1]}" for i, w in enumerate(words) if w == "loss:"), "")
         parts.append(f"{name} {shown}{loss}".strip())
     return " | ".join(parts)
-
-
-def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
-    """Run the steps in the order of their needs; what each took.
-
-    Args:
-        folder: gets logs/, and done/ with a record of each finished step.
-
-    Raises:
-        ConfigError: if one fails, with the end of its log; those under way are finished first.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes = 1 if torch.cuda.is_available() else max(1, min(2, cores))
-    threads = max(1, cores // lanes)
-    waiting, running, spent = list(steps), {}, {}
-    start = time.perf_counter()
-    with ThreadPoolExecutor(lanes) as pool:
-        while waiting or running:
-            for step in [s for s in waiting if all(n in spent for n in s.after)][: lanes - len(running)]:
-                waiting.remove(step)
-                future: Future = pool.submit(_run, step, folder, threads, dict(spent))
-                running[future] = step
-            finished, _ = wait(running, timeout=SHOW_EVERY, return_when=FIRST_COMPLETED)
-            clock = f"[{int(time.perf_counter() - start) // 60:2d}:{int(time.perf_counter() - start) % 60:02d}]"
-            if not finished:
-                print(f"{clock} {_progress(folder, [s.name for s in running.values()])}", flush=True)
-            for future in finished:
-                step = running.pop(future)
-                spent[step.name] = future.result()
-                took = f"{spent[step.name].seconds:.0f} s"
-                print(f"{clock} {len(spent)}/{len(steps)} {step.name}: done in {took}", flush=True)
-    return spent

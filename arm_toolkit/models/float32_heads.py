@@ -1,7 +1,7 @@
-"""mmdet's box regression and RoIAlign, kept in float32 under bfloat16 autocast.
+"""mmdet's RPN head and RoIAlign in float32 under bfloat16 autocast; detection configurations import this file.
 
-mmcv's CUDA operators (RoIAlign, NMS) have no bfloat16, whose 8 bits would also round a coordinate of 1000 pixels to a
-multiple of 4. Imported by the detection configurations.
+mmcv's CUDA operators (RoIAlign, NMS) do not support bfloat16, whose 8 significant bits would also round a coordinate of
+1000 pixels to a multiple of 4.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @MODELS.register_module()
 class Float32RPNHead(RPNHead):
-    """mmdet's RPNHead in float32, from (B, C, H, W) maps of any type."""
+    """mmdet's RPNHead, computed in float32 from (B, C, H, W) maps of any float type."""
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
         with torch.autocast(x[0].device.type, enabled=False):
@@ -21,7 +21,7 @@ class Float32RPNHead(RPNHead):
 
 @MODELS.register_module()
 class Float32RoIExtractor(SingleRoIExtractor):
-    """mmdet's SingleRoIExtractor in float32, from (B, C, H, W) maps of any type."""
+    """mmdet's SingleRoIExtractor, computed in float32 from (B, C, H, W) maps of any float type."""
 
     def forward(self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
         with torch.autocast(rois.device.type, enabled=False):

@@ -1,21 +1,19 @@
-"""Test-time augmentation of instance segmentation: one image at several sizes and flips, one result.
+"""Test-time augmentation of instance segmentation: merges the predictions for several sizes and flips of an image.
 
-mmdet's DetTTAModel merges boxes only. Masks are merged here in the way of Detectron2's GeneralizedRCNNWithTTA
-(and of Mask R-CNN's `aug_test` in mmdet 2.x), boxes first:
+mmdet's DetTTAModel merges boxes only. Here masks are merged too, as in Detectron2's GeneralizedRCNNWithTTA (and Mask
+R-CNN's `aug_test` in mmdet 2.x), boxes first:
 
-1. every view is detected alone; its boxes are brought back to the image, and all of them together go
-   through one NMS in each class;
-2. each box that is left is carried into every view, the mask head looks at it there, and the mean of the
-   flipped-back mask probabilities is pasted into the image and thresholded, once.
+1. Detect in every view alone, map all boxes back to the image, and run one NMS per class over them together.
+2. Map each remaining box into every view and predict its mask there; flip the mask probabilities back, average them
+   over the views, then paste and threshold the mean once.
 
-So all views have a say in the mask of one and the same box, before anything is rounded to a pixel. The
-alternative, a vote of the finished binary masks of overlapping detections, needs an overlap threshold of
-its own, blurs boxes that differ, and hears only the views that found the object. It would save nothing
-here: all that is needed is public in mmdet 3.x for a StandardRoIHead (Mask R-CNN), and the features of a
-view are computed once and kept (about 0.15 GB for a view of 1667 x 1000 in an FPN of 256 float32 channels).
-Heads that make masks in another way (cascades, PointRend, Mask Scoring) are refused.
+All views contribute to the mask of the same box before anything is rounded to pixels. The alternative, a vote over the
+finished masks of overlapping detections, needs an overlap threshold, blurs boxes that differ, and uses only the views
+that detected the object. It would save nothing: each view's features are computed once and kept (about 0.15 GB for a
+view of 1667 x 1000 and an FPN of 256 float32 channels). Only StandardRoIHead (Mask R-CNN) is supported; heads that
+compute masks differently (cascades, PointRend, Mask Scoring) are refused.
 
-Shapes: `n` instances, `C` classes of the mask head, `h, w` its output size, `H, W` the original image.
+Legend: n instances, C classes of the mask head, h, w its output size, H, W the original image.
 """
 
 from typing import Any, NamedTuple
@@ -38,50 +36,50 @@ FLIP_DIMS = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}  # of
 class View(NamedTuple):
     """One augmentation of a batch of images."""
 
-    features: tuple[Tensor, ...]  # levels of (images, channels, height, width)
-    metas: list[dict]  # an image's ori_shape, scale_factor, flip, flip_direction
+    features: tuple[Tensor, ...]  # one (images, channels, height, width) per level
+    metas: list[dict]  # of each image: ori_shape, scale_factor, flip, flip_direction
 
 
 def flip_boxes(boxes: Tensor, meta: dict) -> Tensor:
-    """The flip of a view, which is its own inverse, applied to boxes.
+    """Flip boxes as their view is flipped, or back: a flip is its own inverse.
 
     Args:
         boxes: `(n, 4)`, x1, y1, x2, y2 in pixels of the original image.
         meta: the view's `flip`, `flip_direction` and `ori_shape` (H, W).
 
     Raises:
-        ConfigError: if the view does not say how it was flipped.
+        ConfigError: if the view's metainfo lacks the flip.
     """
     if "flip" not in meta:
         raise ConfigError(
-            f"tta_pipeline: the metainfo of a view has no 'flip' (only {', '.join(sorted(meta))}): put RandomFlip into "
-            "TestTimeAug (prob=0.0 for none), and 'flip' and 'flip_direction' into meta_keys of PackDetInputs"
+            f"tta_pipeline: the metainfo of a view has no 'flip' (only {', '.join(sorted(meta))}): add RandomFlip to "
+            "TestTimeAug (prob=0.0 for no flip), and 'flip' and 'flip_direction' to meta_keys of PackDetInputs"
         )
     return bbox_flip(boxes, meta["ori_shape"], meta["flip_direction"]) if meta["flip"] else boxes
 
 
 def image_to_view(boxes: Tensor, meta: dict) -> Tensor:
-    """Boxes `(n, 4)` in pixels of the original image, to pixels of the view: flipped, then resized."""
+    """Map boxes `(n, 4)` from pixels of the original image to pixels of the view: flip, then resize."""
     return flip_boxes(boxes, meta) * boxes.new_tensor(meta["scale_factor"]).repeat(2)  # (w, h, w, h)
 
 
 def flip_masks(masks: Tensor, meta: dict) -> Tensor:
-    """The flip of a view, which is its own inverse, applied to masks `(..., h, w)`."""
+    """Flip masks `(..., h, w)` as their view is flipped, or back."""
     return masks.flip(FLIP_DIMS[meta["flip_direction"]]) if meta["flip"] else masks
 
 
 @MODELS.register_module()
 class InstanceTTAModel(BaseTTAModel):
-    """Mask R-CNN (or Faster R-CNN) with its predictions merged over augmented views of each image.
+    """Mask R-CNN (or Faster R-CNN) whose predictions are merged over augmented views of each image.
 
     Args:
-        module: the detector, or its configuration: two stages, with a StandardRoIHead.
-        tta_cfg: `nms`, as in the detector's `test_cfg.rcnn`, applied to the boxes of all views together;
-            `max_per_img`, how many instances of an image are kept.
-        data_preprocessor: replaces that of a `module` given as a configuration.
+        module: a two-stage detector with a StandardRoIHead, or its configuration.
+        tta_cfg: `nms`, applied to the boxes of all views together (form as in the detector's `test_cfg.rcnn`);
+            `max_per_img`, instances kept per image.
+        data_preprocessor: replaces the one of a `module` given as a configuration.
 
     Raises:
-        ConfigError: if `tta_cfg` has other keys, or the detector makes its masks in another way.
+        ConfigError: if `tta_cfg` has other keys, or for another kind of detector.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class InstanceTTAModel(BaseTTAModel):
         cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
         unknown = set(tta_cfg or {}) - set(cfg)
         if unknown:
-            raise ConfigError(f"tta_cfg: nothing reads {', '.join(sorted(unknown))}; its keys are {', '.join(cfg)}")
+            raise ConfigError(f"tta_cfg has unknown keys {', '.join(sorted(unknown))}; it takes {', '.join(cfg)}")
         self.tta_cfg = cfg | dict(tta_cfg or {})
         head = getattr(self.module, "roi_head", None)
         standard = isinstance(head, StandardRoIHead) and all(
@@ -103,7 +101,7 @@ class InstanceTTAModel(BaseTTAModel):
         if not standard or not getattr(self.module, "with_rpn", False):
             name = type(self.module).__name__ if head is None else type(head).__name__
             raise ConfigError(
-                "tta_model: InstanceTTAModel merges what an RPN and a StandardRoIHead predict (Mask R-CNN), "
+                "tta_model: InstanceTTAModel supports detectors with an RPN and a StandardRoIHead (Mask R-CNN), "
                 f"not {name}; test this model without --tta"
             )
 
@@ -112,12 +110,12 @@ class InstanceTTAModel(BaseTTAModel):
         """Predict a batch of augmented images.
 
         Args:
-            data: `inputs` and `data_samples`, each a list over views of lists over images (TestTimeAug, then
+            data: `inputs` and `data_samples`, each a list over views of lists over images (from TestTimeAug and
                 pseudo_collate).
 
         Returns:
             for each image the data sample of its first unflipped view, with `pred_instances` in pixels of the
-            original image, best first: `bboxes (n, 4)`, `scores (n,)`, `labels (n,)`, `masks (n, H, W)` bool.
+            original image, in descending score: `bboxes (n, 4)`, `scores (n,)`, `labels (n,)`, `masks (n, H, W)` bool.
         """
         views, samples = [], []
         for values in zip(*data.values(), strict=True):
@@ -130,11 +128,11 @@ class InstanceTTAModel(BaseTTAModel):
         return merged
 
     def detect(self, data: dict[str, list]) -> tuple[View, list[DetDataSample]]:
-        """Boxes of one view.
+        """Detect boxes in one view of a batch.
 
         Returns:
-            the view; for each image a data sample with boxes in pixels of the original image, still flipped (as
-            from mmdet's own prediction).
+            the view, and for each image a data sample with boxes in pixels of the original image, still flipped (as
+            mmdet predicts them).
         """
         batch: dict[str, Any] = self.module.data_preprocessor(data, False)
         samples = batch["data_samples"]
@@ -150,10 +148,10 @@ class InstanceTTAModel(BaseTTAModel):
         """Merge the boxes of each image.
 
         Args:
-            data_samples_list: for each image its views, with boxes in pixels of the original image, still flipped.
+            data_samples_list: for each image its data sample of every view, from `detect`.
 
         Returns:
-            for each image one of its data samples, with the merged boxes, scores and labels, without masks.
+            for each image one of its data samples, with merged boxes, scores and labels but no masks.
         """
         return [self.merge_boxes(samples) for samples in data_samples_list]
 
@@ -163,16 +161,16 @@ class InstanceTTAModel(BaseTTAModel):
         boxes = torch.cat([flip_boxes(view.bboxes.float(), sample.metainfo) for view, sample in zip(found, samples)])
         scores = torch.cat([view.scores.float() for view in found])
         labels = torch.cat([view.labels for view in found])
-        if len(boxes):  # batched_nms takes a maximum
+        if len(boxes):  # batched_nms fails without boxes
             boxes_scores, keep = batched_nms(boxes, scores, labels, self.tta_cfg["nms"])  # (n, 5), (n,)
             boxes, scores, labels = boxes_scores[:, :4], boxes_scores[:, 4], labels[keep]
         best = slice(self.tta_cfg["max_per_img"])
-        merged = min(samples, key=lambda sample: bool(sample.flip))  # the first unflipped one, if there is any
+        merged = min(samples, key=lambda sample: bool(sample.flip))  # the first unflipped one, if any
         merged.pred_instances = InstanceData(bboxes=boxes[best], scores=scores[best], labels=labels[best])
         return merged
 
     def add_masks(self, views: list[View], samples: list[DetDataSample]) -> None:
-        """Give the merged boxes of each image the masks on which the views agree, in place."""
+        """Predict the masks of each image's merged boxes, averaged over the views, in place."""
         roi_head = self.module.roi_head
         instances = [sample.pred_instances for sample in samples]
         boxes = [of_image.bboxes for of_image in instances]
@@ -180,7 +178,7 @@ class InstanceTTAModel(BaseTTAModel):
         logits = [of_image.new_zeros(0, 1, 1, 1) for of_image in boxes]
         if sum(counts):
             probs = sum(self.mask_probs(view, boxes) for view in views) / len(views)  # (n of all images, C, h, w)
-            logits = probs.logit().split(counts)  # the head takes the sigmoid
+            logits = probs.logit().split(counts)  # the head applies the sigmoid
         roi_head.mask_head.predict_by_feat(
             mask_preds=logits,
             results_list=instances,
@@ -190,7 +188,7 @@ class InstanceTTAModel(BaseTTAModel):
         )
 
     def mask_probs(self, view: View, boxes: list[Tensor]) -> Tensor:
-        """Probabilities `(n of all images, C, h, w)` in boxes of the original images, seen in a view, flipped back."""
+        """Mask probabilities `(n of all images, C, h, w)` in boxes of the images, from one view, flipped back."""
         roi_head, extractor = self.module.roi_head, self.module.roi_head.mask_roi_extractor
         rois = bbox2roi([image_to_view(of_image, meta) for of_image, meta in zip(boxes, view.metas)])  # (n, 5)
         features = extractor(view.features[: extractor.num_inputs], rois)

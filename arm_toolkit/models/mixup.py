@@ -9,10 +9,15 @@ from arm_images.errors import DataError
 
 @MODELS.register_module()
 class MixupPreprocessor(BaseDataPreprocessor):
-    """In training: timm's mixup and cutmix of a batch on its device, and label smoothing; labels become distributions.
+    """Applies timm's mixup, cutmix and label smoothing to training batches, on their device.
+
+    Labels (B,) become distributions (B, classes). Test batches only move to the device.
 
     Args:
-        mixup: arguments of `timm.data.Mixup`, num_classes among them.
+        mixup: arguments of `timm.data.Mixup`, including num_classes.
+
+    Raises:
+        DataError: for a training batch of odd size.
     """
 
     def __init__(self, mixup: dict) -> None:
@@ -22,8 +27,9 @@ class MixupPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         data = super().forward(data, training)
         if training:
-            if len(data["inputs"]) % 2:
-                raise DataError(f"mixup pairs images: the batch of {len(data['inputs'])} on a device must be even")
+            count = len(data["inputs"])
+            if count % 2:
+                raise DataError(f"mixup pairs images: a batch of {count} per device must be even; change batch_size")
             inputs, labels = self.mixup(data["inputs"], data["data_samples"])
             data = dict(inputs=inputs, data_samples=labels)
         return data

@@ -1,12 +1,12 @@
-# ARM with a linear head on the pooled tokens (ARM section 4.2): four scans, a class token in the middle of the sequence
-# that takes part but is not read (reference code: --global_pool).
+# ARM with a linear head on the pooled tokens (ARM section 4.2): four scans; the class token in the middle of the
+# sequence is scanned but not read (reference code: --global_pool).
 model = dict(
     type="ARMClassifier",
     arch="base",
     img_size=224,
     num_classes=1000,
-    cls_token="middle",  # "tail" is STAR's
-    global_pool="avg",  # "token" reads the class token
+    cls_token="middle",  # "tail": STAR
+    global_pool="avg",  # "token": the class token
     drop_path_rate=0.1,
     init_cfg=dict(type="Pretrained", checkpoint="checkpoints/arm_b_pretrain.pth"),
     data_preprocessor=dict(

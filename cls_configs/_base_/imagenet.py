@@ -1,9 +1,10 @@
-# ImageNet-1K in its folder layout, train/WNID/NAME.JPEG and val/WNID/NAME.JPEG; augmentation as in ARM section 4.2, by timm.
-# Any tree with one folder a class does: data_root, model.num_classes and model.data_preprocessor.mixup.num_classes.
+# ImageNet-1K in its folder layout, train/WNID/NAME.JPEG and val/WNID/NAME.JPEG, with the augmentation of ARM section
+# 4.2 by timm. Any tree with one folder per class works: set data_root, model.num_classes and
+# model.data_preprocessor.mixup.num_classes.
 data_root = "data/imagenet/"
 
 train_dataloader = dict(
-    batch_size=128,  # on each of 8 GPUs: 1024
+    batch_size=128,  # per GPU; 8 GPUs: 1024
     num_workers=10,
     persistent_workers=True,
     pin_memory=True,
@@ -14,8 +15,8 @@ train_dataloader = dict(
         type="ClassFolder",
         data_root=data_root,
         split="train",
-        on_error="raise",  # "skip" takes the next image for one that cannot be read,
-        max_skipped=100,  # up to so many; they are listed at the end
+        on_error="raise",  # "skip" replaces an image that cannot be read by the next one,
+        max_skipped=100,  # up to this many, listed at the end
         transform=dict(
             is_training=True,
             input_size=224,
@@ -42,7 +43,7 @@ val_dataloader = dict(
             input_size=224,
             interpolation="bicubic",
             crop_pct=0.875,
-            crop_mode="squash",  # reference code: to 256 x 256, then the centre; "center" keeps the aspect ratio
+            crop_mode="squash",  # reference code: resize to 256 x 256, crop the centre; "center" keeps the aspect ratio
         ),
     ),
 )

@@ -21,7 +21,7 @@ log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 
 env_cfg = dict(
-    cudnn_benchmark=True,  # all images have one size
+    cudnn_benchmark=True,  # all images have the same size
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )

@@ -1,12 +1,11 @@
-# COCO 2017 instances. Training images are resized and cropped as in DETR and Swin (short edge 480
-# to 800, half of them from a crop of the image), then cropped to 1024 x 1024 as in ViT-Adapter's
-# plain ViT baseline, which satisfies both statements of the ARM paper: "short edge 480-800" (text)
-# and "1024 x 1024" (caption of Table 4).
+# COCO 2017 instances. Training images are resized and cropped as in DETR and Swin (short edge 480 to 800, half of them
+# from a crop of the image), then cropped to 1024 x 1024 as in ViT-Adapter's plain-ViT baseline. This agrees with both
+# statements of the ARM paper: "short edge 480-800" in the text and "1024 x 1024" in the caption of Table 4.
 data_root = "data/coco/"
 
 _short_edges = [(edge, 1333) for edge in range(480, 801, 32)]
 train_pipeline = [
-    dict(type="SeedSample"),  # augmentation by seed, epoch and index: a resumed run is the same
+    dict(type="SeedSample"),  # augmentation depends on seed, epoch and index only, so resuming repeats it
     dict(type="LoadImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomFlip", prob=0.5),
@@ -36,7 +35,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImage"),
     dict(type="Resize", scale=(1333, 800), keep_ratio=True),
-    # after Resize; only for pictures: CocoMetric reads ann_file
+    # after Resize: drawn by --show-dir; CocoMetric reads ann_file itself
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(
         type="PackDetInputs",
@@ -66,7 +65,7 @@ tta_pipeline = [
 tta_model = dict(type="InstanceTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100))
 
 train_dataloader = dict(
-    batch_size=2,  # on each GPU
+    batch_size=2,  # per GPU
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="SeededSampler", shuffle=True, infinite=False),
@@ -80,8 +79,7 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-# One image at a time: a result then does not depend on which images share a batch, and so its
-# padding.
+# One image at a time, so that no result depends on the padding of a batch.
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,

@@ -1,10 +1,10 @@
-# Mask R-CNN on ARM-B: four stride-16 maps -> pyramid of strides 4, 8, 16, 32 -> FPN -> mmdet's
-# stock heads and settings.
+# Mask R-CNN on ARM-B: four stride-16 maps -> pyramid with strides 4, 8, 16, 32 -> FPN -> mmdet's own heads and
+# settings.
 model = dict(
     type="MaskRCNN",
     data_preprocessor=dict(
         type="DetDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],  # ImageNet's, as in pretraining, on 0..255
+        mean=[123.675, 116.28, 103.53],  # ImageNet's, in 0..255, as in pretraining
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_mask=True,
@@ -13,21 +13,19 @@ model = dict(
     backbone=dict(
         type="ARM",
         arch="base",
-        scans=4,  # an AR-pretrained checkpoint has one, which is copied to all four
+        scans=4,  # an AR-pretrained checkpoint has one scan; it is copied to all four
         drop_path_rate=0.1,
         # from scratch: --cfg-options model.backbone.init_cfg=None
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/arm_b_pretrain.pth"),
     ),
-    # GroupNorm of 32 groups, as in ViT-Adapter's plain ViT baseline, whose recipe this is: it knows
-    # neither the number of images on a GPU nor that of GPUs. The other usual choice, on many GPUs:
-    # --cfg-options model.neck.0.norm_cfg.type=SyncBN
+    # GroupNorm with 32 groups, as in ViT-Adapter's plain-ViT baseline: independent of the number of images and GPUs.
+    # The usual alternative on many GPUs: --cfg-options model.neck.0.norm_cfg.type=SyncBN
     neck=[
         dict(type="ARMPyramid", in_channels=768, norm_cfg=dict(type="GN")),
         dict(type="FPN", in_channels=[768] * 4, out_channels=256, num_outs=5),
     ],
-    # The Float32* parts are mmdet's own, kept in float32 under bfloat16 autocast: mmcv's RoIAlign
-    # and NMS have no bfloat16, whose 8 bits would also round a box coordinate of 1000 pixels to a
-    # multiple of 4.
+    # The Float32* parts are mmdet's, run in float32 under bfloat16 autocast: mmcv's RoIAlign and NMS do not support
+    # bfloat16, whose 8 bits would also round a coordinate near 1000 pixels to a multiple of 4.
     rpn_head=dict(
         type="Float32RPNHead",
         in_channels=256,

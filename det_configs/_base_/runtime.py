@@ -22,7 +22,7 @@ log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 
 env_cfg = dict(
-    cudnn_benchmark=False,  # it chooses by the clock: sizes vary here, and runs would
+    cudnn_benchmark=False,  # image sizes vary, and its timing-based choice would make runs differ
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )

@@ -1,5 +1,5 @@
-# ARM-L, 297 M parameters, pretrained for 1600 epochs with batch 1024 (paper: 84.5 top-1 after finetuning).
-#   tools/dist_train.sh pretrain/configs/arm_l.py 8          8 GPUs x 128 images = 1024
+# ARM-L, 297 M parameters, 1600 epochs, batch 1024. Paper: 84.5 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/arm_l.py 8     # batch 1024 = 8 GPUs x 128 images
 _base_ = ["./_base_/arm_imagenet_1600e.py"]
 
 model = dict(arch="large")

@@ -1,11 +1,10 @@
-# ADE20K, 150 classes: 512 x 512 crops of images scaled to a short edge of 512 times 0.5 to 2.0
-# (mmseg's practice).
+# ADE20K, 150 classes: the short edge is resized to 512 times 0.5 to 2.0, then cropped to 512 x 512 (mmseg's practice).
 data_root = "data/ade/ADEChallengeData2016/"
 
 train_pipeline = [
-    dict(type="SeedSample"),  # augmentation by seed, epoch and index: a resumed run is the same
+    dict(type="SeedSample"),  # augmentation depends on seed, epoch and index only, so resuming repeats it
     dict(type="LoadImage"),
-    # stored 0 becomes 255 (ignored), stored k becomes k - 1: the data set's reduce_zero_label
+    # reduce_zero_label of the data set: a stored 0 becomes 255 (ignored), a stored k becomes k - 1
     dict(type="LoadLabels", num_classes=150),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
@@ -16,13 +15,12 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImage"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    # after Resize: the prediction is scaled back and judged at the original size
+    # after Resize: predictions are resized back and evaluated at the original size
     dict(type="LoadLabels", num_classes=150),
     dict(type="PackSegInputs"),
 ]
-# test-time augmentation (--tta): six sizes, each with and without a flip. The ratios are of the
-# test size 2048 x 512, as they were in mmseg 0.x; mmseg 1.x's own file takes them of whatever size
-# the photograph has.
+# test-time augmentation (--tta): six sizes, each with and without a flip. The ratios multiply the test size 2048 x 512,
+# as in mmseg 0.x; mmseg 1.x multiplies the size of each image.
 tta_pipeline = [
     dict(type="LoadImage"),
     dict(
@@ -41,7 +39,7 @@ tta_pipeline = [
 tta_model = dict(type="SegTTAModel")
 
 train_dataloader = dict(
-    batch_size=2,  # on each GPU
+    batch_size=2,  # per GPU
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="SeededSampler", shuffle=True, infinite=True),
@@ -52,8 +50,7 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-# One image at a time: sizes differ, and a result then does not depend on which images share a
-# batch.
+# One image at a time, so that no result depends on the padding of a batch.
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,

@@ -14,7 +14,7 @@ log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)
 log_level = "INFO"
 
 env_cfg = dict(
-    cudnn_benchmark=False,  # it chooses by the clock: two runs would differ
+    cudnn_benchmark=False,  # its timing-based choice would make runs differ
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )

@@ -1,25 +1,24 @@
-# UperNet on ARM-B: four stride-16 maps -> pyramid of strides 4, 8, 16, 32 -> mmseg's UPerHead and
-# auxiliary FCN head. SyncBN throughout (XCiT, BEiT, MAE), which needs a batch of about 16 over all
-# GPUs; tools/train.py turns it into BN where there is no GPU. For one GPU with a few images:
-# upernet_arm_b_gn.py.
+# UperNet on ARM-B: four stride-16 maps -> pyramid with strides 4, 8, 16, 32 -> mmseg's UPerHead and auxiliary FCN head.
+# SyncBN throughout (as XCiT, BEiT, MAE), which needs a total batch of about 16; without a GPU tools/train.py replaces
+# it by BN. For one GPU with few images use upernet_arm_b_gn.py.
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],  # ImageNet's, as in pretraining, on 0..255
+        mean=[123.675, 116.28, 103.53],  # ImageNet's, in 0..255, as in pretraining
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         size=(512, 512),  # training crops of smaller images are padded to this
         pad_val=0,
         seg_pad_val=255,
-        # Other sizes than multiples of 16 would be padded inside the backbone, and the head, not
-        # knowing, would squeeze the padding into the picture. Padded here, it is cut off again.
+        # Sizes that are not multiples of 16 would be padded inside the backbone, and the head would resize the padding
+        # as a part of the image. Padding added here is removed again.
         test_cfg=dict(size_divisor=32),
     ),
     backbone=dict(
         type="ARM",
         arch="base",
-        scans=4,  # an AR-pretrained checkpoint has one, which is copied to all four
+        scans=4,  # an AR-pretrained checkpoint has one scan; it is copied to all four
         drop_path_rate=0.1,
         # from scratch: --cfg-options model.backbone.init_cfg=None
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/arm_b_pretrain.pth"),

@@ -1,9 +1,9 @@
-# Linear probe: a frozen ARM-Ti, and one linear classifier of a patch on its four maps together.
+# Linear probe on CamVid: ARM-Ti is frozen; one linear classifier reads the four maps of each patch together.
 #   python tools/train.py seg_configs/photographs/linear_camvid_drive.py --amp
 _base_ = ["./upernet_camvid_drive.py"]
 
 model = dict(
-    backbone=dict(frozen_stages=12),  # all but the norms of the maps, which a linear classifier could absorb
+    backbone=dict(frozen_stages=12),  # all but the output norms, which a linear classifier could absorb
     neck=None,
     decode_head=dict(
         _delete_=True,
@@ -21,4 +21,4 @@ model = dict(
     ),
     auxiliary_head=None,
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-3))  # the classifier alone learns: twice UperNet's
+optim_wrapper = dict(optimizer=dict(lr=1e-3))  # twice UperNet's: only the classifier is trained

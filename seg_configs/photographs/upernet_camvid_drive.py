@@ -1,6 +1,5 @@
-# CamVid judged on a drive that no training frame comes from: its own validation frames are a second away from training
-# frames and flatter. For the comparison of pretrainings (tools/compare_pretraining.py, docs/pretraining.md), which
-# writes the two lists.
+# CamVid, tested on a drive that no training frame comes from. (CamVid's own validation frames are taken a second after
+# training frames, which flatters.) tools/compare_pretraining.py writes the two lists; see docs/pretraining.md.
 #   python tools/train.py seg_configs/photographs/upernet_camvid_drive.py --amp
 _base_ = ["../upernet_arm_ti_camvid.py"]
 
@@ -12,7 +11,7 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=held_out)
 test_dataloader = val_dataloader
 del held_out
 
-train_cfg = dict(max_iters=250, val_interval=251)  # tools/test.py evaluates
+train_cfg = dict(max_iters=250, val_interval=251)  # never: tools/test.py evaluates
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=25),
     dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=25, end=250),

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arm_backbone import ARCHS, ARM, ARMPyramid
-from arm_backbone.arm import default_out_indices, drop_path_rates
+from arm_backbone.arm import default_out_indices, drop_path_rates, find_trunk
 from arm_backbone.pos_embed import resize_pos_embed
 
 
@@ -45,16 +45,16 @@ def test_every_parameter_receives_a_gradient(small_arch):
 
 def test_recomputed_and_plain_blocks_agree(small_arch):
     results = []
-    for with_cp in (False, True, "all"):
+    for with_cp in (False, "selective", "full"):
         torch.manual_seed(0)
         model = ARM(small_arch, img_size=64, drop_path_rate=0.5, with_cp=with_cp).train()
         torch.manual_seed(1)  # the same paths are dropped
         maps = model(images())
         sum(m.square().sum() for m in maps).backward()
         results.append([*maps, *(p.grad for p in model.parameters())])
-    for plain, cheap, whole in zip(*results, strict=True):
-        torch.testing.assert_close(cheap, plain)
-        torch.testing.assert_close(whole, plain)
+    for plain, selective, full in zip(*results, strict=True):
+        torch.testing.assert_close(selective, plain)
+        torch.testing.assert_close(full, plain)
 
 
 class Calls(TorchDispatchMode):
@@ -69,15 +69,53 @@ class Calls(TorchDispatchMode):
         self.count: Counter = Counter()
 
 
-@pytest.mark.parametrize(("with_cp", "scans", "convolutions"), [(False, 4, 4), (True, 4, 8), ("all", 8, 8)])
+@pytest.mark.parametrize(("with_cp", "scans", "convolutions"), [(False, 4, 4), ("selective", 4, 8), ("full", 8, 8)])
 def test_what_is_recomputed(small_arch, with_cp, scans, convolutions):
-    """The cheap parts, or everything; matrix products are kept with the scans."""
+    """All but matmuls and scans, or everything."""
     model = ARM(small_arch, img_size=64, with_cp=with_cp).train()
     with Calls() as calls:
         sum(m.sum() for m in model(images())).backward()
     assert calls.count["arm.cross_scan.default"] == scans
     assert calls.count["arm.cross_conv.default"] == convolutions
     assert calls.count["arm.cross_scan_backward.default"] == 4
+
+
+def test_values_of_with_cp(small_arch, caplog):
+    """True means what it means in mmdet; the former name "all" is read with one line, also from a configuration."""
+    settings = {False: False, True: "full", "selective": "selective", "full": "full"}
+    assert {given: ARM(small_arch, with_cp=given).with_cp for given in settings} == settings
+    assert not caplog.records
+    assert MODELS.build(dict(type="ARM", arch=small_arch, with_cp="all")).with_cp == "full"
+    assert [record.message for record in caplog.records] == [
+        'with_cp="all" is now called "full"; please change the configuration'
+    ]
+
+
+def test_blocks_run_when_their_output_is_requested(small_arch):
+    model, ran = ARM(small_arch, img_size=64, out_indices=(0, 1)), []
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    x, grid = model.embed(images())
+    outputs = model.block_outputs(x, model.orders(grid))
+    assert ran == [] and next(outputs).shape == x.shape and ran == [0]
+    ran.clear()
+    assert len(model(images())) == 2 and ran == [0, 1]  # no block after the last level
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_any_number_of_channels(small_arch, channels):
+    maps = ARM(small_arch, img_size=64, in_chans=channels)(torch.randn(1, channels, 50, 70))
+    assert [tuple(m.shape) for m in maps] == [(1, 32, 4, 5)] * 4
+
+
+def test_trunk_in_a_model(small_arch):
+    trunk = ARM(small_arch, img_size=64)
+    assert find_trunk(trunk) == ("", trunk)
+    assert find_trunk(torch.nn.ModuleDict(dict(neck=torch.nn.Linear(1, 1), backbone=trunk))) == ("backbone.", trunk)
+    assert find_trunk(torch.nn.Linear(1, 1)) == (None, None)
+    assert trunk.layer_depth("blocks.2.norm1.weight") == 3 and trunk.layer_depth("out_norms.0.weight") == 5
+    with pytest.raises(AttributeError, match="neck"):
+        trunk.layer_depth("neck.weight")
 
 
 def test_frozen_stages_do_not_train_nor_drop(small_arch):
@@ -184,6 +222,8 @@ def test_levels_and_drop_path_by_depth():
         (dict(arch="bas"), "arch='bas'.*tiny, small, base"),
         (dict(arch=dict(embed_dims=32)), "exactly the keys"),
         (dict(scans=3), "scans=3"),
+        (dict(with_cp="some"), "with_cp='some'.*'selective' or 'full'"),
+        (dict(out_indices=(3, 1)), "out_indices=.*rising"),
         (dict(out_indices=(0, 12)), "out_indices=.*0 to 11"),
         (dict(frozen_stages=13), "frozen_stages=13"),
         (dict(img_size=8), "smaller than one patch"),

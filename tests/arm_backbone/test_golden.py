@@ -16,8 +16,10 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor
 
 from arm_backbone.checkpoint.convert import convert
-from arm_backbone.checkpoint.load import load_model, load_trunk
-from arm_backbone.checkpoint.official import from_official, names, to_official
+from arm_backbone.checkpoint.load import load_exact as load_model
+from arm_backbone.checkpoint.load import load_trunk
+from arm_backbone.checkpoint.official import from_official, to_official
+from arm_backbone.checkpoint.official import parameter_names as names
 from arm_backbone.classifier import ARMClassifier
 from arm_backbone.mixer import MambaMixer
 from arm_backbone.ops import selective_scan
@@ -26,7 +28,7 @@ from arm_backbone.optim import warmup_cosine
 from arm_backbone.pos_embed import resize_pos_embed, sincos_pos_embed
 from arm_backbone.scan_order import cls_index, scan_orders
 from arm_pretrain import ARMPretrainer
-from arm_pretrain.targets import normalised_pixels
+from arm_pretrain.targets import normalized_pixels
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.engine.ema_hook import WeightEMAHook
 from helpers.deviations import DEVIATIONS
@@ -184,7 +186,7 @@ def test_golden_pretraining(load):
         file.check(f"out/hidden_after_layer_{i + 1:02d}", output)
     file.check("out/latent", latent)
     file.check("out/latent_every_8th_token", latent[:, ::8])
-    target = normalised_pixels(model.target_patches(images))
+    target = normalized_pixels(model.target_patches(images))
     file.check("out/target", target, (1e-4, 1e-8) if file.precision == "float32" else None)
     predictions = model(images)
     file.check("out/pred", predictions)

@@ -6,8 +6,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from arm_backbone import ARM
-from arm_backbone.openmmlab import ARMOptimWrapperConstructor, trunk_depths
-from arm_backbone.optim import parameter_groups
+from arm_backbone.openmmlab import ARMOptimWrapperConstructor
 
 
 class Detector(nn.Module):
@@ -82,8 +81,7 @@ def test_unknown_keys_and_models_without_arm_are_refused(small_arch):
 def test_frozen_parameters_are_left_out(small_arch):
     model = Detector(small_arch)
     model.backbone.requires_grad_(False)
-    depth, layers = trunk_depths(model)
-    names = [n for g in parameter_groups(model.named_parameters(), depth, layers, 1.0, 0.1) for n in g["param_names"]]
+    names = [name for group in wrapper(model).optimizer.param_groups for name in group["param_names"]]
     assert names and all(n.startswith("neck") for n in names)
 
 

@@ -1,4 +1,4 @@
-"""What the tools know and settle of the machine they run on."""
+"""The description of the machine, and the memory that a process keeps."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_freed_memory_is_used_again():
-    """Tensors of 64 MiB, one after the other: their pages are taken from the system once, not every time."""
+    """Successive tensors of 64 MiB reuse the same pages instead of faulting in new ones."""
     faults = {}
     for how in ("default", "keep"):
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
@@ -32,6 +32,12 @@ def test_freed_memory_is_used_again():
         assert done.returncode == 0, done.stderr
         faults[how] = int(done.stdout)
     assert faults["keep"] < faults["default"] / 10
+
+
+def test_the_setting_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("ARM_KEEP_FREED_MEMORY", "0")
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: pytest.fail("mallopt was looked up"))
+    assert machine.keep_freed_memory() is False
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_freed_memory_is_used_again():
     ],
 )
 def test_the_processor(said, name, multiplies, monkeypatch):
-    """Its generation is named, and the quickstart trains in bfloat16 where that saves time."""
+    """Its name includes its generation, and the quickstart trains in bfloat16 if that saves time."""
     monkeypatch.setattr(machine, "_cpu_info", lambda: said)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert machine.cpu_name() == name

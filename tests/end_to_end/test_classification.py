@@ -76,8 +76,8 @@ def test_squash_shows_the_border_and_center_does_not(tmp_path):
     ("damage", "message"),
     [
         (lambda d: shutil.rmtree(d / "val"), "val does not exist; set --cfg-options data_root"),
-        (lambda d: picture(d / "val/wasp/e.png"), "wasp is no class: .*train has no such folder"),
-        (lambda d: (d / "val/bee/d.png").unlink(), "no image .* in the class folders of .*val"),
+        (lambda d: picture(d / "val/wasp/e.png"), "wasp is not a class: .*train has no such folder"),
+        (lambda d: (d / "val/bee/d.png").unlink(), "the class folders of .*val contain no image"),
     ],
 )
 def test_broken_trees_are_named(tree, damage, message):
@@ -88,7 +88,7 @@ def test_broken_trees_are_named(tree, damage, message):
 
 def test_unreadable_image_is_fatal_or_replaced_with_its_own_label(tree):
     (tree / "train/ant/b.jpg").write_bytes(b"no image")
-    with pytest.raises(OSError, match="cannot read .*b.jpg.*on_error='skip'"):
+    with pytest.raises(DataError, match="cannot read .*b.jpg.*on_error='skip'"):
         ClassFolder(str(tree), "train", TESTING)[1]
     item = ClassFolder(str(tree), "train", TESTING, on_error="skip")[1]
     assert item["data_samples"] == 1  # the next readable file is a bee
@@ -314,4 +314,4 @@ def test_nothing_to_draw(folders, tmp_path, capfd):
     arguments = ["--show-dir", tmp_path / "pictures", "--work-dir", tmp_path / "run"]
     config = ROOT / "cls_configs/quickstart_arm.py"
     assert call_tool("test.py", config, weights, *arguments, "--cfg-options", f"data_root={folders}") == 2
-    assert "classification has nothing to draw; --out" in capfd.readouterr().err
+    assert "classification draws no images; --out" in capfd.readouterr().err

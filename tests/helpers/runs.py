@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from arm_toolkit.engine import launch
+from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.runner import ARMRunner
 from helpers.paths import ROOT
 from helpers.small_models import ARCH, narrow_detector, narrow_segmentor
@@ -91,7 +92,7 @@ def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
     """Train as `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` would."""
     cfg = copy.deepcopy(cfg)
     parser = argparse.ArgumentParser()
-    launch.add_train_arguments(parser)
+    add_train_arguments(parser)
     args = parser.parse_args(["--work-dir", str(work_dir), *arguments])
     with own_globals():
         return launch.train(cfg, args, work_dir.name)

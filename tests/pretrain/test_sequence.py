@@ -1,21 +1,21 @@
-"""What the two papers vary in pretraining: order, unit, packing, separators, target; who knows what, by gradients."""
+"""The papers' ablations of pretraining: order, unit, several images, separators and targets."""
 
 import pytest
 import torch
 
 from arm_pretrain import decoder
 from arm_pretrain.clusters import ORDERS, cluster_order
-from arm_pretrain.sequence import SEPARATOR, Element, Sequence, image_pattern, separator_values
-from arm_pretrain.targets import normalised_pixels, patchify
+from arm_pretrain.separators import SEPARATOR, image_pattern, separator_values
+from arm_pretrain.sequence import Element, Sequence
+from arm_pretrain.targets import normalized_pixels, patchify
 from arm_pretrain.tokenizers import DVAETokenizer, KMeansTokenizer, fit_centroids, nearest
 from helpers.small_models import pretrainer
-from helpers.tools import invoke
+from helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 
 
 def test_orders_on_a_grid_of_three_by_three():
-    """Pinned in the order's definition."""
     expected = {
         "row_forward": [0, 1, 2, 3, 4, 5, 6, 7, 8],
         "row_backward": [2, 1, 0, 5, 4, 3, 8, 7, 6],
@@ -32,7 +32,7 @@ def test_orders_on_a_grid_of_three_by_three():
     assert len(drawn) > 10
 
 
-def test_patterns_of_the_separators():
+def test_positions_of_separators():
     s = SEPARATOR
     assert image_pattern(4, 2, None) == [0, 1, 2, 3]
     assert image_pattern(4, 2, "SC") == [s, 0, 1, 2, 3]
@@ -44,7 +44,7 @@ def test_patterns_of_the_separators():
 def test_sequences_by_hand():
     plain = Sequence(2, image_pattern(2, 1, None), 3, 0)
     assert plain.inputs == [Element(0, 0), Element(0, 1), Element(1, 0)]
-    assert plain.targets == [Element(0, 1), Element(1, 0), Element(1, 1)]  # the next image's first cluster too
+    assert plain.targets == [Element(0, 1), Element(1, 0), Element(1, 1)]  # includes the next image's first cluster
     assert plain.visible_lengths == [3, 6, 9] and plain.query_lengths == [3, 3, 3]
     star = Sequence(2, image_pattern(2, 1, "SC"), 3, 1)
     assert [e.step for e in star.inputs] == [SEPARATOR, 0, 1] * 2
@@ -55,7 +55,7 @@ def test_sequences_by_hand():
     assert [e.step for e in after.inputs] == [0, 1] and [e.step for e in after.targets] == [1, SEPARATOR]
 
 
-def test_values_of_the_separators():
+def test_values_of_separators():
     assert separator_values("zeros", 4, 3).abs().sum() == 0 and separator_values("ones", 4, 3).min() == 1
     identity = separator_values("identity", 16, 3)[0, :, 0].view(4, 4)
     assert torch.equal(identity, torch.eye(4))
@@ -101,8 +101,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_prediction_knows_what_came_before_and_nothing_else(case):
-    """Every earlier element matters, of the same image and of those before; no later one does."""
+def test_a_prediction_depends_on_all_earlier_elements_and_on_no_later_one(case):
+    """By gradients; earlier elements are those of the same image and of the images before it."""
     model = pretrainer(**CASES[case])
     images = torch.randn(model.images_per_sequence, 3, *model.encoder.img_size, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(1)
@@ -125,8 +125,8 @@ def test_one_image_without_separators_is_arm():
     assert torch.equal(arm(images), star(images))
 
 
-def test_a_random_order_predicts_the_cluster_whose_position_it_is_given():
-    """The decoder's place, the target and the past all follow the drawn order."""
+def test_a_random_order_predicts_the_cluster_at_the_queried_position():
+    """The decoder's position embedding, the target and the past all follow the drawn order."""
     model = pretrainer(order="random")
     images = torch.randn(1, 3, 96, 96).double()
     torch.manual_seed(5)
@@ -134,9 +134,9 @@ def test_a_random_order_predicts_the_cluster_whose_position_it_is_given():
     torch.manual_seed(5)
     loss = model(images, mode="loss")["loss"]
     predictions = model.predict_clusters(images, patches)
-    target = normalised_pixels(patchify(images, 16))[:, patches[1:].flatten()]
+    target = normalized_pixels(patchify(images, 16))[:, patches[1:].flatten()]
     torch.testing.assert_close(loss, (predictions - target).square().mean())
-    # another place for the last target changes its prediction, and no other
+    # another position of the last target changes its prediction and no other
     swapped = model.decoder_pos_embed.clone()
     swapped[:, patches[-1]] = swapped[:, patches[0]]
     before = predictions.clone()
@@ -146,7 +146,7 @@ def test_a_random_order_predicts_the_cluster_whose_position_it_is_given():
     assert torch.equal(after[:, :-side], before[:, :-side]) and not torch.allclose(after[:, -side:], before[:, -side:])
 
 
-def test_how_many_queries_attend_together_does_not_matter(monkeypatch):
+def test_the_chunk_size_of_the_queries_does_not_matter(monkeypatch):
     model = pretrainer(images_per_sequence=4, img_size=64, separator=dict(type="cluster"))
     images = torch.randn(8, 3, 64, 64).double()
     together = model(images)
@@ -164,10 +164,10 @@ def test_every_parameter_of_star_receives_a_gradient(value):
 
 
 def test_separators_are_predicted_as_their_constant():
-    """A perfect prediction of all elements has no loss."""
+    """Predicting every cluster and every separator's constant exactly gives loss 0."""
     model = pretrainer(images_per_sequence=2, img_size=64, separator=dict(type="cluster", value="identity"))
     images, patches = torch.randn(2, 3, 64, 64).double(), model.patches
-    target = normalised_pixels(patchify(images, 16))
+    target = normalized_pixels(patchify(images, 16))
     separator = torch.eye(2).flatten().double().view(1, 4, 1).expand(1, 4, 768)
     clusters = [target[i : i + 1, p] for i in range(2) for p in patches]
     perfect = torch.cat([*clusters[:4], separator, *clusters[4:], separator], 1)
@@ -175,18 +175,18 @@ def test_separators_are_predicted_as_their_constant():
     assert model.loss(images, torch.zeros_like(perfect), patches) > 0.5
 
 
-def test_reconstruction_with_separators_shows_every_cluster():
+def test_with_separators_every_cluster_is_predicted():
     model = pretrainer(separator=dict(type="cluster"), order="column_forward")
     images = torch.randn(1, 3, 96, 96).double()
     result = model(images, mode="predict")
     assert not torch.allclose(result[..., :32, :32], images[..., :32, :32])
     model.predict_clusters = lambda x, order: torch.cat(
-        [normalised_pixels(patchify(x, 16))[:, order.flatten()], torch.zeros(1, 4, 768).double()], 1
+        [normalized_pixels(patchify(x, 16))[:, order.flatten()], torch.zeros(1, 4, 768).double()], 1
     )
     torch.testing.assert_close(model(images, mode="predict"), images, atol=1e-4, rtol=1e-4)
 
 
-def test_pixels_are_not_normalised():
+def test_the_target_pixels_is_not_normalized():
     model = pretrainer(target="pixels")
     images = torch.randn(1, 3, 96, 96).double()
     expected = (model(images) - patchify(images, 16)[:, model.patches[1:].flatten()]).square().mean()
@@ -204,12 +204,12 @@ def test_pixels_are_not_normalised():
         (dict(separator=dict(kind="cluster")), "kind"),
     ],
 )
-def test_bad_switches_are_named(arguments, message):
+def test_unknown_options_are_named(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         pretrainer(**arguments)
 
 
-def test_a_batch_that_does_not_divide_into_sequences():
+def test_a_batch_that_is_not_a_multiple_of_the_sequence():
     with pytest.raises(ValueError, match="a batch of 3 images does not divide into sequences of 2"):
         pretrainer(images_per_sequence=2)(torch.randn(3, 3, 96, 96).double())
 
@@ -217,7 +217,7 @@ def test_a_batch_that_does_not_divide_into_sequences():
 # ----------------------------------------------------------------------------------------- tokens
 
 
-def test_k_means_finds_the_groups():
+def test_k_means_finds_separate_groups():
     torch.manual_seed(0)
     centres = torch.eye(3) * 10
     patches = torch.cat([centre + 0.1 * torch.randn(50, 3) for centre in centres])
@@ -229,11 +229,11 @@ def test_k_means_finds_the_groups():
         fit_centroids([patches[:2]], 3)
 
 
-def test_tokens_are_fitted_and_predicted(shapes, tmp_path):
-    """The tool, the tokenizer, the model: cross entropy of the token of every patch in the order of the sequence."""
+def test_tokens_are_fitted_and_predicted(shapes, tmp_path, capsys):
+    """The tool fits them; the loss is the cross entropy of each patch's token, in the order of the sequence."""
     file = tmp_path / "kmeans.safetensors"
-    done = invoke("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 8, "--size", 96)
-    assert done.returncode == 0 and "8 tokens from 576 patches" in done.stdout, done.stderr
+    assert call_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 8, "--size", 96) == 0
+    assert "8 tokens from 576 patches" in capsys.readouterr().out
     tokenizer = KMeansTokenizer(str(file))
     model = pretrainer(target=dict(type="KMeansTokenizer", checkpoint=str(file)), order="column_forward").float()
     assert not any("centroids" in name for name in model.state_dict())
@@ -245,12 +245,12 @@ def test_tokens_are_fitted_and_predicted(shapes, tmp_path):
     torch.testing.assert_close(model(images, mode="loss")["loss"], expected)
     with pytest.raises(ValueError, match="predicts tokens, not pixels"):
         model(images, mode="predict")
-    done = invoke("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 10**6, "--size", 96)
-    assert done.returncode == 2 and "too few for 1000000 tokens" in done.stderr
+    assert call_tool("fit_tokenizer.py", shapes / "coco/train2017", file, "--tokens", 10**6, "--size", 96) == 2
+    assert "too few for 1000000 tokens" in capsys.readouterr().err
 
 
-def test_the_dvae_loads_its_published_names(tmp_path):
-    """A small file in the layout of DALL-E's encoder; a token is the strongest logit at stride 8."""
+def test_the_dvae_loads_weights_with_their_published_names(tmp_path):
+    """A small file in the layout of DALL-E's encoder; there is one token per patch."""
     torch.manual_seed(0)
     path = tmp_path / "encoder.pth"
     torch.save({}, path)
@@ -269,5 +269,5 @@ def test_the_dvae_loads_its_published_names(tmp_path):
     tokens = loaded(images)
     assert tokens.shape == (2, 6) and torch.equal(tokens, model(images)) and len(tokens.unique()) > 1
     torch.save({n: t for n, t in theirs.items() if "output" not in n}, path)
-    with pytest.raises(ValueError, match="no encoder of DALL-E's dVAE: .*missing .*blocks.output.conv"):
+    with pytest.raises(ValueError, match="not an encoder of DALL-E's dVAE: .*missing .*blocks.output.conv"):
         DVAETokenizer(str(path), width=8, vocab_size=20)

@@ -1,9 +1,9 @@
 """Selective scan in plain PyTorch, forward and backward written out: any device, nothing to compile.
 
-The recurrence is walked in segments of 32 tokens. Everything but the recurrence itself (exponentials, products, the
-read-out as a matrix product, all gradient reductions) is done for a whole segment at once; the recurrence is one fused
-multiply-add a token on all directions, channels and states together. A segment's tensors stay in the cache. Nothing
-is kept per token: the backward starts each segment from the state saved at its beginning and runs it again.
+The scan runs in segments of 32 tokens, whose tensors fit the cache. Exponentials, products, the read-out (a matmul)
+and all gradient reductions are computed for a whole segment at once; the recurrence is one fused multiply-add per token
+over all directions, channels and states. Nothing is saved per token: the backward recomputes each segment from the
+state at its start.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, S segments, T tokens of a segment.
 """
@@ -17,15 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import empty_by_direction
+from ..scan_inputs import ScanInputs, divisor
 
 SEGMENT = 32
-# States (B * K * N * D) walked together. Measured on cores with 1 MiB of L2 each: 16k to 64k is best; below, the
-# interpreter costs more than the arithmetic, above, a segment falls out of the cache.
+# States (B * K * N * D) processed together. On cores with 1 MiB of L2 cache 16k to 64k is fastest: below, the
+# interpreter costs more than the arithmetic; above, a segment no longer fits the cache.
 SLAB = 1 << 15
 
 
-class _Inputs(NamedTuple):
-    """Scan inputs of some images, at least float32, A as (K, N, D)."""
+class _Slab(NamedTuple):
+    """Inputs of the images that are processed together: at least float32, A as (K, N, D)."""
 
     u: Tensor
     raw_delta: Tensor  # before bias and softplus
@@ -38,10 +39,10 @@ class _Inputs(NamedTuple):
     softplus: bool
 
     def segment(self, start: int) -> "_Segment":
-        """The tokens that the directions visit at steps [start, start + SEGMENT)."""
+        """The tokens that each direction visits at steps start to start + SEGMENT."""
         index = self.orders[:, start : start + SEGMENT]  # (K, T)
         pick = (slice(None), _directions(index), index)
-        # (B, K, T, .) -> (T, B, K, .), so that one token's slice is one block of memory
+        # (B, K, T, .) -> (T, B, K, .): each token is contiguous
         u, raw, B, C = (
             x[pick].permute(2, 0, 1, 3).to(self.A.dtype).contiguous() for x in (self.u, self.raw_delta, self.B, self.C)
         )
@@ -60,7 +61,7 @@ class _Segment(NamedTuple):
     C: Tensor  # (T, B, K, N)
 
     def states(self, A: Tensor, first: Tensor, decay: "_Buffer", states: "_Buffer") -> None:
-        """Decays and states after each token, from the state (B, K, N, D) before the first."""
+        """Fill in the decay and the state after each token, from the state (B, K, N, D) before the first."""
         torch.mul(self.delta.unsqueeze(3), A, out=decay.all).exp_()
         torch.mul((self.delta * self.u).unsqueeze(3), self.B.unsqueeze(4), out=states.all)
         for state, factor in zip(states.tokens, decay.tokens, strict=True):
@@ -68,14 +69,14 @@ class _Segment(NamedTuple):
 
 
 class _Buffer(NamedTuple):
-    """Numbers of a segment, (T, B, K, N, D), and those of each token; views cost as much as a multiply-add."""
+    """A segment (T, B, K, N, D) and a view of each token, made once: a view costs as much as a multiply-add."""
 
     all: Tensor
     tokens: tuple[Tensor, ...]
 
 
 def _buffers(count: int, like: Tensor, length: int) -> Callable[[int], list[_Buffer]]:
-    """Of any segment by its start, in the same memory; `like` is a state (B, K, N, D)."""
+    """A function from a segment's start to its buffers, which all share one memory; `like` is a state (B, K, N, D)."""
     whole = like.new_empty(count, min(SEGMENT, length), *like.shape)
 
     @functools.cache
@@ -95,12 +96,13 @@ def _slabs(batch: int, states_per_image: int) -> list[slice]:
 
 
 def _without_autocast(function: Callable) -> Callable:
-    """Autocast would take the matrix products of states out of float32."""
+    """Decorator: autocast off, which would compute the matmuls of states in low precision."""
 
     @functools.wraps(function)
-    def run(first: Tensor, *arguments):
-        with torch.autocast(first.device.type, enabled=False):
-            return function(first, *arguments)
+    def run(first: ScanInputs | Tensor, *args, **kwargs):
+        device = first.u.device if isinstance(first, ScanInputs) else first.device
+        with torch.autocast(device.type, enabled=False):
+            return function(first, *args, **kwargs)
 
     return run
 
@@ -109,26 +111,16 @@ def _float(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype)
 
 
-@_without_autocast
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    orders: Tensor,
-    delta_softplus: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Arguments as `arm_backbone.ops.cross_scan`.
+def saved_states(length: int) -> int:
+    """The states before each segment."""
+    return (length + SEGMENT - 1) // SEGMENT
 
-    Returns:
-        y (B, L, D) and the states (S + 1, B, K, N, D) before each segment and after the last, or without `keep` the
-        latter alone, (1, B, K, N, D).
-    """
-    batch, directions, length, channels = u.shape
+
+@_without_autocast
+def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), and states (., B, K, N, D): with `keep` those before each segment, with `last` the final one."""
+    u, delta, A, B, C, D, delta_bias, orders = inputs
+    batch, _, length, channels = u.shape
     dtype = torch.promote_types(u.dtype, torch.float32)
     A_t = A.to(dtype).transpose(1, 2).contiguous()
     D, delta_bias = _float(D, dtype), _float(delta_bias, dtype)
@@ -136,10 +128,10 @@ def scan_forward(
     y = u.new_zeros(batch, length, channels, dtype=dtype)
     saved = u.new_zeros(len(starts) + 1 if keep else 1, batch, *A_t.shape, dtype=dtype)
     for slab in _slabs(batch, A_t.numel()):
-        inputs = _Inputs(u[slab], delta[slab], A_t, B[slab], C[slab], D, delta_bias, orders, delta_softplus)
+        part = _Slab(u[slab], delta[slab], A_t, B[slab], C[slab], D, delta_bias, orders, softplus)
         buffers = _buffers(2, saved[0, slab], length)
         for s, start in enumerate(starts):
-            segment = inputs.segment(start)
+            segment = part.segment(start)
             decay, states = buffers(start)
             segment.states(A_t, saved[s if keep else 0, slab], decay, states)
             saved[s + 1 if keep else 0, slab] = states.tokens[-1]
@@ -148,42 +140,34 @@ def scan_forward(
                 out.addcmul_(segment.u, D)
             out = out.permute(1, 2, 0, 3).flatten(1, 2)  # (B, K * T, D)
             y[slab].index_add_(1, segment.pick[2].flatten(), out)
-    return (y / directions).to(u.dtype), saved
+    return (y / divisor(inputs, reduce)).to(u.dtype), saved if last else saved[:-1]
 
 
 @_without_autocast
 def scan_backward(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    orders: Tensor,
-    delta_softplus: bool,
-    saved: Tensor,
+    grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made."""
-    batch, directions, length, _ = u.shape
-    dtype = saved.dtype
+    """Gradients of the first seven inputs, each in its dtype."""
+    u, delta, A, B, C, D, delta_bias, orders = inputs
+    directions, length = u.shape[1:3]
+    dtype = states.dtype
     A_t = A.to(dtype).transpose(1, 2).contiguous()
     D_f, bias_f = _float(D, dtype), _float(delta_bias, dtype)
-    grads = [empty_by_direction(x, *x.shape) for x in (u, delta, B, C)]
+    grads = [x if in_place else empty_by_direction(x, *x.shape) for x in (u, delta)]
+    grads += [empty_by_direction(x, *x.shape) for x in (B, C)]
     grad_A = torch.zeros_like(A_t)
     grad_D = A_t.new_zeros(directions, u.shape[3])
     grad_bias = torch.zeros_like(grad_D)
-    for slab in _slabs(batch, A_t.numel()):
-        inputs = _Inputs(u[slab], delta[slab], A_t, B[slab], C[slab], D_f, bias_f, orders, delta_softplus)
-        incoming = (grad_y[slab].to(dtype) / directions).unsqueeze(1).expand(-1, directions, -1, -1)
-        carry = torch.zeros_like(saved[0, slab])
+    for slab in _slabs(len(u), A_t.numel()):
+        part = _Slab(u[slab], delta[slab], A_t, B[slab], C[slab], D_f, bias_f, orders, softplus)
+        incoming = (grad_y[slab].to(dtype) / divisor(inputs, reduce)).unsqueeze(1).expand(-1, directions, -1, -1)
+        carry = A_t.new_zeros(len(part.u), *A_t.shape)
         buffers = _buffers(3, carry, length)
-        for s in reversed(range(len(saved) - 1)):
-            segment = inputs.segment(s * SEGMENT)
-            before = saved[s, slab]
-            decay, states, grad_state = buffers(s * SEGMENT)
-            segment.states(A_t, before, decay, states)
+        for s in reversed(range(saved_states(length))):
+            segment = part.segment(s * SEGMENT)
+            before = states[s, slab]
+            decay, after_token, grad_state = buffers(s * SEGMENT)
+            segment.states(A_t, before, decay, after_token)
             grad_out = incoming[segment.pick].permute(2, 0, 1, 3).contiguous()  # (T, B, K, D)
 
             torch.mul(grad_out.unsqueeze(3), segment.C.unsqueeze(4), out=grad_state.all)
@@ -194,18 +178,18 @@ def scan_backward(
                 after = this
             torch.mul(*after, out=carry)
 
-            # a row times a matrix: many times as fast as the matrix times a column
-            grad_C = (grad_out.unsqueeze(3) @ states.all.mT).squeeze(3)
+            # a row times a matrix: many times as fast as a matrix times a column
+            grad_C = (grad_out.unsqueeze(3) @ after_token.all.mT).squeeze(3)
             grad_B = ((segment.delta * segment.u).unsqueeze(3) @ grad_state.all.mT).squeeze(3)
             grad_product = (segment.B.unsqueeze(3) @ grad_state.all).squeeze(3)  # of delta * u
 
             # of delta * A: the decay's own gradient is grad_state * previous state
             grad_exponent = grad_state.all.mul_(decay.all)
-            grad_exponent[1:] *= states.all[:-1]
+            grad_exponent[1:] *= after_token.all[:-1]
             grad_exponent[0] *= before
             grad_delta = torch.mul(grad_exponent, A_t, out=decay.all).sum(3).addcmul_(grad_product, segment.u)
             grad_A += grad_exponent.mul_(segment.delta.unsqueeze(3)).sum((0, 1))
-            if delta_softplus:
+            if softplus:
                 grad_delta *= torch.sigmoid(segment.raw)
             grad_bias += grad_delta.sum((0, 1))
             grad_u = grad_product * segment.delta
@@ -213,8 +197,8 @@ def scan_backward(
             if D_f is not None:
                 grad_u.addcmul_(grad_out, D_f)
 
-            for grad, part in zip(grads, (grad_u, grad_delta, grad_B, grad_C), strict=True):
-                grad[slab][segment.pick] = part.permute(1, 2, 0, 3).to(grad.dtype)
+            for grad, of_segment in zip(grads, (grad_u, grad_delta, grad_B, grad_C), strict=True):
+                grad[slab][segment.pick] = of_segment.permute(1, 2, 0, 3).to(grad.dtype)
     grad_u, grad_delta, grad_B, grad_C = grads
     grad_A = grad_A.transpose(1, 2).to(A.dtype)
     grad_D = grad_D if D is None else grad_D.to(D.dtype)

@@ -1,7 +1,7 @@
-"""Causal depthwise convolution and SiLU in Triton, all directions in one launch, tokens read and written by index.
+"""Causal depthwise convolution and SiLU in Triton: all directions in one launch, tokens indexed in scan order.
 
-A program walks a stretch of a direction of an image and keeps the last tokens of its channels in registers, so that
-each is read once. The backward walks from the last token to the first and starts some tokens behind its stretch.
+A program walks a stretch of a direction of an image and keeps the last tokens of its channels in registers, so it reads
+each token once. The backward walks from the last token to the first and starts some tokens after its stretch.
 
 Legend: B batch, K scan directions, L tokens, D channels, W taps.
 """
@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import by_direction, rows
-from .device import on_its_device
+from ..layout import as_rows, by_direction
+from .device import device_guard
 
-STRETCH = 64  # tokens of a program, a multiple of AHEAD
-AHEAD = 4  # tokens asked for together
+STRETCH = 64  # tokens per program, a multiple of AHEAD
+AHEAD = 4  # tokens loaded per iteration
 MAX_TAPS = AHEAD + 1
-CHANNELS = 128  # of a program: four a thread
+CHANNELS = 128  # per program: four per thread
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _taps(weight, d, in_d, TAPS: tl.constexpr):
 
 @triton.jit
 def _token(x, order, t, length, row, in_d):
-    """Step t of a direction in float32, 0 before the first and after the last."""
+    """The token at step t of a direction as float32; 0 before the first and after the last step."""
     there = (t >= 0) & (t < length)
     at = tl.load(order + t, there, 0).to(tl.int32)
     return tl.load(x + at * row, in_d & there, 0).to(tl.float32)
@@ -89,7 +89,7 @@ def _backward(
     images, length, channels, row_x,
     TAPS: tl.constexpr, STRETCH: tl.constexpr, AHEAD: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """What a direction adds to the gradient of x, and a stretch to those of weight and bias."""
+    """A direction's part of the gradient of x, and a stretch's parts of those of weight and bias."""
     stretch = tl.program_id(0)
     d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     in_d = d < channels
@@ -104,9 +104,9 @@ def _backward(
     sums, later, window = _zeros(TAPS, CHANNELS), _zeros(TAPS - 1, CHANNELS), ()
     first = stretch * STRETCH
     last = first + STRETCH - 1 + AHEAD
-    for j in tl.static_range(TAPS - 1):  # the tokens up to the last but the first of these
+    for j in tl.static_range(TAPS - 1):  # all but the first of the last tokens
         window = window + (_token(x, order, last - (TAPS - 2 - j), length, row_x, in_d),)
-    for i in range(0, STRETCH + AHEAD, AHEAD):  # the first turn only for what comes after the stretch
+    for i in range(0, STRETCH + AHEAD, AHEAD):  # the first iteration is for the tokens after the stretch
         places, tokens, grads = (), (), ()
         for v in tl.static_range(AHEAD):
             t = last - i - v
@@ -119,7 +119,7 @@ def _backward(
             value = _before_silu(window, taps, offset, TAPS)
             sigmoid = 1 / (1 + tl.exp(-value))
             g = grads[v] * sigmoid * (1 + value * (1 - sigmoid))
-            later = (g,) + later  # before SiLU, of this token and those after it
+            later = (g,) + later  # gradients before SiLU of this token and those after it
             inside = t < first + STRETCH
             own = tl.where(inside, g, 0)
             sum_bias += own
@@ -139,16 +139,21 @@ def _backward(
 def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *others: Tensor) -> None:
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
     if length * x.stride(1) >= 2**31:
-        raise ValueError(f"the Triton convolution takes up to 2^31 numbers of an image; x is {tuple(x.shape)}")
+        raise ValueError(f"the Triton convolution takes fewer than 2^31 numbers per image; x is {tuple(x.shape)}")
     grid = (triton.cdiv(length, STRETCH), triton.cdiv(channels, CHANNELS), directions * batch)
     if all(grid):
-        x, row_x = rows(x)
+        x, row_x = as_rows(x)
         inputs = (x, *(v.contiguous() for v in (weight, bias, orders)))
         sizes = dict(TAPS=taps, STRETCH=STRETCH, AHEAD=AHEAD, CHANNELS=CHANNELS)
         kernel[grid](*inputs, *others, batch, length, channels, row_x, **sizes, num_warps=1)
 
 
-@on_its_device
+def supports_conv(taps: int) -> bool:
+    """Up to MAX_TAPS taps."""
+    return taps <= MAX_TAPS
+
+
+@device_guard
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
     """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
     out = x.new_empty(len(orders), *x.shape)
@@ -156,7 +161,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Ten
     return out.transpose(0, 1)
 
 
-@on_its_device
+@device_guard
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Launching Triton kernels on the device of their tensors."""
+"""Launches Triton kernels on the device of their tensors."""
 
 import functools
 from collections.abc import Callable
@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 
-def on_its_device(function: Callable) -> Callable:
-    """A function that launches Triton kernels, on its first tensor's GPU: Triton itself takes the current one."""
+def device_guard(function: Callable) -> Callable:
+    """Decorator: launch on the GPU of the first argument, a tensor or `ScanInputs`; Triton uses the current device."""
 
     @functools.wraps(function)
-    def run(first: Tensor, *args, **kwargs):
-        if not first.is_cuda or first.device.index == torch.cuda.current_device():
+    def run(first: Tensor | tuple, *args, **kwargs):
+        device = (first[0] if isinstance(first, tuple) else first).device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
             return function(first, *args, **kwargs)
-        with torch.cuda.device(first.device):
+        with torch.cuda.device(device):
             return function(first, *args, **kwargs)
 
     return run

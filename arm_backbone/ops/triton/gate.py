@@ -1,13 +1,13 @@
-"""Gating with SiLU in Triton, forward and backward in one pass each; rows may lie apart, as parts of an output do."""
+"""SiLU gate in Triton, forward and backward in one pass each; rows may be strided, as parts of a projection are."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import rows
-from .device import on_its_device
+from ..layout import as_rows
+from .device import device_guard
 
-ROWS, COLUMNS = 8, 256  # of a program
+ROWS, COLUMNS = 8, 256  # per program
 
 
 @triton.jit
@@ -44,12 +44,12 @@ def _backward(
 def _run(kernel, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
     width = outputs[0].shape[-1]
     count = outputs[0].numel() // width
-    tensors, steps = zip(*(rows(x) for x in inputs))
+    tensors, steps = zip(*(as_rows(x) for x in inputs))
     grid = (triton.cdiv(count, ROWS), triton.cdiv(width, COLUMNS))
     kernel[grid](*tensors, *outputs, count, width, *steps, ROWS=ROWS, COLUMNS=COLUMNS)
 
 
-@on_its_device
+@device_guard
 def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     """`x * silu(z)`, contiguous; x and z (..., C)."""
     out = x.new_empty(x.shape)
@@ -57,9 +57,9 @@ def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     return out
 
 
-@on_its_device
-def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradients of x and z, with `in_place` that of x over the contiguous `grad`."""
+@device_guard
+def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of x and z, with `in_place` that of x overwrites the contiguous `grad`."""
     grads = grad if in_place else x.new_empty(x.shape), z.new_empty(z.shape)
     _run(_backward, (grad, x, z), grads)
     return grads

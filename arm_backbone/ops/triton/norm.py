@@ -1,12 +1,12 @@
-"""LayerNorm in Triton, after a residual sum or without one: float32 statistics, the result in the type asked for."""
+"""LayerNorm and RMSNorm in Triton, optionally after a residual sum; float32 statistics, any output dtype."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import rows
-from .device import on_its_device
+from ..layout import as_rows
+from .device import device_guard
 
 WARPS = 4
 
@@ -15,7 +15,7 @@ WARPS = 4
 def _forward(
     x, branch, weight, bias, total, out, mean, scale,
     width, row_x, row_branch, eps,
-    WIDTH: tl.constexpr, HAS_BRANCH: tl.constexpr,
+    WIDTH: tl.constexpr, HAS_BRANCH: tl.constexpr, HAS_BIAS: tl.constexpr, CENTERED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -26,12 +26,14 @@ def _forward(
         value = value.to(total.dtype.element_ty)
         tl.store(total + row * width + column, value, there)
         value = value.to(tl.float32)
-    centre = tl.sum(value) / width
+    centre = tl.sum(value) / width if CENTERED else 0.0
     value = tl.where(there, value - centre, 0)
     factor = 1 / tl.sqrt(tl.sum(value * value) / width + eps)
     tl.store(mean + row, centre)
     tl.store(scale + row, factor)
-    value = value * factor * tl.load(weight + column, there, 0) + tl.load(bias + column, there, 0)
+    value = value * factor * tl.load(weight + column, there, 0)
+    if HAS_BIAS:
+        value += tl.load(bias + column, there, 0)
     tl.store(out + row * width + column, value.to(out.dtype.element_ty), there)
 
 
@@ -39,9 +41,9 @@ def _forward(
 def _backward(
     grad, grad_total, x, weight, mean, scale, grad_x, grad_branch, sums,
     count, width, row_grad, row_total, row_x,
-    WIDTH: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_BRANCH: tl.constexpr,
+    WIDTH: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_BRANCH: tl.constexpr, CENTERED: tl.constexpr,
 ):  # fmt: skip
-    """Some rows, far apart, and what they add to the gradients of weight and bias."""
+    """Gradients of some strided rows, and their part of the gradients of weight and bias."""
     column = tl.arange(0, WIDTH)
     there = column < width
     of_weight = tl.load(weight + column, there, 0).to(tl.float32)
@@ -55,7 +57,8 @@ def _backward(
         sum_weight += g * normed
         sum_bias += g
         g *= of_weight
-        to_x = (g - tl.sum(g) / width - normed * (tl.sum(g * normed) / width)) * factor
+        shift = tl.sum(g) / width if CENTERED else 0.0
+        to_x = (g - shift - normed * (tl.sum(g * normed) / width)) * factor
         if HAS_TOTAL:
             to_x += tl.load(grad_total + row * row_total + column, there, 0).to(tl.float32)
         tl.store(grad_x + row * width + column, to_x.to(grad_x.dtype.element_ty), there)
@@ -66,25 +69,37 @@ def _backward(
     tl.store(sums + (2 * tl.program_id(0) + 1) * width + column, sum_bias, there)
 
 
-@on_its_device
+def supports_norm(x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
+    """Any dtypes."""
+    return True
+
+
+@device_guard
 def norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x (..., D), branch likewise or None -> x + branch in x's type, its norm in `dtype`, means and factors of rows."""
+    """x + branch in x's dtype, its norm in `dtype`, and the mean and scale of each row."""
     width = x.shape[-1]
     count = x.numel() // width
     total = x if branch is None else x.new_empty(x.shape)
     out = x.new_empty(x.shape, dtype=dtype)
     mean, scale = torch.empty(2, count, device=x.device, dtype=torch.float32).unbind()
-    (x, row_x), (branch, row_branch) = rows(x), (branch, 0) if branch is None else rows(branch)
+    (x, row_x), (branch, row_branch) = as_rows(x), (branch, 0) if branch is None else as_rows(branch)
     _forward[(count,)](
         *(x, branch, weight, bias, total, out, mean, scale, width, row_x, row_branch, eps),
         **dict(WIDTH=triton.next_power_of_2(width), HAS_BRANCH=branch is not None, num_warps=WARPS),
+        **dict(HAS_BIAS=bias is not None, CENTERED=centered),
     )
     return total, out, mean, scale
 
 
-@on_its_device
+@device_guard
 def norm_backward(
     grad: Tensor,
     grad_total: Tensor | None,
@@ -92,23 +107,24 @@ def norm_backward(
     weight: Tensor,
     mean: Tensor,
     scale: Tensor,
-    branch_type: torch.dtype | None,
+    centered: bool,
+    branch_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of x, of the branch in `branch_type` (None without one), of weight and of bias."""
+    """Gradients of x, of the branch in `branch_dtype` (None without one), of weight and of bias."""
     width, count = total.shape[-1], len(mean)
     grad_x = total.new_empty(total.shape)
-    separate = branch_type not in (None, total.dtype)
-    grad_branch = total.new_empty(total.shape, dtype=branch_type) if separate else grad_x
+    separate = branch_dtype not in (None, total.dtype)
+    grad_branch = total.new_empty(total.shape, dtype=branch_dtype) if separate else grad_x
     many = 8 * torch.cuda.get_device_properties(total.device).multi_processor_count if total.is_cuda else 3
     programs = min(count, many)
     sums = torch.empty(programs, 2, width, device=total.device, dtype=torch.float32)
-    (grad, row_grad), (total, row_x) = rows(grad), rows(total)
-    grad_total, row_total = (None, 0) if grad_total is None else rows(grad_total)
+    (grad, row_grad), (total, row_x) = as_rows(grad), as_rows(total)
+    grad_total, row_total = (None, 0) if grad_total is None else as_rows(grad_total)
     _backward[(programs,)](
         *(grad, grad_total, total, weight, mean, scale, grad_x, grad_branch, sums),
         *(count, width, row_grad, row_total, row_x),
         **dict(WIDTH=triton.next_power_of_2(width), num_warps=WARPS),
-        **dict(HAS_TOTAL=grad_total is not None, HAS_BRANCH=separate),
+        **dict(HAS_TOTAL=grad_total is not None, HAS_BRANCH=separate, CENTERED=centered),
     )
     grad_weight, grad_bias = sums.sum(0).to(weight.dtype).unbind()
-    return grad_x, None if branch_type is None else grad_branch, grad_weight, grad_bias
+    return grad_x, None if branch_dtype is None else grad_branch, grad_weight, grad_bias

@@ -4,21 +4,16 @@ import triton
 import triton.language as tl
 
 CHUNK = 64  # tokens between two saved states; even
-
 GROUP = 4  # tokens whose states the backward holds in registers
-
-SIZES = ["directions", "length", "rows", "segment_length", "step_B", "step_C"]  # one kernel for all values of these
-
+SIZES = ["directions", "length", "rows", "segment_length", "step_B", "step_C"]  # not specialised
 LOG2E = tl.constexpr(1.4426950408889634)
-
-LANES = tl.constexpr(32)  # threads of a program
-
-CHANNELS = tl.constexpr(64)  # of a program: two a thread
+LANES = tl.constexpr(32)  # threads per program
+CHANNELS = tl.constexpr(64)  # per program: two per thread
 
 
 @triton.jit
 def _softplus(x):
-    """max(x, 0) + log(1 + exp(-|x|)), the logarithm as a series that keeps its precision near 0."""
+    """max(x, 0) + log(1 + exp(-|x|)), the logarithm as a series that is precise near 0."""
     z = tl.exp2(-tl.abs(x) * LOG2E)
     s = z / (2 + z)
     q = s * s
@@ -28,7 +23,7 @@ def _softplus(x):
 
 @triton.jit
 def _number(word, i: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """Number i of a word in float32; 64 bits hold `PACK` numbers."""
+    """Number i of a word as float32; 64 bits hold `PACK` numbers."""
     if PACK == 2:
         value = (word >> (i * 32)).to(tl.uint32).to(tl.float32, bitcast=True)
     else:
@@ -43,7 +38,7 @@ def _number(word, i: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
 
 @triton.jit
 def _channels(pairs, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """(LANES,) words of two channels -> (CHANNELS,) in float32, every thread with its own."""
+    """(LANES,) words of two channels -> (CHANNELS,) as float32; each thread keeps its own two."""
     numbers = tl.join(_number(pairs, 0, PACK, TYPE), _number(pairs, 1, PACK, TYPE))
     return tl.reshape(numbers, [CHANNELS])
 
@@ -58,7 +53,7 @@ def _words(source, WORDS: tl.constexpr):
 
 @triton.jit
 def _states(source, stride, mask, N: tl.constexpr):
-    """N vectors of channels, `stride` apart."""
+    """Load N vectors of channels, `stride` apart."""
     states = ()
     for n in tl.static_range(N):
         states = states + (tl.load(source + n * stride, mask, 0),)
@@ -81,7 +76,7 @@ def _store(target, stride, states, mask, N: tl.constexpr):
 
 @triton.jit
 def _decays(A, stride, mask, N: tl.constexpr):
-    """A of N states, for powers of 2."""
+    """Load A of N states, times log2(e) for exp2."""
     decays = ()
     for n in tl.static_range(N):
         decays = decays + (tl.load(A + n * stride, mask, 0) * LOG2E,)
@@ -111,7 +106,7 @@ def _advance(h, a, step, x, b, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.con
 
 @triton.jit
 def _first_token(row, directions, rows, length):
-    """The first token of a direction of an image: tokens lie direction by direction, all else image by image."""
+    """Index of the first token of a row: tokens are laid out by direction, rows are numbered by image."""
     return (row % directions * (rows // directions) + row // directions) * length
 
 

@@ -1,13 +1,15 @@
-"""Selective scan in Triton: all directions in one launch, tokens read in each order by index, nothing permuted.
+"""Selective scan in Triton: all directions in one launch, tokens indexed in scan order, nothing permuted.
 
-A program, one warp, runs 64 channels of one direction of one image, every thread with the whole state of two channels
-in registers, so that a step needs neither shared memory nor other threads. Inputs are read as words of several numbers
-and unpacked when they are needed, a token ahead: what a loop carries is what was loaded, or it would wait for it. Where
-images and channels are too few to fill the GPU, a sequence is cut into segments that run in parallel: a first pass
-finds each segment's effect on the state, and the starts are put together before the second. The backward runs each
-chunk again from its saved state and notes the state before each group of tokens; a group's decays and states then stay
-in registers, one state after the other. Sums over channels go from thread to thread, halving what each holds with
-every exchange. Nothing is added up by atomics: results are deterministic.
+A program (one warp) runs 64 channels of one direction of one image. Each thread holds the state of two channels in
+registers, so a step needs neither shared memory nor other threads. Inputs are packed in words, loaded one token ahead
+and unpacked at use: carrying the raw words keeps the loop from stalling on the load. If images and channels are too few
+to fill the GPU, a sequence is cut into segments that run in parallel: a first pass computes each segment's effect on
+the state, `_combine` the state at each start, a second pass the output. The backward recomputes each chunk from its
+saved state and stores the state before each group of tokens; a group's decays and states stay in registers. Sums over
+channels are exchanged between threads, which halves the values per thread at each step. There are no atomics: results
+are deterministic.
+
+This file holds the host code; the kernels are in `scan_forward`, `scan_backward` and `recurrence`.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, S segments.
 """
@@ -20,43 +22,54 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import by_direction, rows
-from .device import on_its_device
+from ..layout import as_rows, by_direction, is_shared
+from ..scan_inputs import ScanInputs, divisor
+from .device import device_guard
 from .recurrence import CHANNELS, CHUNK, GROUP
 from .scan_backward import TOKENS, _backward, _reverse, _sum_blocks
 from .scan_forward import _combine, _forward
 
-PROGRAMS = 4096  # wanted; below, sequences are cut into segments
+PROGRAMS = 4096  # wanted; with fewer, sequences are cut into segments
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def _filled(x: Tensor, more: int) -> Tensor:
-    """The last axis longer by some zeros."""
+def saved_states(length: int) -> int:
+    """The states between chunks."""
+    return max(0, triton.cdiv(length, CHUNK) - 1)
+
+
+def _padded(x: Tensor, more: int) -> Tensor:
+    """x with zeros appended to the last axis."""
     return F.pad(x, (0, more)) if more else x
 
 
-class _Inputs:
-    """Inputs of one type, as words, parameters in float32, and what every kernel is launched with.
+class _Packed:
+    """Inputs as the kernels read them: tokens of one dtype as words, parameters in float32, and the launch sizes.
 
-    Channels are filled up to whole pairs, states to whole 64-bit words of B and C, with some that stay 0.
+    Channels are padded with zeros to whole pairs, states to whole 64-bit words of B and C.
     """
 
-    def __init__(self, u, delta, A, B, C, D, delta_bias, orders, delta_softplus) -> None:
+    def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str) -> None:
+        u, delta, A, B, C, D, delta_bias, orders = inputs
         self.batch, self.directions, self.length, self.channels = u.shape
         if self.length * max(self.channels, A.shape[2]) >= 2**31:
-            raise ValueError(f"backend='triton' scans up to 2^31 numbers of an image; u is {tuple(u.shape)}")
+            raise ValueError(f"backend='triton' scans fewer than 2^31 numbers per image; u is {tuple(u.shape)}")
         self.dtype = functools.reduce(torch.promote_types, (delta.dtype, B.dtype, C.dtype), u.dtype)
         pack = 8 // self.dtype.itemsize
+        shared = is_shared(u)
+        u = u[:, :1] if shared else u
         self.u, self.delta = (self.pairs(by_direction(x)) for x in (u, delta))
         unused = -A.shape[2] % pack
         (self.B, step_B), (self.C, step_C) = (self.words(x.transpose(0, 1), unused) for x in (B, C))
         self.steps = step_B, step_C
-        self.A = _filled(A.float(), unused).transpose(1, 2).contiguous()
+        self.A = _padded(A.float(), unused).transpose(1, 2).contiguous()
         self.D, self.bias = (None if x is None else x.float().contiguous() for x in (D, delta_bias))
         self.orders = orders.contiguous()
         self.rows, self.states = self.batch * self.directions, A.shape[2] + unused
         self.packed = dict(PACK=pack, TYPE=TYPES[self.dtype])
-        self.flags = dict(SOFTPLUS=delta_softplus, HAS_BIAS=delta_bias is not None)
+        self.flags = dict(SOFTPLUS=softplus, HAS_BIAS=delta_bias is not None)
+        self.shared = shared
+        self.divisor = divisor(inputs, reduce)
         blocks = triton.cdiv(self.channels, CHANNELS.value)
         chunks = triton.cdiv(self.length, CHUNK)
         wanted = min(chunks, max(1, PROGRAMS // max(1, self.rows * blocks)))
@@ -67,18 +80,18 @@ class _Inputs:
     def pairs(self, x: Tensor) -> Tensor:
         """Contiguous (..., D) as words of two channels."""
         word = torch.int64 if self.dtype == torch.float32 else torch.int32
-        return _filled(x.to(self.dtype), x.shape[-1] % 2).view(word)
+        return _padded(x.to(self.dtype), x.shape[-1] % 2).view(word)
 
     def words(self, x: Tensor, unused: int) -> tuple[Tensor, int]:
-        """(K, B, L, N) as words of 64 bits, and the step from any token to the next."""
-        x, step = rows(_filled(x.to(self.dtype), unused))
+        """(K, B, L, N) as 64-bit words, and the row stride in words."""
+        x, step = as_rows(_padded(x.to(self.dtype), unused))
         size = 8 // self.dtype.itemsize
         if step % size or x.data_ptr() % 8:
             x, step = x.contiguous(), x.shape[-1]
         return x.view(torch.int64), step // size
 
     def sizes(self) -> tuple[int, ...]:
-        pairs = self.u.shape[-1]
+        pairs = self.delta.shape[-1]
         return self.directions, self.length, self.channels, pairs, self.rows, self.segment_length, *self.steps
 
     def empty(self, *shape: int) -> Tensor:
@@ -98,137 +111,91 @@ class _Inputs:
             kernel[grid](*arguments, N=self.states, **constants, num_warps=1)
 
 
-@on_its_device
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    orders: Tensor,
-    delta_softplus: bool,
-    keep: bool,
-    last: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Arguments as `arm_backbone.ops.cross_scan`.
-
-    Returns:
-        y (B, L, D), and states (., B, K, N, D): with `keep` those between chunks, with `last` that after the end.
-    """
-    i = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
-    y = i.tokens(u.dtype)
-    saved = i.tiles((saved_states(i.length) - 1 if keep else 0) + last)
+@device_guard
+def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), and states (., B, K, N, D): with `keep` those between chunks, with `last` the final one."""
+    i = _Packed(inputs, softplus, reduce)
+    used = inputs.A.shape[2]
+    y = i.tokens(inputs.u.dtype)
+    saved = i.tiles((saved_states(i.length) if keep else 0) + last)
     cut = i.segments > 1
     local, sums, starts = (
         (i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels), i.tiles(i.segments)) if cut else (None,) * 3
     )
-
     registers = _registers(i.states, 168 if keep or cut else 128)
 
     def run(only_state: bool) -> None:
         tensors = (i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, starts, y, saved, local, sums)
-        constants = dict(HAS_D=D is not None, HAS_STARTS=cut and not only_state, ONLY_STATE=only_state, LAST=last)
-        constants |= dict(KEEP=keep and not only_state, CHUNK=CHUNK, **i.packed, **i.flags)
+        constants = dict(HAS_D=i.D is not None, HAS_STARTS=cut and not only_state, ONLY_STATE=only_state, LAST=last)
+        constants |= dict(KEEP=keep and not only_state, CHUNK=CHUNK, SHARED_U=i.shared, **i.packed, **i.flags)
         i.run(_forward, i.grid, *tensors, *i.sizes(), **constants, **registers)
 
     if cut:
         run(only_state=True)
-        _put_together(i, local, sums, starts, reverse=False)
+        _combine_segments(i, local, sums, starts, reverse=False)
     run(only_state=False)
-    return y.mean(0), saved if i.states == A.shape[2] else saved[:, :, :, : A.shape[2]].contiguous()
-
-
-def saved_states(length: int) -> int:
-    """Chunks of a sequence, and the states that its forward saves: the one after each."""
-    return max(1, triton.cdiv(length, CHUNK))
+    y = y.mean(0) if i.divisor > 1 else y.sum(0)
+    return y, saved if i.states == used else saved[:, :, :, :used].contiguous()
 
 
 def _registers(states: int, most: int) -> dict[str, int]:
-    """So few registers a thread that more programs hide each other's waiting (measured on an H200, up to 16 states)."""
+    """Register limit that raises occupancy (measured on an H200, up to 16 states)."""
     return {} if torch.version.hip or states > 16 else dict(maxnreg=most)
 
 
 def _programs_at_once(device: torch.device) -> int:
-    """Programs of the backward for every place of a GPU; they take all registers that a thread may have.
+    """Programs of the backward that fill a GPU; each takes all registers that a thread may have.
 
-    In the interpreter a few, so that it too has several launches.
+    In the interpreter 3, so that its tests see several launches.
     """
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-def _put_together(i: _Inputs, local: Tensor, sums: Tensor, starts: Tensor, reverse: bool) -> None:
+def _combine_segments(i: _Packed, local: Tensor, sums: Tensor, starts: Tensor, reverse: bool) -> None:
+    """Fill in the state that each segment starts from."""
     sizes = (i.directions, i.channels, i.rows, i.segments)
     i.run(_combine, (*i.grid[:2], i.states), i.A, local, sums, starts, *sizes, REVERSE=reverse)
 
 
-@on_its_device
+@device_guard
 def scan_backward(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    orders: Tensor,
-    delta_softplus: bool,
-    saved: Tensor,
-    in_place: bool = False,
+    grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's type; D's and the bias's always made.
-
-    Args:
-        in_place: write the gradients of u and delta over them; they must lie direction by direction.
-    """
-    i = _Inputs(u, delta, A, B, C, D, delta_bias, orders, delta_softplus)
+    """Gradients of the first seven inputs, each in its dtype."""
+    u, delta, A, B, C, D, _, _ = inputs
+    i = _Packed(inputs, softplus, reduce)
     used = A.shape[2]
-    saved = F.pad(saved, (0, 0, 0, i.states - used)) if used < i.states else saved
+    states = F.pad(states, (0, 0, 0, i.states - used)) if used < i.states else states
     dy = i.pairs(grad_y.contiguous())
     carried = None
     if i.segments > 1:
         local, carried, steps = i.tiles(i.segments), i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels)
         tensors = (dy, i.delta, i.A, i.C, i.bias, i.orders, local, steps)
-        i.run(_reverse, i.grid, *tensors, *i.sizes(), **i.packed, **i.flags)
-        _put_together(i, local, steps, carried, reverse=True)
+        i.run(_reverse, i.grid, *tensors, *i.sizes(), i.divisor, **i.packed, **i.flags)
+        _combine_segments(i, local, steps, carried, reverse=True)
         del local, steps
     grad_u, grad_delta = (x.transpose(0, 1) if in_place else i.tokens(x.dtype) for x in (u, delta))
     grad_B, grad_C = (x.new_empty(i.directions, i.batch, i.length, used) for x in (B, C))
     totals = i.empty(i.segments, i.batch, i.states + 2, i.directions, i.channels)
-    constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None)
-    # so many at a time that all threads are busy, as every program has notes of its own
+    constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None, SHARED_U=i.shared)
+    # launch as many programs at a time as fill the GPU: each needs notes of its own
     blocks, parts = i.grid[0], i.rows * i.segments
     together = min(parts, max(1, _programs_at_once(u.device) // max(1, blocks)))
     notes = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
     partial = i.empty(2, blocks, together, i.segment_length, i.states)
-    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, saved, carried, notes)
+    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, states, carried, notes)
     for done in range(0, parts, max(1, together)):
         now = min(together, parts - done)
-        arguments = (*tensors, grad_u, grad_delta, totals, partial, *i.sizes(), done)
+        arguments = (*tensors, grad_u, grad_delta, totals, partial, *i.sizes(), i.divisor, done)
         i.run(_backward, (blocks, now, 1), *arguments, **constants, **i.packed, **i.flags)
-        arguments = (
-            partial,
-            i.orders,
-            grad_C,
-            grad_B,
-            i.directions,
-            i.length,
-            i.rows,
-            i.segment_length,
-            blocks,
-            used,
-            done,
-        )
+        sizes = (i.directions, i.length, i.rows, i.segment_length, blocks, used, done)
         grid = (now, triton.cdiv(i.segment_length, TOKENS), 1)
-        i.run(_sum_blocks, grid, *arguments, WIDTH=triton.next_power_of_2(used), TOKENS=TOKENS)
+        width = triton.next_power_of_2(used)
+        i.run(_sum_blocks, grid, partial, i.orders, grad_C, grad_B, *sizes, WIDTH=width, TOKENS=TOKENS)
     totals = totals.sum((0, 1))
-    grad_A, grad_D, grad_bias = (
-        totals[:used].permute(1, 2, 0).clone(memory_format=torch.contiguous_format),
-        *totals[-2:],
-    )
+    grad_A = totals[:used].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+    grad_D, grad_bias = totals[-2].clone(), totals[-1]  # gradients must not share memory
     grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
     grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)
-    dtypes = [torch.float32 if x is None else x.dtype for x in (u, delta, A, B, C, D, delta_bias)]
+    dtypes = [torch.float32 if x is None else x.dtype for x in inputs[:7]]
     return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]

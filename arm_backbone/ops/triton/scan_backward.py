@@ -21,7 +21,7 @@ from .recurrence import (
     _zeros,
 )
 
-TOKENS = 16  # of a program that sums the gradients of B and C
+TOKENS = 16  # per program of _sum_blocks
 
 
 @triton.jit
@@ -34,14 +34,14 @@ def _retreat(g, a, step, dy, c, N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.co
     return states
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "divisor"])
 def _reverse(
     grad_y, delta, A, C, bias, orders, local, sums,
-    directions, length, channels, pairs, rows, segment_length, step_B, step_C,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C, divisor,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state before a segment, if that of the one after it were 0, and the sum of the steps."""
+    """The gradient of the state before a segment if that after it were 0, and the segment's sum of steps."""
     WORDS: tl.constexpr = N // PACK
     pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -69,7 +69,7 @@ def _reverse(
         at = tl.load(order + tl.maximum(end - 3 - i, first)).to(tl.int32)
         step = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
         total += step
-        g = _retreat(g, a, step, _channels(dy, PACK, TYPE) / directions, c, N, PACK, TYPE)
+        g = _retreat(g, a, step, _channels(dy, PACK, TYPE) / divisor, c, N, PACK, TYPE)
         raw, dy = tl.load(delta + at * pairs, in_pairs, 0), tl.load(grad_y + at * pairs, in_pairs, 0)
         c = _words(C + at * step_C, WORDS)
         other = tl.load(order + tl.maximum(end - 4 - i, first)).to(tl.int32)
@@ -77,7 +77,7 @@ def _reverse(
         there = first + i + 1 < end
         step = tl.where(there, step, 0)
         total += step
-        gradient = tl.where(there, _channels(other_dy, PACK, TYPE) / directions, 0)
+        gradient = tl.where(there, _channels(other_dy, PACK, TYPE) / divisor, 0)
         g = _retreat(g, a, step, gradient, other_c, N, PACK, TYPE)
     _store(local + (segment * rows + row) * N * channels + d, channels, g, in_d, N)
     tl.store(sums + (segment * rows + row) * channels + d, total, in_d)
@@ -85,9 +85,10 @@ def _reverse(
 
 @triton.jit
 def _fold(values, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
-    """Half as many vectors over the lanes, each the sums of a pair over lanes that differ in a bit.
+    """Sum pairs of vectors over lanes that differ in a bit, which halves the number of vectors.
 
-    The lanes without it hold the first one's, the lanes with it the second one's. A single vector is summed in all.
+    Lanes without the bit hold the sums of the first vector of a pair, lanes with it those of the second. A single
+    vector is summed in all lanes.
     """
     upper = (lane >> BIT) % 2 == 1
     other = lane ^ (1 << BIT)
@@ -104,14 +105,14 @@ def _fold(values, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def _lane_sums(x):
-    """(CHANNELS,) -> (LANES,): the sums of every thread's two."""
+    """(CHANNELS,) -> (LANES,): the sum of each thread's two channels."""
     first, second = tl.split(tl.reshape(x, [LANES, 2]))
     return first + second
 
 
 @triton.jit
 def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, GROUP: tl.constexpr):
-    """Index, delta, u and gradient of a group's tokens, as they were loaded; a token again where there is none."""
+    """Load index, delta, u and gradient of a group's tokens, packed; tokens out of range repeat the nearest."""
     tokens, raws, xs, dys = (), (), (), ()
     for v in tl.static_range(GROUP):
         token = tl.load(order + tl.maximum(tl.minimum(begin + v, end - 1), start)).to(tl.int32)
@@ -122,18 +123,19 @@ def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, G
     return tokens, raws, xs, dys
 
 
-@triton.jit(do_not_specialize=[*SIZES, "done"])
+@triton.jit(do_not_specialize=[*SIZES, "divisor", "done"])
 def _backward(
     grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
     grad_u, grad_delta, totals, partial,
-    directions, length, channels, pairs, rows, segment_length, step_B, step_C, done,
+    directions, length, channels, pairs, rows, segment_length, step_B, step_C, divisor, done,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
+    SHARED_U: tl.constexpr,
 ):  # fmt: skip
-    """A segment of a direction of an image, its chunks from the last to the first; `done` of them lie behind.
+    """Backward of a segment of a direction of an image, from its last chunk to its first; `done` parts ran before.
 
-    grad_u and grad_delta may be u and delta: what a program reads of them it alone overwrites, later. `totals` are the
-    gradients of A, D and bias, `partial` those of C and of B in a block of channels, in the order of the steps.
+    grad_u and grad_delta may be u and delta: a program overwrites only what it alone reads, after reading it. `totals`
+    are the gradients of A, D and bias, `partial` those of C and B from a block of channels, in scan order.
     """
     WORDS: tl.constexpr = N // PACK
     block = tl.program_id(0)
@@ -145,7 +147,8 @@ def _backward(
     segment = (part // rows).to(tl.int64)
     image, k = row // directions, row % directions
     tokens = _first_token(row, directions, rows, length)
-    u, delta = u + tokens * pairs + pair, delta + tokens * pairs + pair
+    u += (image * length if SHARED_U else tokens) * pairs + pair
+    delta += tokens * pairs + pair
     grad_u, grad_delta = grad_u + tokens * channels + d, grad_delta + tokens * channels + d
     B, C = B + tokens * step_B, C + tokens * step_C
     grad_y += image * length * pairs + pair
@@ -162,7 +165,7 @@ def _backward(
     program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + block
     note = notes + program * (CHUNK // GROUP * N * CHANNELS) + inner
 
-    # where a lane's sum belongs: number i of a word, of the token `back` before a group's last, for C or for B
+    # where a lane's sum goes: number i of a word of the token `back` before the group's last, for C or B
     lane = tl.arange(0, LANES)
     whose, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
     own = (block + whose * tl.num_programs(0)) * tl.num_programs(1) + tl.program_id(1)
@@ -175,7 +178,7 @@ def _backward(
         start = first + (chunks - 1 - chunk) * CHUNK
         stop = tl.minimum(start + CHUNK, end)
         groups = (stop - start + GROUP - 1) // GROUP
-        # the forward again, up to the last group; as there, but that groups are whole
+        # recompute the forward up to the last group, in whole groups
         a = _decays(A, channels, in_d, N)
         h = _states(saved + (start // CHUNK - 1) * entry + tile, channels, in_d & (start > 0), N)
         at = tl.load(order + start).to(tl.int32)
@@ -205,13 +208,13 @@ def _backward(
             begin = start + group * GROUP
             steps, inputs, grads = (), (), ()
             for v in tl.static_range(GROUP):
-                there = in_d & (begin + v < stop)  # beyond it nothing moves
+                there = in_d & (begin + v < stop)  # steps beyond it change nothing
                 size = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
                 size = tl.where(there, size, 0)
                 steps = steps + (size,)
                 inputs = inputs + (size * _channels(xs[v], PACK, TYPE),)
-                grads = grads + (tl.where(there, _channels(dys[v], PACK, TYPE) / directions, 0),)
-            # those of the next group, and of each next word, are asked for while this one is computed
+                grads = grads + (tl.where(there, _channels(dys[v], PACK, TYPE) / divisor, 0),)
+            # load the next group, and each next word, while this one is computed
             next_places, next_raws, next_xs, next_dys = _group_inputs(
                 u, delta, grad_y, order, begin - GROUP, start, stop, pairs, in_pairs, GROUP
             )
@@ -222,7 +225,7 @@ def _backward(
             bs, cs = (), ()
             for v in tl.static_range(GROUP):
                 bs, cs = bs + (tl.load(B + places[v] * step_B),), cs + (tl.load(C + places[v] * step_C),)
-            for w in range(WORDS):  # g and sum_a turn, so that those of the word come first
+            for w in range(WORDS):  # g and sum_a rotate, so that the word's own come first
                 sums, new_g, new_a = (), (), ()
                 following = tl.minimum(w + 1, WORDS - 1)
                 next_before = _states(note + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
@@ -286,7 +289,7 @@ def _sum_blocks(
     directions, length, rows, segment_length, blocks, used, done,
     N: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of C and B of some steps of a segment: the sums over blocks of channels, to their tokens."""
+    """Sum the gradients of C and B of some steps over blocks of channels, and store them at their tokens."""
     part = done + tl.program_id(0)
     row, first = (part % rows).to(tl.int64), part // rows * segment_length
     step, n = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
@@ -294,7 +297,7 @@ def _sum_blocks(
     token = tl.load(orders + row % directions * length + first + step, there, 0)
     mask = there[:, None] & (n < used)[None, :]
     to = (_first_token(row, directions, rows, length) + token)[:, None] * used + n[None, :]
-    stretch = tl.cast(segment_length, tl.int64) * N  # of a block and part
+    stretch = tl.cast(segment_length, tl.int64) * N  # numbers per block and part
     for whose in tl.static_range(2):
         source = (
             partial

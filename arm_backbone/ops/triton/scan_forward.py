@@ -36,10 +36,10 @@ def _forward(
     u, delta, A, B, C, D, bias, orders, starts, y, saved, local, sums,
     directions, length, channels, pairs, rows, segment_length, step_B, step_C,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SHARED_U: tl.constexpr,
     HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, LAST: tl.constexpr, ONLY_STATE: tl.constexpr,
 ):  # fmt: skip
-    """A segment of a direction of an image. With ONLY_STATE: its state from 0 and the sum of its steps, no output."""
+    """Scan a segment of a direction of an image; with ONLY_STATE only its final state from 0 and its sum of steps."""
     WORDS: tl.constexpr = N // PACK
     pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -48,7 +48,8 @@ def _forward(
     segment = tl.program_id(2).to(tl.int64)
     k = row % directions
     tokens = _first_token(row, directions, rows, length)
-    u, delta, y = u + tokens * pairs + pair, delta + tokens * pairs + pair, y + tokens * channels + d
+    u += (row // directions * length if SHARED_U else tokens) * pairs + pair
+    delta, y = delta + tokens * pairs + pair, y + tokens * channels + d
     B, C = B + tokens * step_B, C + tokens * step_C
     order = orders + k * length
     a = _decays(A + k * N * channels + d, channels, in_d, N)
@@ -60,7 +61,7 @@ def _forward(
     total = tl.zeros([CHANNELS], tl.float32)
     first = tl.program_id(2) * segment_length
     end = tl.minimum(first + segment_length, length)
-    # two tokens a turn: each one's inputs are asked for while the other is computed, its index one token earlier still
+    # two tokens per iteration: each one's inputs are loaded while the other is computed, its index one token earlier
     at = tl.load(order + first).to(tl.int32)
     other = tl.load(order + tl.minimum(first + 1, end - 1)).to(tl.int32)
     raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
@@ -87,7 +88,7 @@ def _forward(
         c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
         following = tl.load(order + tl.minimum(t + 3, end - 1)).to(tl.int32)
         step = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
-        step = tl.where(t + 1 < end, step, 0)  # beyond the end nothing moves
+        step = tl.where(t + 1 < end, step, 0)  # steps beyond the end change nothing
         value = _channels(other_x, PACK, TYPE)
         h = _advance(h, a, step, value, other_b, N, PACK, TYPE)
         if ONLY_STATE:
@@ -111,7 +112,7 @@ def _combine(
     directions, channels, rows, segments,
     N: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """What each segment starts from: decayed by the steps of the one before, and its effect added."""
+    """The state at each segment's start: that of the segment before, decayed by its steps, plus its effect."""
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(2)

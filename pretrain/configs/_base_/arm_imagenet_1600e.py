@@ -1,22 +1,23 @@
-# ARM's autoregressive pretraining (section 4.1): 192 x 192 pixels, clusters of 64 x 64, 1600 epochs of ImageNet-1K.
+# ARM's autoregressive pretraining (section 4.1): 192 x 192 pixels, clusters of 64 x 64 pixels, 1600 epochs of
+# ImageNet-1K.
 _base_ = ["./runtime.py"]
 
 model = dict(
     type="ARMPretrainer",
     arch="base",
     img_size=192,
-    cluster_side=4,  # patches: 4 x 16 = 64 pixels, 9 clusters
+    cluster_side=4,  # in patches: 4 x 16 = 64 pixels, 9 clusters
     decoder_dim=512,
     decoder_depth=4,
     data_preprocessor=dict(
         type="ImgDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],  # ImageNet's, on 0..255, RGB
+        mean=[123.675, 116.28, 103.53],  # ImageNet's, in 0..255, RGB
         std=[58.395, 57.12, 57.375],
     ),
 )
 
 train_dataloader = dict(
-    batch_size=256,  # on each of 8 GPUs: 2048
+    batch_size=256,  # per GPU; 8 GPUs: 2048
     num_workers=10,
     persistent_workers=True,
     pin_memory=True,
@@ -27,21 +28,21 @@ train_dataloader = dict(
         path="data/imagenet/train",
         size=192,
         scale=(0.2, 1.0),  # reference code
-        on_error="raise",  # "skip" takes the next image for one that cannot be read,
-        max_skipped=100,  # up to so many; they are listed at the end
+        on_error="raise",  # "skip" replaces an image that cannot be read by the next one,
+        max_skipped=100,  # up to this many, listed at the end
     ),
 )
 
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=1600)
-# lr 1.5e-4 x 2048 / 256; bf16; betas and clipping as in the reference code. bf16 is off where there is no GPU.
+# lr 1.5e-4 x 2048 / 256; betas, clipping and bfloat16 as in the reference code (float32 without a GPU).
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     dtype="bfloat16",
     optimizer=dict(type="AdamW", lr=1.2e-3, betas=(0.9, 0.95), weight_decay=0.05),
     constructor="ARMOptimWrapperConstructor",
-    paramwise_cfg=dict(decay_exempt="reference"),  # the authors' rule: norms, biases, D and tables, but not A_log
+    paramwise_cfg=dict(decay_exempt="reference"),  # not decayed: norms, biases, D, position tables (A_log is)
     clip_grad=dict(max_norm=3.0),
 )
-# The paper says 5 warm-up epochs; the reference code, its README and STAR say 40. Set every iteration, down to 0.
+# The paper says 5 warm-up epochs; the reference code, its README and STAR say 40. Updated every iteration, down to 0.
 param_scheduler = dict(type="WarmupCosineLR", warmup=40, convert_to_iter_based=True)
-auto_scale_lr = dict(enable=False, base_batch_size=2048)  # --auto-scale-lr: lr x (GPUs x images a GPU) / 2048
+auto_scale_lr = dict(enable=False, base_batch_size=2048)  # --auto-scale-lr: lr x (GPUs x images per GPU) / 2048

@@ -10,10 +10,10 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type="FiniteLossHook"),
-    dict(type="ReconstructionHook", interval=10),  # path=FOLDER draws images that are not trained on
+    dict(type="ReconstructionHook", interval=10),  # path=FOLDER: draw images that are not trained on
 ]
-# scalars.json and vis_image/ in the work dir, and TensorBoard's events; Weights & Biases instead of these (pip install
-# wandb): --cfg-options visualizer.vis_backends.1.type=WandbVisBackend
+# Writes scalars.json, vis_image/ and TensorBoard events to the work dir. Weights & Biases instead of TensorBoard (pip
+# install wandb): --cfg-options visualizer.vis_backends.1.type=WandbVisBackend
 visualizer = dict(
     type="Visualizer",
     name="visualizer",
@@ -23,7 +23,7 @@ log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 
 env_cfg = dict(
-    cudnn_benchmark=True,  # all images have one size
+    cudnn_benchmark=True,  # all images have the same size
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )

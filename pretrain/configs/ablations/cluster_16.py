@@ -1,5 +1,5 @@
-# Ablation: one patch at a time (paper: 81.7 top-1 after finetuning).
-#   tools/dist_train.sh pretrain/configs/ablations/cluster_16.py 8          8 GPUs x 256 images = 2048
+# Ablation: prediction units of one patch. Paper: 81.7 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/ablations/cluster_16.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/arm_b_300e.py"]
 
 model = dict(cluster_side=1)

@@ -1,5 +1,5 @@
-# Ablation: 1 decoder block (paper: 82.1 top-1 after finetuning).
-#   tools/dist_train.sh pretrain/configs/ablations/decoder_depth_1.py 8          8 GPUs x 256 images = 2048
+# Ablation: 1 decoder block. Paper: 82.1 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/ablations/decoder_depth_1.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/arm_b_300e.py"]
 
 model = dict(decoder_depth=1)

@@ -1,5 +1,5 @@
-# Ablation: 8 decoder blocks (paper: 82.5 top-1 after finetuning).
-#   tools/dist_train.sh pretrain/configs/ablations/decoder_depth_8.py 8          8 GPUs x 256 images = 2048
+# Ablation: 8 decoder blocks. Paper: 82.5 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/ablations/decoder_depth_8.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/arm_b_300e.py"]
 
 model = dict(decoder_depth=8)

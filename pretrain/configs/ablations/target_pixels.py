@@ -1,5 +1,5 @@
-# Ablation: pixels that are not normalised (paper: 81.9 top-1 after finetuning).
-#   tools/dist_train.sh pretrain/configs/ablations/target_pixels.py 8          8 GPUs x 256 images = 2048
+# Ablation: pixels without normalisation as the target. Paper: 81.9 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/ablations/target_pixels.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/arm_b_300e.py"]
 
 model = dict(target="pixels")

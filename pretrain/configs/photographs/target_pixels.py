@@ -1,4 +1,4 @@
-# Pixels that are not normalised by patch; else as arm.py.
+# As arm.py, but pixels without per-patch normalisation as the target.
 #   python tools/pretrain.py pretrain/configs/photographs/target_pixels.py --data photos.txt --data-prefix data --amp
 _base_ = ["./arm.py"]
 

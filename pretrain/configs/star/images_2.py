@@ -1,5 +1,5 @@
-# STAR's study: 2 images a sequence (its paper: 82.24 top-1 after finetuning, 200 epochs). The studies of type, position and number use the zeros separator.
-#   tools/dist_train.sh pretrain/configs/star/images_2.py 8          8 GPUs x 256 images = 2048
+# STAR, number of images: 2 per sequence, zeros separator, 200 epochs. Its paper: 82.24 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/star/images_2.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/star_b_200e.py"]
 
 model = dict(separator=dict(value="zeros"), images_per_sequence=2)

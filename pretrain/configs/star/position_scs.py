@@ -1,5 +1,5 @@
-# STAR's study: a separator before every three clusters (its paper: 82.33 top-1 after finetuning, 200 epochs). The studies of type, position and number use the zeros separator.
-#   tools/dist_train.sh pretrain/configs/star/position_scs.py 8          8 GPUs x 256 images = 2048
+# STAR, position: a zeros separator before every three clusters, 200 epochs. Its paper: 82.33 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/star/position_scs.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/star_b_200e.py"]
 
 model = dict(separator=dict(value="zeros", position="SCS"))

@@ -1,5 +1,5 @@
-# STAR's study: the identity separator (its paper: 82.32 top-1 after finetuning, 200 epochs).
-#   tools/dist_train.sh pretrain/configs/star/value_identity.py 8          8 GPUs x 256 images = 2048
+# STAR, value: the identity separator, 8 images, 200 epochs. Its paper: 82.32 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/star/value_identity.py 8     # batch 2048 = 8 GPUs x 256 images
 _base_ = ["./_base_/star_b_200e.py"]
 
 model = dict(separator=dict(value="identity"))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from arm_backbone import ARM, ARMClassifier
 from arm_backbone.checkpoint.convert import TARGETS, convert, detect_kind
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
-from arm_backbone.checkpoint.load import load_model, load_trunk
+from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_backbone.checkpoint.official import cluster_mask, to_official
 from arm_pretrain import ARMPretrainer
 from helpers.runs import det_config
@@ -83,7 +83,7 @@ def test_every_kind_into_every_other(states, source, target):
     if target == "backbone":
         load_trunk(ARM(ARCH, img_size=192, cls_token="middle" if "cls_token" in result else None), result, "result")
     elif target == "pretrain":
-        load_model(ARMPretrainer(ARCH, decoder_dim=64), result, "result")
+        load_exact(ARMPretrainer(ARCH, decoder_dim=64), result, "result")
     else:
         load_trunk(ARMClassifier(ARCH, img_size=192, num_classes=5), result, "result")
 
@@ -120,7 +120,7 @@ def test_class_token_at_the_tail(states):
 def test_without_a_class_token(states):
     result, accounting = convert(states["official-finetune"], "classifier", cls_token=None)
     assert "cls_token" not in result and "cls_pos_embed" not in result
-    assert accounting.dropped["cls_token"] == "no class token wanted"
+    assert accounting.dropped["cls_token"] == "the target has no class token"
     model = ARMClassifier(ARCH, img_size=192, num_classes=5, cls_token=None)
     assert load_trunk(model, result, "result").new == {}
     with pytest.raises(CheckpointError, match="the authors' classifier has a class token"):
@@ -163,11 +163,11 @@ def test_the_model_decides_on_loading(states):
     ("change", "message"),
     [
         (lambda s: s.update({"layers.0.mixer.surprise": torch.ones(1)}), "unknown tensors: layers.0.mixer.surprise"),
-        (lambda s: s.pop("layers.1.mixer.D_c_b"), "blocks.1.mixer.D is there for 3 of 4 directions"),
+        (lambda s: s.pop("layers.1.mixer.D_c_b"), "blocks.1.mixer.D exists for 3 of 4 directions"),
         (lambda s: s.pop("layers.2.mlp.w1.bias"), "missing .*blocks.2.mlp.w1.bias"),
-        (lambda s: s.update(pos_embed=torch.ones(1, 12, 32)), "11 patches, which is no square"),
+        (lambda s: s.update(pos_embed=torch.ones(1, 12, 32)), "11 patches, which is not a square"),
         (lambda s: s.update({"layers.3.norm1.weight": torch.ones(7)}), "another shape .*blocks.3.norm1.weight"),
-        (lambda s: s.pop("patch_embed.proj.weight"), "not complete: 'patch_embed.proj.weight'"),
+        (lambda s: s.pop("patch_embed.proj.weight"), "not complete: no patch_embed.proj.weight"),
     ],
 )
 def test_damaged_files_of_the_authors(states, change, message):
@@ -227,7 +227,7 @@ def test_command_line_on_a_file_of_the_authors(states, tmp_path):
         (["--to", "pretrain"], "has no pretraining decoder"),
         (["--to", "classifier", "--ema"], "no EMA weights"),
         (["--to", "classifier", "--img-size", "8"], "--img-size 8: give one size"),
-        (["--to", "classifier", "--patch-stride", "8"], "--patch-stride: say with --img-size"),
+        (["--to", "classifier", "--patch-stride", "8"], "--patch-stride needs --img-size"),
     ],
 )
 def test_command_line_errors_are_one_line_and_leave_no_file(states, tmp_path, arguments, message):

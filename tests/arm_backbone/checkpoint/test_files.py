@@ -9,7 +9,7 @@ import torch
 
 from arm_backbone import ARM
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
-from arm_backbone.checkpoint.load import load_model, load_trunk
+from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_pretrain import ARMPretrainer
 from helpers.tools import invoke
 
@@ -31,9 +31,8 @@ def test_converted_weights_give_the_same_features(pretrained, small_arch):
     load_trunk(backbone, model_state(read_checkpoint(path)), str(path))
     images = torch.randn(1, 3, 96, 96)
     tokens = (model.encoder.patch_embed(images) + model.encoder.pos_embed).flatten(1, 2)
-    for i in range(4):
-        tokens = model.encoder.run_block(i, tokens, torch.arange(36)[None])
-    expected = backbone.out_norms[0](tokens).transpose(1, 2).unflatten(2, (6, 6))
+    *_, last = model.encoder.block_outputs(tokens, torch.arange(36)[None])
+    expected = backbone.out_norms[0](last).transpose(1, 2).unflatten(2, (6, 6))
     torch.testing.assert_close(backbone(images)[0], expected)
 
 
@@ -104,7 +103,7 @@ def test_truncated_file_is_named(tmp_path):
     path = tmp_path / "cut.pth"
     torch.save({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="cut.pth is no complete"):
+    with pytest.raises(CheckpointError, match="cut.pth is not a complete"):
         read_checkpoint(path)
 
 
@@ -113,13 +112,13 @@ def test_weights_that_do_not_fit_are_refused(pretrained, small_arch):
     state = model_state(read_checkpoint(path))
     wide = ARM(dict(embed_dims=48, num_layers=4), img_size=96)
     before = {k: v.clone() for k, v in wide.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"tensors of another shape \("):
+    with pytest.raises(CheckpointError, match=r"tensors have another shape \("):
         load_trunk(wide, state, "pretrain.pth")
     deep = ARM(dict(embed_dims=32, num_layers=5), img_size=96)
-    with pytest.raises(CheckpointError, match="of the model missing .*blocks.4"):
+    with pytest.raises(CheckpointError, match="of the model are missing .*blocks.4"):
         load_trunk(deep, state, "pretrain.pth")
     with pytest.raises(CheckpointError, match="unknown to the model.*It is a pretrain checkpoint"):
-        load_model(ARM(small_arch, img_size=96), state, "pretrain.pth")
+        load_exact(ARM(small_arch, img_size=96), state, "pretrain.pth")
     assert all(torch.equal(v, before[k]) for k, v in wide.state_dict().items())
 
 

@@ -7,8 +7,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.block import Block
-from arm_backbone.ops import add_layer_norm, conv, gate, gated_linear, layer_norm, norm, silu_gate
-from arm_backbone.ops.cpu import kernels as native
+from arm_backbone.ops import add_layer_norm, dispatch, gated_linear, layer_norm, silu_gate
+from arm_backbone.ops.cpu import gate as cpu_gate
+from arm_backbone.ops.cpu import library as native
+from arm_backbone.ops.cpu import norm as cpu_norm
 from arm_backbone.scan_order import scan_orders
 from helpers.scans import names
 
@@ -41,13 +43,13 @@ def test_gate(isa, width, dtype):
     tolerance = 1e-6 if dtype == torch.float32 else 2.0**-8
     exact = [t.double().requires_grad_() for t in (x, z)]
     expected = exact[0] * F.silu(exact[1])
-    result = native.gate_forward(x, z)
+    result = cpu_gate.gate_forward(x, z)
     assert result.dtype == dtype
     close(result, expected, tolerance)
     wanted = torch.autograd.grad(expected, exact, grad.double())
     for in_place in (False, True):
         grad = grad.contiguous() if in_place else grad
-        results = native.gate_backward(grad, x, z, in_place)
+        results = cpu_gate.gate_backward(grad, x, z, in_place)
         assert (results[0] is grad) == in_place
         for got, want in zip(results, wanted, strict=True):
             close(got, want, tolerance)
@@ -56,10 +58,10 @@ def test_gate(isa, width, dtype):
 def test_gate_of_extreme_numbers(isa):
     z = torch.tensor([[-3e38, -200, -100, 0, 100, 3e38, torch.inf, torch.nan]])
     x = torch.full_like(z, 2)
-    assert torch.allclose(native.gate_forward(x, z), x * F.silu(z), equal_nan=True)
+    assert torch.allclose(cpu_gate.gate_forward(x, z), x * F.silu(z), equal_nan=True)
     exact = [x.clone().requires_grad_(), z.clone().requires_grad_()]
     wanted = torch.autograd.grad(exact[0] * F.silu(exact[1]), exact, torch.ones_like(x))
-    got_x, got_z = native.gate_backward(torch.ones_like(x), x, z)
+    got_x, got_z = cpu_gate.gate_backward(torch.ones_like(x), x, z, in_place=False)
     assert torch.allclose(got_x, wanted[0], equal_nan=True)
     assert torch.allclose(got_z[:, :-2], wanted[1][:, :-2])  # PyTorch's own is not a number at infinity
 
@@ -67,19 +69,25 @@ def test_gate_of_extreme_numbers(isa):
 @pytest.mark.parametrize("width", [5, 17, 64, 100])
 @pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
 @pytest.mark.parametrize("used", ["norm", "norm and sum"])
-def test_norm(isa, width, of_sum, used):
+@pytest.mark.parametrize("kind", ["layer", "layer without bias", "rms"])
+def test_norm(isa, width, of_sum, used, kind):
     torch.manual_seed(0)
-    # rows of all of them different distances apart
+    # each with another row stride
     x, branch, grad, grad_total = (torch.randn(3, 5, width + more) + 2 for more in (1, 2, 3, 4))
     branch, grad = branch.bfloat16(), grad.bfloat16()
     x, branch, grad, grad_total = (t[..., :width] for t in (x, branch, grad, grad_total))
-    weight, bias = torch.randn(width), torch.randn(width)
+    weight, bias = torch.randn(width), torch.randn(width) if kind == "layer" else None
     if used == "norm":
         grad_total = None
-    exact = [t.double().requires_grad_() for t in (x, branch, weight, bias)]
+    exact = [t.double().requires_grad_() for t in (x, branch, weight, bias) if t is not None]
     total = exact[0] + exact[1] if of_sum else exact[0] * 1
-    expected = F.layer_norm(total, (width,), *exact[2:], EPS)
-    got_total, out, *statistics = native.norm_forward(x, branch if of_sum else None, weight, bias, EPS, torch.bfloat16)
+    if kind == "rms":
+        expected = F.rms_norm(total, (width,), exact[2], EPS)
+    else:
+        expected = F.layer_norm(total, (width,), *exact[2:], **{} if bias is not None else dict(bias=None), eps=EPS)
+    centered = kind != "rms"
+    given = (x, branch if of_sum else None, weight, bias, EPS, centered, torch.bfloat16)
+    got_total, out, *statistics = cpu_norm.norm_forward(*given)
     close(got_total, total, 1e-7)
     assert out.dtype == torch.bfloat16
     close(out, expected, 2.0**-8)
@@ -88,8 +96,8 @@ def test_norm(isa, width, of_sum, used):
         objective = objective + (total * grad_total.double()).sum()
     wanted = list(torch.autograd.grad(objective, exact, allow_unused=True))
     branch_type = torch.bfloat16 if of_sum else None
-    results = native.norm_backward(grad, grad_total, got_total, weight, *statistics, branch_type)
-    for name, got, want in zip(("x", "branch", "weight", "bias"), results, wanted, strict=True):
+    results = cpu_norm.norm_backward(grad, grad_total, got_total, weight, *statistics, centered, branch_type)
+    for name, got, want in zip(("x", "branch", "weight", "bias"), results, wanted):
         if want is None:
             assert got is None
             continue
@@ -100,7 +108,7 @@ def test_not_a_number_stays_one_in_bfloat16(isa):
     """The largest of its bit patterns would round up to -0."""
     x = torch.randn(2, 8)
     x[0, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
-    out = native.norm_forward(x, None, torch.ones(8), torch.zeros(8), EPS, torch.bfloat16)[1]
+    out = cpu_norm.norm_forward(x, None, torch.ones(8), torch.zeros(8), EPS, True, torch.bfloat16)[1]
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
@@ -128,10 +136,8 @@ def test_block(isa, dtype, dim, images, scans, monkeypatch):
     assert all(map(torch.equal, grads, again))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert torch.equal(block(inputs[0], orders), result)
-    monkeypatch.setenv("ARM_SCAN_BACKEND", "torch")
-    monkeypatch.setattr(conv, "_kernels", lambda x, weight: None)
-    for module in (gate, norm):
-        monkeypatch.setattr(module, "row_kernels", lambda *args, **kwargs: None)
+    monkeypatch.setattr(dispatch, "_direct", lambda *args, **kwargs: None)
+    monkeypatch.setattr(dispatch, "unavailable", lambda *args: "not here")
     expected, wanted, _ = run(block, inputs, orders, dtype)
     assert not fused & names(expected.grad_fn)
     close(result, expected, 2e-6 if dtype == torch.float32 else 1e-2)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from arm_backbone.ops import cross_scan, selective_scan
-from arm_backbone.ops.mamba_ssm import cross_scan_mamba_ssm
+from arm_backbone.ops.mamba_ssm import scan as mamba_ssm_scan
+from arm_backbone.ops.scan_inputs import ScanInputs
 from helpers.paths import ROOT
 from helpers.scans import cast, compare, scan_inputs
 
@@ -28,7 +29,7 @@ def test_kernels_in_the_interpreter(part):
 
 
 SIZES = dict(N=16, PACK=4, TYPE=triton.language.bfloat16, CHUNK=64, GROUP=4)
-FLAGS = dict(SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
+FLAGS = dict(SHARED_U=False, SOFTPLUS=True, HAS_D=True, HAS_BIAS=True, TAPS=4, STRETCH=64, AHEAD=4, CHANNELS=128)
 LOW = (
     *("z", "grad_z", "y", "grad_u", "grad_delta", "grad_B", "grad_C", "x", "out", "grad", "grad_x"),
     *("branch", "grad_branch"),
@@ -36,11 +37,11 @@ LOW = (
 WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
 INTEGERS = (
-    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done"),
+    *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done", "divisor"),
     *("step_B", "step_C", "row_x", "row_z", "row_grad", "row_total", "row_branch", "count", "width", "blocks", "used"),
 )
 GATE = dict(ROWS=8, COLUMNS=256)
-NORM = dict(WIDTH=1024, HAS_BRANCH=True, HAS_TOTAL=True)
+NORM = dict(CENTERED=True, HAS_BIAS=True, WIDTH=1024, HAS_BRANCH=True, HAS_TOTAL=True)
 WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=False, KEEP=True, LAST=True)
 
 
@@ -132,7 +133,8 @@ def test_one_kernel_serves_all_lengths(monkeypatch):
     for batch, length in ((2, 197), (1, 256), (16, 5), (1, 1)):
         inputs = [torch.zeros(batch, 4, length, size) for size in (64, 64, 4, 4)]
         orders, A = torch.arange(length).expand(4, -1), torch.zeros(4, 64, 4)
-        scan_triton.scan_forward(*inputs[:2], A, *inputs[2:], None, None, orders, True, True)
+        given = ScanInputs(*inputs[:2], A, *inputs[2:], None, None, orders)
+        scan_triton.scan_forward(given, True, "mean", keep=True, last=True)
         conv_forward(inputs[0][:, 0], torch.zeros(4, 64, 4), torch.zeros(4, 64), orders)
         counts.append(len(compiled))
     assert counts[0] >= 2 and counts[1:] == counts[:1] * 3
@@ -152,7 +154,7 @@ def test_triton_too_old(version, reason, monkeypatch):
     monkeypatch.setattr(triton, "__version__", version)
     dispatch._triton_version.cache_clear()
     try:
-        said = dispatch.triton_unavailable(torch.device("cuda"))
+        said = dispatch.unavailable("triton", torch.device("cuda"), torch.float32)
     finally:
         dispatch._triton_version.cache_clear()
     assert (said is None) == (reason is None) and (reason or "") in (said or "")
@@ -190,7 +192,7 @@ def test_mamba_ssm_is_asked_for_only_with_what_it_takes(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", package)
     inputs = cast(scan_inputs(), torch.float32)
     expected = cross_scan(**inputs)
-    y, last_state = cross_scan_mamba_ssm(**inputs, delta_softplus=True)
+    y, last_state = mamba_ssm_scan(ScanInputs(**inputs), True, "mean")
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     assert last_state.shape == (2, 4, 6, 3) and calls == [4]
     monkeypatch.setattr("arm_backbone.ops.dispatch.unavailable", lambda *_: None)

@@ -119,19 +119,24 @@ def test_gate(shape):
 
 @pytest.mark.parametrize("width", [5, 300])
 @pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
-def test_norm(width, of_sum):
-    values = [torch.randn(shape) for shape in ((2, 4, width), (2, 4, width), (width,), (width,))]
+@pytest.mark.parametrize("kind", ["layer", "layer without bias", "rms"])
+def test_norm(width, of_sum, kind):
+    shapes = ((2, 4, width), (2, 4, width), (width,), *([(width,)] if kind == "layer" else []))
+    values = [torch.randn(shape) for shape in shapes]
     grad, grad_total = torch.randn(2, 2, 4, width)
-    x, branch, weight, bias = exact = [v.double().requires_grad_() for v in values]
+    x, branch, *parameters = exact = [v.double().requires_grad_() for v in values]
     total = x + branch if of_sum else x
-    expected = torch.nn.functional.layer_norm(total, (width,), weight, bias, 1e-5)
+    function = torch.nn.functional.rms_norm if kind == "rms" else torch.nn.functional.layer_norm
+    expected = function(total, (width,), *parameters, eps=1e-5)
     objective = (expected * grad).sum() + ((total * grad_total).sum() if of_sum else 0)
     wanted = torch.autograd.grad(objective, exact, allow_unused=not of_sum)
-    x, branch, weight, bias = values
-    total, out, *rows = norm_triton.norm_forward(x, branch if of_sum else None, weight, bias, 1e-5, torch.float32)
+    x, branch, weight, bias = [*values, None][:4]
+    centered = kind != "rms"
+    given = (x, branch if of_sum else None, weight, bias, 1e-5, centered, torch.float32)
+    total, out, *rows = norm_triton.norm_forward(*given)
     assert_close(out.double(), expected, 1e-6)
-    more = (grad_total if of_sum else None, total, weight, *rows, torch.float64 if of_sum else None)
-    for got, want in zip(norm_triton.norm_backward(grad, *more), wanted, strict=True):
+    more = (grad_total if of_sum else None, total, weight, *rows, centered, torch.float64 if of_sum else None)
+    for got, want in zip(norm_triton.norm_backward(grad, *more), wanted):
         assert (got is None) == (want is None)
         assert got is None or (got.double() - want).abs().max() < 1e-5 * want.abs().max()
 
@@ -148,7 +153,7 @@ def test_fused_block(images, grid, monkeypatch):
     wanted = torch.autograd.grad(exact, inputs, grad, retain_graph=True)
     assert any("cross_scan" in name for name in names(exact.grad_fn))
     monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
-    result = run_checkpointed(block, inputs[0], orders, with_cp=True)
+    result = run_checkpointed(block, inputs[0], orders, with_cp="selective")
     found = names(result.grad_fn)
     assert {"_MambaInnerBackward", "_GatedLinearBackward"} <= found and not any("cross_scan" in n for n in found)
     assert_close(result, exact, 1e-6)

@@ -1,4 +1,4 @@
-"""What tools/visualize_features.py draws: receptive fields that know the scans, shares that add up."""
+"""Features of an encoder: receptive fields, shares of scan directions, colours, and the tool that draws them."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from arm_toolkit.analysis.features import (
     direction_shares,
     layers,
     load_encoder,
-    principal_colours,
+    principal_colors,
     radius,
     receptive_fields,
 )
@@ -47,13 +47,13 @@ def test_radius_of_known_fields(side):
     assert radius(torch.ones(side, side), 16, 1.0) == centre + 8
 
 
-def test_shares_add_up_and_a_silent_direction_has_none():
+def test_shares_add_up_to_1_and_a_silent_direction_has_0():
     model = encoder(4, cls_token="middle")
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     mixer = model.blocks[1].mixer
     with torch.no_grad():
         mixer.D[2] = 0
-        mixer.x_proj_weight[2, -mixer.d_state :] = 0  # C: what is read out of the state
+        mixer.x_proj_weight[2, -mixer.d_state :] = 0  # C, which reads the state out
     shares = direction_shares(model, images)
     assert shares.shape == (4, 4, 2, 4, 6)
     torch.testing.assert_close(shares.sum(1), torch.ones(4, 2, 4, 6, dtype=torch.float64))
@@ -63,29 +63,29 @@ def test_shares_add_up_and_a_silent_direction_has_none():
     torch.testing.assert_close(sum(parts) / 4, mixer(x, orders))
 
 
-def test_layers_end_in_the_backbones_output():
+def test_the_last_layer_is_the_backbones_output():
     model, images = encoder(4, out_indices=(3,)), torch.randn(1, 3, 48, 96, dtype=torch.float64)
     with torch.no_grad():
         *_, (last, grid) = layers(model, images)
         torch.testing.assert_close(model.out_norms[0](last).transpose(1, 2).unflatten(2, grid), model(images)[0])
 
 
-def test_colours_tell_groups_apart():
+def test_groups_of_features_have_different_colours():
     features = torch.zeros(4, 6, 8)
     features[:, 3:] = torch.arange(8.0)
-    colours = principal_colours(features + 1e-3 * torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0)))
+    colours = principal_colors(features + 1e-3 * torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0)))
     assert colours.shape == (4, 6, 3) and colours.min() >= 0 and colours.max() <= 1
     assert (colours[:, :3, 0] - colours[:, 3:, 0]).abs().min() > 0.9
 
 
 def test_the_tool_draws_a_checkpoint(shapes, tmp_path, capsys):
     train(pretrain_config(shapes, **{"train_cfg.max_epochs": 2}), tmp_path / "run")
-    checkpoint, pictures = tmp_path / "run/epoch_2.pth", shapes / "coco/val2017"
+    checkpoint, images = tmp_path / "run/epoch_2.pth", shapes / "coco/val2017"
     assert load_encoder(str(checkpoint)).scans == 1
-    assert call_tool("visualize_features.py", checkpoint, pictures, "--out", tmp_path / "one", "--count", 2) == 0
+    assert call_tool("visualize_features.py", checkpoint, images, "--out", tmp_path / "one", "--count", 2) == 0
     assert "--scans 4" in capsys.readouterr().out
     arguments = ("--out", tmp_path / "four", "--count", 2, "--scans", 4)
-    assert call_tool("visualize_features.py", checkpoint, pictures, *arguments) == 0
+    assert call_tool("visualize_features.py", checkpoint, images, *arguments) == 0
     assert {p.name for p in (tmp_path / "one").iterdir()} == {"features.png", "receptive_field.png"}
     names = {"features.png", "receptive_field.png", "directions.png"}
     assert {p.name for p in (tmp_path / "four").iterdir()} == names
@@ -93,7 +93,7 @@ def test_the_tool_draws_a_checkpoint(shapes, tmp_path, capsys):
         assert np.asarray(Image.open(tmp_path / "four" / name)).std() > 10
 
 
-def test_what_is_no_encoder_is_one_line(shapes, tmp_path, capsys):
+def test_unusable_files_are_one_line(shapes, tmp_path, capsys):
     train(pretrain_config(shapes, **{"train_cfg.max_epochs": 2}), tmp_path / "run")
     (tmp_path / "empty").mkdir()
     capsys.readouterr()

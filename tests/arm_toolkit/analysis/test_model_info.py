@@ -1,4 +1,4 @@
-"""tools/model_info.py: its numbers against counts by hand, and a table for every kind of model."""
+"""Parameters and FLOPs: against counts by hand, and a table for every kind of model."""
 
 import re
 
@@ -19,14 +19,14 @@ def totals(parts: dict[str, Part]) -> tuple[int, int]:
 
 
 def rows(table: str) -> dict[str, tuple[float, float | str]]:
-    """Part -> (parameters in millions, GFLOPs or what the table says instead)."""
-    found = re.findall(r"^\| (?!part|---)(.+?) \| ([\d.]+) \| (.+?) \|$", table, re.M)
+    """Part -> (parameters in millions, GFLOPs or the words in their place)."""
+    found = re.findall(r"^\| (?!part)(.+?) +\| +([\d.]+) \| +(.+?) \|$", table, re.M)
     assert found[-1][0] == "total"
     return {part: (float(m), float(g) if re.fullmatch(r"[\d.]+", g) else g) for part, m, g in found}
 
 
 def sums_to_total(table: dict) -> bool:
-    """But for rounding: three digits in every row."""
+    """Up to rounding: every row has three digits."""
     *parts, (parameters, flops) = table.values()
     columns = [[p for p, _ in parts], [f for _, f in parts if isinstance(f, float)]]
     return all(abs(sum(c) - total) < 0.001 * len(parts) for c, total in zip(columns, (parameters, flops), strict=True))
@@ -34,7 +34,7 @@ def sums_to_total(table: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, Part]:
-    """Counted for 64 x 96 pixels: 4 x 6 tokens and a class token."""
+    """Counts for 64 x 96 pixels: 4 x 6 tokens and a class token."""
     with torch.device("meta"):
         model = timm.create_model("arm_base_patch16_224", arch=dict(embed_dims=DIM, num_layers=BLOCKS), num_classes=10)
     return count(model, (64, 96))
@@ -62,7 +62,7 @@ def test_sizes_of_the_paper(arch, millions):
         ("head", 2 * DIM * 10),
     ],
 )
-def test_flops_are_those_counted_by_hand(small, part, by_hand):
+def test_flops_equal_counts_by_hand(small, part, by_hand):
     assert small[part].flops == by_hand
 
 
@@ -81,14 +81,14 @@ def test_nothing_else_is_counted_and_nothing_twice(small):
 
 
 def test_flops_grow_with_the_area():
-    """Linearly, but for the class token: no part compares all tokens with all."""
+    """Linearly, except for the class token: no part compares all pairs of tokens."""
     model, _ = from_name("arm_base_patch16_224")
     once, twice = (totals(count(model, size))[1] for size in ((224, 224), (224, 448)))
     assert twice / once == pytest.approx(2, abs=0.01)
 
 
-def test_image_size_makes_the_model(capsys):
-    """A larger image has a larger position table; timm's own models follow too."""
+def test_the_model_is_built_for_the_image_size(capsys):
+    """The position table grows with the image, also that of timm's own models."""
     for name, tokens, dim in (("arm_tiny_patch16_224", 8 * 6 + 1, 192), ("deit_tiny_patch16_224", 8 * 6 + 1, 192)):
         model, shape = from_name(name, (128, 96))
         assert shape == (3, 128, 96)
@@ -117,8 +117,8 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_model_that_computes_with_tensors_while_it_is_built(monkeypatch):
-    """As the RegNets of older timm: the meta device has no numbers."""
+def test_a_model_whose_constructor_reads_tensor_values(monkeypatch):
+    """Like the RegNets of older timm; it cannot be built on the meta device, which has no values."""
 
     def computed(pretrained_cfg_overlay=None) -> torch.nn.Module:
         model = torch.nn.Linear(len(torch.unique(torch.tensor([3, 3, 5]))), 7)
@@ -132,11 +132,11 @@ def test_a_model_that_computes_with_tensors_while_it_is_built(monkeypatch):
 
 
 def test_a_detector_without_its_checkpoint(elsewhere, capsys):
-    """ResNet's heads and FPN have known sizes; the boxes' heads say that they are not counted."""
+    """The RPN's size is known; the rows of the box and mask heads say that they are not counted."""
     assert call_tool("model_info.py", ROOT / "det_configs/mask_rcnn_arm_b.py") == 0
     out = capsys.readouterr().out
     table = rows(out)
-    assert "one image of 800 x 1280 pixels" in out and "GFLOPs is without roi_head" in out
+    assert "one image of 800 x 1280 pixels" in out and "GFLOPs exclude roi_head" in out
     assert {g for part, (_, g) in table.items() if part.startswith("roi_head")} == {"not counted"}
     assert table["rpn_head.rpn_conv"][0] == 0.590  # 3 x 3 x 256 x 256, and a bias
     cells = sum((800 // s) * (1280 // s) for s in (4, 8, 16, 32)) + 13 * 20
@@ -157,16 +157,16 @@ def test_a_segmentor_without_its_checkpoint(elsewhere, capsys):
     assert sums_to_total(table)
 
 
-def test_pretraining_sees_all_clusters_but_one(capsys):
+def test_the_pretraining_encoder_reads_all_clusters_but_one(capsys):
     assert call_tool("model_info.py", ROOT / "pretrain/configs/arm_b.py") == 0
     table = rows(capsys.readouterr().out)
     assert table["encoder.blocks: scan"][1] == pytest.approx(12 * scan_flops(1, 1, 8 * 16, 768, 16) / 1e9, abs=0.001)
-    # skip features of 4 x 768 channels to 4 x 512, for the eight clusters
+    # skip features: 4 x 768 channels to 4 x 512, for eight clusters
     assert table["decoder.skip_proj"][1] == pytest.approx(2 * 8 * 16 * 4 * 768 * 4 * 512 / 1e9, abs=0.001)
     assert sums_to_total(table)
 
 
-def test_a_classification_configuration_is_the_classifier(tmp_path):
+def test_a_classification_configuration_is_counted_like_its_timm_name(tmp_path):
     path = tmp_path / "classifier.py"
     path.write_text("custom_imports = dict(imports='arm_backbone')\nmodel = dict(type='ARMClassifier', arch='tiny')")
     ours, named = (describe(name).splitlines()[2:] for name in (str(path), "arm_tiny_patch16_224"))
@@ -182,20 +182,20 @@ def test_a_classification_configuration_is_the_classifier(tmp_path):
         (["qqqq"], "timm.list_models"),
         (["arm_base_patch16_224.nobody"], "nobody"),
         (["det_configs/nothing.py"], "does not exist"),
-        ([ROOT / "det_configs/_base_/coco_instance.py"], "has no model"),
+        ([ROOT / "det_configs/_base_/coco_instance.py"], "has no key model"),
         (["arm_base_patch16_224", "--img-size", 8], "smaller than one patch"),
         (["arm_base_patch16_224", "--img-size", 1, 2, 3], "--img-size 1 2 3"),
         ([ROOT / "pretrain/configs/arm_b.py", "--img-size", 100], "100"),
     ],
 )
-def test_what_cannot_be_counted_is_one_line(arguments, message, capsys):
+def test_errors_are_one_line(arguments, message, capsys):
     assert call_tool("model_info.py", *arguments) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and err.startswith("error: ") and message in err
 
 
-def test_the_reference_scan_is_refused(monkeypatch, capsys):
-    """It is no operator with a formula: the scan would cost nothing."""
+def test_the_reference_scan_is_an_error(monkeypatch, capsys):
+    """It is not an operator with a FLOP formula, so the scan would count as 0."""
     monkeypatch.setenv("ARM_SCAN_BACKEND", "reference")
     assert call_tool("model_info.py", "arm_tiny_patch16_224") == 2
     assert "ARM_SCAN_BACKEND=reference" in capsys.readouterr().err

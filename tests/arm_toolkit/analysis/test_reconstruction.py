@@ -1,12 +1,17 @@
-"""What a pretrained model predicts, as numbers and as a picture."""
+"""Reconstructions: teacher-forced and free-running predictions, and their figure."""
+
+import io
 
 import numpy as np
 import pytest
 import torch
+from mmengine.model import BaseModel
 from PIL import Image
 
 from arm_pretrain import ARMPretrainer
-from arm_pretrain.targets import normalised_pixels, patchify
+from arm_pretrain.protocol import Reconstruction, Reconstructs
+from arm_pretrain.targets import normalized_pixels, patchify
+from arm_toolkit.analysis.reconstruction import draw, load_pretrainer
 from helpers.runs import pretrain_config, train
 from helpers.tools import call_tool
 
@@ -18,41 +23,41 @@ def pretrainer(**arguments) -> ARMPretrainer:
     return ARMPretrainer(**dict(arch=ARCH, img_size=96, cluster_side=2, decoder_dim=64) | arguments).eval()
 
 
-def test_free_running_uses_nothing_but_what_was_given():
-    """Beyond the given clusters only the patches' mean and deviation come from the truth."""
+def test_free_running_depends_on_the_given_clusters_only():
+    """With target="pixels"; for normalized pixels the mean and deviation of the true patches are used, too."""
     model = pretrainer(target="pixels")
     images, others = torch.randn(2, 1, 3, 96, 96)
     patches = model.draw_patches()
     mixed = others.clone()
     mixed[..., :32, :64] = images[..., :32, :64]  # the first two clusters
-    one, two = (model.generate(x, 2, patches) for x in (images, mixed))
+    one, two = (model.free_running(x, 2, patches) for x in (images, mixed))
     torch.testing.assert_close(one, two)
-    assert not torch.allclose(model.reconstruct(images, patches), model.reconstruct(mixed, patches))
+    assert not torch.allclose(model.teacher_forced(images, patches), model.teacher_forced(mixed, patches))
 
 
-def test_free_running_from_all_but_one_is_the_prediction_from_the_true_past():
+def test_free_running_from_all_but_one_cluster_equals_teacher_forcing():
     model = pretrainer(order="column_forward")
     images = torch.randn(2, 3, 96, 96)
     patches = model.draw_patches()
-    free, past = model.generate(images, 8, patches), model.reconstruct(images, patches)
+    free, past = model.free_running(images, 8, patches), model.teacher_forced(images, patches)
     last = patches[-1]
     torch.testing.assert_close(patchify(free, 16)[:, last], patchify(past, 16)[:, last])
     assert torch.equal(patchify(free, 16)[:, patches[:-1].flatten()], patchify(images, 16)[:, patches[:-1].flatten()])
-    assert torch.equal(model.generate(images, 9, patches), images)
+    assert torch.equal(model.free_running(images, 9, patches), images)
 
 
-def test_a_perfect_model_draws_the_image_whatever_it_is_given():
+def test_a_perfect_model_reproduces_the_image_from_nothing():
     model = pretrainer(separator=dict(type="token", value="ones"))
     images = torch.randn(1, 3, 96, 96)
-    truth = normalised_pixels(patchify(images, 16))
+    truth = normalized_pixels(patchify(images, 16))
     model.predict_clusters = lambda x, patches: torch.cat([truth[:, patches.flatten()], torch.ones(1, 1, 768)], 1)
-    torch.testing.assert_close(model.generate(images, 0), images, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.free_running(images, 0), images, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("given", [0, 10])
-def test_what_cannot_be_given(given):
+def test_given_out_of_range(given):
     with pytest.raises(ValueError, match="give 1 to 9 clusters"):
-        pretrainer().generate(torch.randn(1, 3, 96, 96), given)
+        pretrainer().free_running(torch.randn(1, 3, 96, 96), given)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +67,48 @@ def checkpoint(shapes, tmp_path_factory):
     return work / "epoch_2.pth"
 
 
-def test_the_tool_draws_a_row_for_each_image(checkpoint, shapes, tmp_path, capsys):
+class Echo(BaseModel):
+    """Another pretraining model, which predicts images to be half as bright."""
+
+    images_per_sequence, units_per_image, predicts_pixels = 1, 5, True
+
+    def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> torch.Tensor:
+        return inputs
+
+    def losses_by_position(self, images: torch.Tensor) -> dict[str, float]:
+        return dict(all=0.0)
+
+    def reconstruct(self, images: torch.Tensor, given: int) -> Reconstruction:
+        return Reconstruction({f"half, given {given}": images / 2}, "a note")
+
+
+def test_any_model_with_the_protocol_is_drawn():
+    model = Echo(dict(type="ImgDataPreprocessor", mean=[0, 0, 0], std=[255, 255, 255]))
+    assert isinstance(model, Reconstructs)
+    png = draw(model, torch.rand(2, 3, 32, 64), 4)
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert pixels.shape[1] > 2 * pixels.shape[0]  # three columns of wide images in two rows
+
+
+def test_a_checkpoint_with_the_former_spelling_of_the_target(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    target = 'target="normalised_pixels", type="ARMPretrainer"'
+    assert "type='ARMPretrainer'" in content["meta"]["cfg"]
+    content["meta"]["cfg"] = content["meta"]["cfg"].replace("type='ARMPretrainer'", target)
+    torch.save(content, tmp_path / "old.pth")
+    assert load_pretrainer(tmp_path / "old.pth")[0].target == "normalized_pixels"
+
+
+def test_the_tool_draws_one_row_per_image(checkpoint, shapes, tmp_path, capsys):
     out = tmp_path / "made" / "grid.png"
     arguments = [checkpoint, shapes / "coco/val2017", "--out", out, "--count", 3, "--given", 2]
     assert call_tool("reconstruct.py", *arguments) == 0
     assert "3 images" in capsys.readouterr().out
-    picture = np.asarray(Image.open(out).convert("RGB")).astype(float)
-    assert picture.shape[0] > 3 * 100 and picture.shape[1] > 4 * 100
-    # the columns differ: input, prediction, free running, error
-    quarter = picture.shape[1] // 4
-    columns = [picture[60:, i * quarter : (i + 1) * quarter] for i in range(4)]
+    figure = np.asarray(Image.open(out).convert("RGB")).astype(float)
+    assert figure.shape[0] > 3 * 100 and figure.shape[1] > 4 * 100
+    # input, teacher-forced, free-running and error differ
+    quarter = figure.shape[1] // 4
+    columns = [figure[60:, i * quarter : (i + 1) * quarter] for i in range(4)]
     assert all(np.abs(a - b).mean() > 1 for a, b in zip(columns, columns[1:], strict=False))
 
 
@@ -91,8 +128,16 @@ def test_bad_arguments_are_one_line(checkpoint, shapes, tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_of_something_else(tmp_path, shapes, capfd):
-    path = tmp_path / "backbone.pth"
-    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta={}), path)
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (None, "is not a checkpoint of a pretraining run"),
+        ("model = dict(type='MaskRCNN')", "is not a checkpoint of a pretraining run"),
+        ("model = dict(type='ImgDataPreprocessor')", "ImgDataPreprocessor cannot show reconstructions"),
+    ],
+)
+def test_checkpoints_of_other_models_are_one_line(tmp_path, shapes, capfd, cfg, message):
+    path = tmp_path / "other.pth"
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=dict(cfg=cfg) if cfg else {}), path)
     assert call_tool("reconstruct.py", path, shapes / "coco/val2017", "--out", tmp_path / "a.png") == 2
-    assert "is no training checkpoint of AR pretraining" in capfd.readouterr().err
+    assert message in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""What a pretraining run shows of itself: curves by cluster position, pictures, TensorBoard."""
+"""ReconstructionHook: losses by cluster position and figures, in TensorBoard and in the work dir."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from helpers.runs import logged, pretrain_config, train
 from helpers.small_models import pretrainer
 
 
-def test_it_is_in_tensorboard_and_in_the_work_dir(shapes, tmp_path):
+def test_losses_and_figures_are_in_tensorboard_and_in_the_work_dir(shapes, tmp_path):
     cfg = pretrain_config(shapes)
     hook = next(hook for hook in cfg.custom_hooks if hook.type == "ReconstructionHook")
     hook.update(path=str(shapes / "coco/val2017"), interval=3, drawn=2)
@@ -28,17 +28,17 @@ def test_it_is_in_tensorboard_and_in_the_work_dir(shapes, tmp_path):
     losses = {event.step: event.value for event in events.Scalars("loss")}
     assert losses == pytest.approx({step: line["loss"] for step, line in logged(tmp_path / "run").items()})
     assert len(events.Scalars("grad_norm")) == 16
-    pictures = sorted((folder / "vis_image").glob("reconstruction_*.png"))
-    assert [p.stem for p in pictures] == ["reconstruction_12", "reconstruction_16"]
-    first, last = (np.asarray(Image.open(p)) for p in pictures)
+    figures = sorted((folder / "vis_image").glob("reconstruction_*.png"))
+    assert [p.stem for p in figures] == ["reconstruction_12", "reconstruction_16"]
+    first, last = (np.asarray(Image.open(p)) for p in figures)
     assert first.shape == last.shape and (first != last).any()
 
 
 @HOOKS.register_module()
 class Surroundings(Hook):
-    """What ReconstructionHook must leave as it was: the mode of the model and the random numbers to come."""
+    """Records what ReconstructionHook must not change: the mode of the model and the random state."""
 
-    priority = "HIGH"  # before it; the same is looked at again at the next iteration
+    priority = "HIGH"  # runs before it after an epoch, and after it at the end of training
 
     def __init__(self) -> None:
         self.seen = []
@@ -50,7 +50,7 @@ class Surroundings(Hook):
         self.seen.append((runner.model.training, torch.get_rng_state()))
 
 
-def test_watching_changes_nothing(shapes, tmp_path):
+def test_the_hook_leaves_mode_and_random_state(shapes, tmp_path):
     cfg = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 1, "param_scheduler.warmup": 0})
     cfg.custom_hooks.append(dict(type="Surroundings"))
     runner = train(cfg, tmp_path)
@@ -58,7 +58,7 @@ def test_watching_changes_nothing(shapes, tmp_path):
     assert before and after and torch.equal(state, later)
 
 
-def test_watching_changes_no_weight(shapes, tmp_path):
+def test_the_hook_changes_no_weight(shapes, tmp_path):
     watched = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 2})
     watched.custom_hooks[1].interval = 1
     alone = pretrain_config(shapes, **{"model.order": "random", "train_cfg.max_epochs": 2})
@@ -69,7 +69,7 @@ def test_watching_changes_no_weight(shapes, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_the_best_is_kept_also_by_a_resumed_run(shapes, tmp_path, monkeypatch):
+def test_keep_best_also_in_a_resumed_run(shapes, tmp_path, monkeypatch):
     cfg = pretrain_config(shapes, **{"default_hooks.checkpoint.interval": 1})  # 4 epochs
     cfg.custom_hooks[1].update(interval=1, keep_best=True)
     values = iter([3.0, 1.0, 2.0, 2.0])
@@ -87,7 +87,10 @@ def test_the_best_is_kept_also_by_a_resumed_run(shapes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "argument, message",
-    [(dict(given=0), "given=0: give at least 1"), (dict(path="nowhere"), "ReconstructionHook's path: data nowhere")],
+    [
+        (dict(given=0), "given=0: give at least 1"),
+        (dict(path="nowhere"), "ReconstructionHook.path: nowhere does not exist"),
+    ],
 )
 def test_wrong_arguments_stop_before_the_first_step(argument, message, shapes, tmp_path):
     cfg = pretrain_config(shapes)
@@ -95,6 +98,12 @@ def test_wrong_arguments_stop_before_the_first_step(argument, message, shapes, t
     with pytest.raises(ConfigError, match=message):
         train(cfg, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_reconstructions_is_one_line(shapes, tmp_path, monkeypatch):
+    monkeypatch.delattr(ARMPretrainer, "reconstruct")
+    with pytest.raises(ConfigError, match="ARMPretrainer does not implement .*Reconstructs; remove the hook"):
+        train(pretrain_config(shapes), tmp_path / "run")
 
 
 def test_too_few_images_for_a_sequence(shapes, tmp_path):
@@ -108,7 +117,7 @@ def test_too_few_images_for_a_sequence(shapes, tmp_path):
 
 
 @pytest.mark.parametrize("separator", [None, dict(type="cluster", value="ones", position="CSC")])
-def test_the_positions_make_up_the_loss(separator):
+def test_the_mean_over_positions_is_the_loss(separator):
     model = pretrainer(separator=separator, images_per_sequence=2)
     images = torch.randn(4, 3, *model.encoder.img_size, dtype=torch.float64)
     by_position = model.losses_by_position(images)

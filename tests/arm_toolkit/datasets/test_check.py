@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arm_toolkit.datasets.check import IMAGE_SUFFIXES, check_ade, check_coco, check_images
+from arm_toolkit.datasets.check import check_ade, check_coco
+from arm_toolkit.datasets.check_images import check_images
 from arm_toolkit.datasets.shapes import CLASSES, write_shapes
 from helpers.paths import SHARED
 
@@ -276,11 +277,6 @@ def test_images_in_a_folder(pictures):
     assert report.facts["short_side"] == (30, 64)
     assert report.facts["long_side"] == (40, 64)
     assert any(note.startswith("1 greyscale, 1 CMYK") for note in report.notes)
-
-
-def test_images_are_those_that_pretraining_finds():
-    data = pytest.importorskip("arm_pretrain.data", reason="needs the package installed")
-    assert IMAGE_SUFFIXES == data.EXTENSIONS
 
 
 def test_images_that_cannot_be_decoded_are_named(pictures):

@@ -1,4 +1,4 @@
-"""The generated data set: the same every time, and its annotations say what its pictures show."""
+"""The generated data set is reproducible, and its annotations match its images."""
 
 import json
 import runpy
@@ -179,7 +179,7 @@ def test_lost_files_are_noticed(tmp_path):
     out = tmp_path / "data"
     write_shapes(out, train=2, val=1, size=96)
     (out / "ade" / "annotations" / "training" / "train_000001.png").unlink()
-    with pytest.raises(DataError, match="holds 1 files instead of 2.*--force"):
+    with pytest.raises(DataError, match="contains 1 files instead of 2.*--force"):
         write_shapes(out, train=2, val=1, size=96)
 
 
@@ -216,7 +216,7 @@ def test_parameters_out_of_range_are_named(tmp_path, wrong):
 
 @pytest.fixture
 def prepare_data(monkeypatch, capsys):
-    """Run the tool as from the command line; gives exit status, stdout and stderr."""
+    """Run the tool as from the command line; returns exit status, stdout and stderr."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
@@ -257,7 +257,7 @@ def test_command_line(tmp_path, prepare_data):
         (["shapes", "OUT/file"], "is a file"),
         (["check", "coco", "OUT/nowhere"], "does not exist"),
         (["check", "coco", "OUT/file"], "--images FOLDER"),
-        (["check", "coco", "OUT", "--images", "x"], "--images x goes with a file"),
+        (["check", "coco", "OUT", "--images", "x"], "--images x is for a single annotation file"),
         (["check", "ade", "OUT/nowhere"], "not a folder"),
         (["check", "ade", "OUT", "--num-classes", "1000"], "--num-classes is 1000"),
         (["check", "images", "OUT/nowhere"], "does not exist"),

@@ -1,4 +1,4 @@
-"""Fully sharded pretraining on two gloo processes: what DDP gives, and checkpoints of whole tensors."""
+"""Fully sharded pretraining in two gloo processes: equals DDP, and checkpoints hold whole tensors."""
 
 import re
 
@@ -15,7 +15,7 @@ SHARDED = dict(model_wrapper_cfg=dict(type="fully_shard"))
 
 
 def two_processes(cfg, work_dir, *arguments) -> str:
-    """What the tool printed."""
+    """Train in two processes; returns what the tool printed."""
     cfg.train_dataloader.batch_size = 2
     config = work_dir.with_suffix(".py")
     cfg.dump(config)

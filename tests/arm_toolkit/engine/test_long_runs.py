@@ -1,4 +1,4 @@
-"""Training for weeks: resuming anywhere, being killed at any time, and a loss that is not finite."""
+"""Long training: resume anywhere, survive kills at any time, stop at a non-finite loss."""
 
 import functools
 import os
@@ -120,14 +120,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, whole, tmp_path
 
     monkeypatch.setattr(ARMPretrainer, "loss", broken)
     cfg = pretrain_config(shapes, **EVERY)
-    with pytest.raises(NonFiniteLoss, match=r"iteration 6: the loss is nan; the batch of .*\.jpg.* --resume") as error:
+    with pytest.raises(
+        NonFiniteLoss, match=r"iteration 6: the loss is nan and .*; the batch of .*\.jpg.* --resume"
+    ) as error:
         train(cfg, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run/iter_6.pth").exists()
     dumped = torch.load(tmp_path / "run/non_finite_batch_0.pth", weights_only=True)
     assert dumped["iteration"] == 6 and len(dumped["inputs"]) == len(dumped["files"]) == 4
     assert all(file in str(error.value) for file in dumped["files"])
-    # what the loss was not finite for is now the sixth batch of a run that goes on
+    # the bad batch is now the sixth batch of a run that continues
     train(cfg, tmp_path / "run", "--resume")
     monkeypatch.setattr(ARMPretrainer, "loss", loss)
     assert_same(whole() / "iter_12.pth", tmp_path / "run/iter_12.pth")
@@ -142,7 +144,7 @@ def test_the_tool_says_it_in_one_line(shapes, tmp_path, monkeypatch, capfd):
 
 
 def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
-    """mmengine's note is emptied before it is written anew."""
+    """mmengine truncates `last_checkpoint` before writing it."""
     assert newest_checkpoint(tmp_path) is None
     for age, name in enumerate(("iter_9.pth", "iter_10.pth", "best_x.pth")):
         (tmp_path / name).write_bytes(b"")
@@ -158,11 +160,11 @@ def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
 
 @pytest.mark.slow
 def test_killed_five_times_and_resumed(shapes, tmp_path):
-    """kill -9 at random moments, of writing a checkpoint too: the last weights are those of the uninterrupted run."""
+    """kill -9 at random moments, also while a checkpoint is written: the final weights equal an uninterrupted run's."""
     options = EVERY | {"train_cfg.max_epochs": 10, "default_hooks.checkpoint.max_keep_ckpts": 2}
     cfg = pretrain_config(shapes, **options)
     cfg.dump(tmp_path / "config.py")
-    # in a process like the others: a number of threads that an earlier test left would round differently
+    # in its own process: another number of threads would round differently
     whole = run_tool("train.py", tmp_path / "config.py", "--work-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     work, log = tmp_path / "run", tmp_path / "log"

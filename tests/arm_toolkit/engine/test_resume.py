@@ -1,4 +1,4 @@
-"""Stopped and resumed: the same curve, the same weights; and no checkpoint is lost or foreign."""
+"""A resumed run has the curve and weights of an uninterrupted one; no checkpoint is lost or needs unpickling."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ TIMES = {"time", "data_time", "images_per_s", "loader_images_per_s"}
 
 @pytest.fixture(scope="module")
 def data(shapes, tmp_path_factory) -> Path:
-    """The shapes, every other training picture of the detector cut to a portrait, for groups by aspect ratio."""
+    """The shapes, with every other training image of the detector cropped to a portrait, for groups by aspect ratio."""
     folder = tmp_path_factory.mktemp("data") / "portraits"
     shutil.copytree(shapes, folder)
     file = folder / "coco/annotations/instances_train2017.json"
@@ -71,7 +71,7 @@ def assert_same_curve(one: Path, other: Path, iterations: int) -> None:
 
 
 def scramble() -> None:
-    """A new process starts with other random numbers than this one is at."""
+    """Set other random states, as a new process has."""
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
@@ -91,7 +91,7 @@ def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iteration
     scramble()
     runner = train(CONFIGS[kind](data), tmp_path / "parts", "--resume")
     assert before == 1 and runner.iter == iterations
-    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == iterations  # smoothed values go on too
+    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == iterations  # smoothed values continue too
     resumed = [json.loads(line) for line in Path(runner.log_dir, "vis_data/scalars.json").read_text().splitlines()]
     resumed = [line for line in resumed if "loss" in line]
     assert resumed[-(iterations - saved_at)]["iter"] == saved_at + 1
@@ -117,7 +117,7 @@ def test_resumes_in_a_new_process_from_a_given_file(data, whole, tmp_path):
 
 @pytest.mark.slow
 def test_resumes_with_another_number_of_processes(data, tmp_path):
-    """1 process of 4 images, then 2 of 2. Plain SGD: Adam would blow up the rounding of a gradient that is zero."""
+    """1 process of 4 images, then 2 of 2. Plain SGD: Adam would amplify the rounding errors of a zero gradient."""
     sgd = {
         "optim_wrapper.optimizer": dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9),
         "default_hooks.checkpoint.interval": 2,
@@ -133,7 +133,7 @@ def test_resumes_with_another_number_of_processes(data, tmp_path):
     assert sorted(logged(tmp_path / "two")) == list(range(9, 17))
     assert_same_weights(tmp_path / "one/epoch_4.pth", tmp_path / "two/epoch_4.pth", rtol=1e-5, atol=1e-6)
     moved = weights(start)["mask_token"] - weights(tmp_path / "one/epoch_4.pth")["mask_token"]
-    assert moved.abs().max() > 1e-3  # there was something to get wrong
+    assert moved.abs().max() > 1e-3  # the test can fail
 
 
 def test_a_seed_that_nobody_set_is_resumed_too(data, tmp_path):
@@ -173,7 +173,7 @@ def test_checkpoints_hold_no_foreign_objects(kind, whole, request):
 
 @pytest.mark.parametrize("where", ["while pickling", "while writing"])
 def test_death_in_writing_a_checkpoint_loses_nothing(where, data, tmp_path, monkeypatch):
-    """With one checkpoint kept at a time: the old one goes when the new one is complete."""
+    """With max_keep_ckpts=1 the old checkpoint is removed only when the new one is complete."""
     put, save, calls = LocalBackend.put, torch.save, []
 
     def half_put(self, content, path):
@@ -201,14 +201,14 @@ def test_death_in_writing_a_checkpoint_loses_nothing(where, data, tmp_path, monk
     assert [file.name for file in tmp_path.glob("*.pth*")] == ["epoch_2.pth"]
     assert read_checkpoint(tmp_path / "epoch_2.pth")["meta"]["epoch"] == 2
     assert train(cfg, tmp_path, "--resume").epoch == 4
-    assert [file.name for file in tmp_path.glob("*.pth*")] == ["epoch_4.pth"]  # now the old one has gone
+    assert [file.name for file in tmp_path.glob("*.pth*")] == ["epoch_4.pth"]  # now the old one is removed
 
 
 def test_nothing_to_resume_is_one_line(data, tmp_path, capsys):
     cfg = tmp_path / "config.py"
     seg_config(data).dump(cfg)
     for arguments, expected in (
-        (["--resume"], f"error: --resume: {tmp_path}/empty holds no checkpoint; leave --resume out to start\n"),
+        (["--resume"], f"error: --resume: {tmp_path}/empty contains no checkpoint; omit --resume to start anew\n"),
         (
             ["--resume", "gone.pth"],
             "error: gone.pth does not exist; give the path of an existing .pth or .safetensors file\n",

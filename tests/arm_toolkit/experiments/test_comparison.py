@@ -1,4 +1,4 @@
-"""Plans of steps, and the comparison of pretrainings that is made of them."""
+"""Plans of steps, and the comparison of pretrainings that is built from them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from arm_images.errors import DataError
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.experiments.comparison import ARMS, PROBE, Comparison, differences, table, verdict
-from arm_toolkit.experiments.steps import Spent, Step, finished, run_steps
+from arm_toolkit.experiments.steps import Spent, Step, finished_steps, run_steps
 from helpers.paths import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
@@ -27,7 +27,7 @@ def test_steps_wait_for_each_other_and_are_run_once(tmp_path, capsys):
     spent = run_steps(steps, tmp_path / "plan")
     assert Path(file).read_text() == "abc"
     assert all(0 < s.cpu_seconds and 0 < s.seconds < 60 for s in spent.values())
-    assert run_steps(steps, tmp_path / "plan") == spent == finished(tmp_path / "plan")
+    assert run_steps(steps, tmp_path / "plan") == spent == finished_steps(tmp_path / "plan")
     assert Path(file).read_text() == "abc"
     changed = [steps[0], Step("middle", ("-c", APPEND, file, "B"), ("first",)), steps[2]]
     run_steps(changed, tmp_path / "plan")
@@ -41,6 +41,17 @@ def test_a_step_whose_input_changed_is_run_again(tmp_path):
         read.write_text(content)
         run_steps(steps, tmp_path / "plan")
         assert file.read_text() == written
+
+
+@pytest.mark.parametrize("damage", ["", '{"inputs": {}, "spe', "[]", '{"inputs": {}, "spent": {"seconds": 1}}'])
+def test_a_step_with_a_damaged_record_is_run_again(tmp_path, damage, capsys):
+    file = tmp_path / "written"
+    steps = [Step("only", ("-c", APPEND, str(file), "a"))]
+    spent = run_steps(steps, tmp_path)
+    (tmp_path / "done/only.json").write_text(damage)  # killed while writing, or edited
+    assert finished_steps(tmp_path) == {} and "only.json is not a complete record" in capsys.readouterr().out
+    assert run_steps(steps, tmp_path)["only"].run != spent["only"].run and file.read_text() == "aa"
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_step_that_failed_is_named_and_run_again_from_nothing(tmp_path):
@@ -75,8 +86,14 @@ def test_the_left_out_drive_is_in_no_training(comparison):
         Comparison(comparison.folder, comparison.photographs, Path(), Path("nowhere"), "b_").write_lists()
 
 
-def test_the_report_is_made_of_the_files(comparison):
-    """One cell is there: its scores, the classes counted from the label maps, its curve."""
+def cells(markdown: str, name: str) -> list[str]:
+    """The other cells of a table's row."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    return next(row[1:] for row in rows if row[0] == name)
+
+
+def test_the_results_are_read_from_the_files(comparison):
+    """Of one finished training: its scores, the IoU of the classes from the label maps, its curve."""
     comparison.write_lists()
     folder = comparison.folder / "arm_0/finetune"
     for path in (comparison.camvid / "annotations/training/b_1.png", folder / "predictions/b_1.png"):
@@ -88,9 +105,9 @@ def test_the_report_is_made_of_the_files(comparison):
     (folder / "1/vis_data/scalars.json").write_text('{"loss": 2.5, "step": 10}\n{"loss": 1.5, "step": 20}\n')
     assert comparison.scores("arm_0", "finetune") == dict(mIoU=61.23, classes=[100.0, 100.0])
     assert comparison.scores("arm_1", "finetune") is None
-    table = comparison.report({"arm_0_finetune": Spent(9, 30.0, "")}).read_text()
-    assert "| arm | 61.2 | - | - | - | 0.5 |" in table and "| none | - | - | - | - | - |" in table
-    assert "finetune: not finished" in table
+    text = comparison.write_results({"arm_0_finetune": Spent(9, 30.0, "")}).read_text()
+    assert cells(text, "arm") == ["61.2", "-", "-", "-", "0.5"] and cells(text, "none") == ["-"] * 5
+    assert "finetune: not finished" in text
     (line,) = comparison.curves().axes[1].lines
     assert line.get_xdata().tolist() == [10, 20] and line.get_label() == "arm"
 
@@ -137,7 +154,7 @@ def test_the_table_and_the_criterion():
     results = {arm: {0: cell(20.0, 10.0), 1: cell(21.0, 11.0)} for arm in ARMS}
     results["arm"] = {0: cell(22.0, 13.0), 1: cell(22.5, 12.8)}
     assert differences(results, "arm", "finetune", (0, 1)) == [2.0, 1.5]
-    assert "| arm | 22.0 / 22.5 | +1.8 | 13.0 / 12.8 | +2.4 | 2.0 |" in table(results, (0, 1))
+    assert cells(table(results, (0, 1)), "arm") == ["22.0 / 22.5", "+1.8", "13.0 / 12.8", "+2.4", "2.0"]
     lines = verdict(results, (0, 1))
     assert lines[0].endswith(": met") and lines[1].endswith(": met")
     results["arm"][1]["finetune"]["mIoU"] = 20.9  # one seed loses, the mean would do

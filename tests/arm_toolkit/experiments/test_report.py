@@ -1,6 +1,6 @@
-"""The quickstart's report: its numbers are those of the files, it needs no other file, it copes with what is missing.
+"""The quickstart's report shows the numbers of the files, needs no other file, and copes with missing runs.
 
-All runs here are fabricated, tiny and wrong on purpose: only how the report reads them is tested.
+All runs here are made up, tiny and wrong on purpose: only how the report reads them is tested.
 """
 
 import json
@@ -19,9 +19,11 @@ from pycocotools import mask as mask_utils
 
 import arm_pretrain  # noqa: F401 registers ARMPretrainer
 from arm_images.errors import DataError
-from arm_toolkit.experiments import figures as draw
-from arm_toolkit.experiments.report import duration, write_report
-from arm_toolkit.experiments.runs import Run, checkpoint_path, class_iou, read_losses
+from arm_toolkit.experiments.figures import ROW_COLOURS, smooth
+from arm_toolkit.experiments.overview import write_overview
+from arm_toolkit.experiments.reconstruction import reconstruct
+from arm_toolkit.experiments.report import duration, write_quickstart_report
+from arm_toolkit.experiments.runs import Run, checkpoint_path, class_iou, read_json, read_losses
 
 SCORES = {
     "det_pretrained": {"coco/bbox_mAP": 0.4117, "coco/segm_mAP": 0.3, "coco/bbox_mAP_50": 0.99},
@@ -34,14 +36,14 @@ SCORES = {
 
 
 def make_run(folder: Path, steps: int = 20, state: dict | None = None) -> None:
-    """Log, configuration and checkpoint of a training, and its test results if `SCORES` has some."""
+    """The log and checkpoint of a training, and its test results if `SCORES` has them."""
     log = folder / "20260101_000000" / "vis_data" / "scalars.json"
     log.parent.mkdir(parents=True)
     lines = [{"loss": 2 - step / steps, "lr": 0.1, "step": step} for step in range(10, steps + 1, 10)]
     log.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"mIoU": 1.0, "step": steps}]))
     state = state or {"backbone.a": torch.zeros(3, 500_000), "head.b": torch.zeros(250_000)}
     torch.save({"state_dict": state, "meta": {}}, folder / "iter_9.pth")
-    (folder / "last_checkpoint").write_text("elsewhere/iter_9.pth")  # as after a move
+    (folder / "last_checkpoint").write_text("elsewhere/iter_9.pth")  # as if the folder had been moved
     if folder.name in SCORES:
         results = folder / "test" / "20260101_000001" / "20260101_000001.json"
         results.parent.mkdir(parents=True)
@@ -65,7 +67,7 @@ def make_pretraining(folder: Path) -> None:
 
 
 def make_detections(path: Path, shapes: Path) -> None:
-    """Every true object found, with the score 0.9, and its copy below the threshold."""
+    """Every true object is found with a score of 0.9, and once more below the threshold."""
     truth = json.loads((shapes / "coco/annotations/instances_val2017.json").read_text())
     samples = []
     for image in truth["images"]:
@@ -83,7 +85,7 @@ def make_detections(path: Path, shapes: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, shapes) -> Path:
-    """A whole quickstart: all runs there."""
+    """A complete quickstart."""
     folder = tmp_path_factory.mktemp("quickstart")
     shutil.copytree(shapes, folder / "shapes")
     make_pretraining(folder / "pretrain")
@@ -102,14 +104,14 @@ def folder(tmp_path_factory, shapes) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder) -> tuple[str, str]:
-    """HTML and Markdown of the whole quickstart."""
-    path = write_report(folder)
+    """HTML and Markdown of the complete quickstart."""
+    path = write_quickstart_report(folder)
     return path.read_text(), path.with_suffix(".md").read_text()
 
 
 def table_row(markdown: str, label: str) -> list[str]:
-    line = next(line for line in markdown.splitlines() if line.startswith(f"| {label} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    return next(cells[1:] for cells in rows if cells[0] == label)
 
 
 def test_the_table_holds_the_numbers_of_the_files(report):
@@ -139,12 +141,12 @@ def test_the_verdict_follows_from_the_differences(report):
     assert "Mask AP: 30.0 with pretraining, 29.0 without (+1.0): **within noise**" in text
     assert "mIoU: 61.2 with pretraining, 65.0 without (−3.8): **hurt**" in text
     assert "same finetuning budget (20 steps of Mask R-CNN, 20 steps of UperNet)" in text
-    assert "One seed on 6 pictures" in text and "Pretraining's time (2 min 5 s) came on top" in text
+    assert "With one seed and 6 images" in text and "The time of pretraining (2 min 5 s) comes on top" in text
 
 
 def test_the_summary_names_machine_data_and_time(report):
-    summary = report[1].splitlines()[2]
-    for part in ("Test & Sons CPU", "16 training and 6 validation pictures of 96 × 96", "took 1 h 1 min", "32 wide"):
+    summary = report[1].split("## Results")[0]
+    for part in ("Test & Sons CPU", "16 training and 6 validation images of 96 × 96", "took 1 h 1 min", "32 channels"):
         assert part in summary
 
 
@@ -160,44 +162,48 @@ def test_html_escapes_what_it_shows(report):
     assert "'a&lt;b'" in report[0] and "Test &amp; Sons" in report[0]
 
 
-def test_markdown_links_its_pictures(folder, report):
+def test_markdown_links_its_figures(folder, report):
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report[1])
     assert len(links) == 6 and all((folder / link).is_file() for link in links)
     assert not list(folder.rglob("*.part"))
 
 
 def test_an_empty_folder_gives_dashes_and_sentences(tmp_path):
-    text = write_report(tmp_path).with_suffix(".md").read_text()
-    for label in draw.ROW_COLOURS:
+    text = write_quickstart_report(tmp_path).with_suffix(".md").read_text()
+    for label in ROW_COLOURS:
         assert table_row(text, label) == ["–"] * 6
-    assert text.count("left out") + text.count("Left out") == 7 and "no verdict" in text
+    assert text.count("not shown: there") == 7 and "no verdict" in text
 
 
 def test_one_run_alone_is_reported(tmp_path, folder, shapes):
     shutil.copytree(shapes, tmp_path / "shapes")
     for name in ("seg_scratch", "det_pretrained"):
         shutil.copytree(folder / name, tmp_path / name)
-    text = write_report(tmp_path).with_suffix(".md").read_text()
+    text = write_quickstart_report(tmp_path).with_suffix(".md").read_text()
     assert table_row(text, "from scratch")[:4] == ["–", "–", "65.0", "–"]
-    assert "Without predictions, so left out: AR-pretrained." in text  # segmentation
-    assert "Without predictions, so left out: from scratch." in text  # detection
+    assert "their predictions are missing: AR-pretrained." in text  # segmentation
+    assert "their predictions are missing: from scratch." in text  # detection
     assert "no verdict" in text
 
 
 def test_unequal_budgets_are_not_judged(tmp_path):
     make_run(tmp_path / "det_pretrained", steps=20)
     make_run(tmp_path / "det_scratch", steps=50)
-    text = write_report(tmp_path).with_suffix(".md").read_text()
+    text = write_quickstart_report(tmp_path).with_suffix(".md").read_text()
     assert "(+8.2): **not comparable**" in text and "Mask R-CNN 20 steps with and 50 without" in text
     assert "**helped**" not in text
 
 
-def test_a_missing_folder_is_a_users_error(tmp_path):
+def test_a_missing_folder_or_a_damaged_file_is_a_users_error(tmp_path):
     with pytest.raises(DataError, match="tools/quickstart.sh"):
-        write_report(tmp_path / "nothing")
+        write_quickstart_report(tmp_path / "nothing")
+    (tmp_path / "steps.json").write_text('{"steps": [')
+    with pytest.raises(DataError, match="steps.json is not a complete JSON file"):
+        write_quickstart_report(tmp_path)
+    assert read_json(tmp_path / "missing.json") == {}
 
 
-def test_undefined_ap_is_no_number():
+def test_undefined_ap_is_not_a_number():
     assert Run(Path(), {"coco/bbox_mAP": -1.0}).points("box AP") is None
     assert Run(Path(), {"mIoU": float("nan")}).points("mIoU") is None
 
@@ -208,6 +214,7 @@ def test_class_iou_counts_pixels(tmp_path):
         Image.fromarray(np.array(labels, np.uint8)).save(tmp_path / name / "a.png")
     iou = class_iou(tmp_path / "found", tmp_path / "truth", 3)
     np.testing.assert_allclose(iou, [50, 50, np.nan])
+    assert class_iou(tmp_path / "found", tmp_path / "truth", 3, ["a"]).shape == (3,)
     assert class_iou(tmp_path / "missing", tmp_path / "truth", 3) is None
 
 
@@ -215,25 +222,36 @@ def test_a_resumed_training_replaces_what_it_repeats(tmp_path):
     for start, losses in (("1", {10: 3.0, 20: 2.0, 30: 9.0}), ("2", {20: 1.5})):
         path = tmp_path / start / "vis_data" / "scalars.json"
         path.parent.mkdir(parents=True)
-        path.write_text("\n".join(json.dumps(dict(step=step, loss=loss)) for step, loss in losses.items()))
+        lines = [json.dumps(dict(step=step, loss=loss)) for step, loss in losses.items()]
+        path.write_text("\n".join([*lines, '{"step": 40, "lo']))  # killed while writing
     assert read_losses(tmp_path) == [(10, 3.0), (20, 1.5)]
 
 
 def test_reconstruction_keeps_the_first_cluster(folder):
     run = folder / "pretrain"
-    shown = draw.reconstruct(run / "tiny.py", checkpoint_path(run), folder / "shapes/coco/val2017", rows=4)
+    shown = reconstruct(run / "tiny.py", checkpoint_path(run), folder / "shapes/coco/val2017", rows=4)
     assert shown.images.shape == (4, 96, 96, 3) and shown.count == 6 and shown.given == 48
     given, rest = np.s_[:, :48, :48], np.s_[:, 48:, 48:]
-    for pictures in (shown.predictions, shown.means):
-        assert (pictures[given] == shown.images[given]).all()
-        assert (pictures[rest] != shown.images[rest]).any()
+    for changed in (shown.predictions, shown.means):
+        assert (changed[given] == shown.images[given]).all()
+        assert (changed[rest] != shown.images[rest]).any()
     with Image.open(folder / "shapes/coco/val2017/val_000000.jpg") as image:
         assert (shown.images[0] == np.asarray(image)).all()
 
 
+def test_the_overview_is_one_small_image(folder, tmp_path):
+    file = tmp_path / "docs" / "overview.png"
+    write_overview(folder, file)
+    with Image.open(file) as image:
+        assert image.format == "PNG" and image.width == 1600
+    assert file.stat().st_size < 300_000 and list(file.parent.iterdir()) == [file]
+    with pytest.raises(DataError, match="finish the quickstart first: bash tools/quickstart.sh"):
+        write_overview(tmp_path, file)
+
+
 def test_smoothing_keeps_ends_and_lines():
     values = [5.0, 1.0, 2.0, 3.0, 4.0, 5.0, 9.0]
-    smoothed = draw.smooth(values)
+    smoothed = smooth(values)
     assert smoothed[0] == 5.0 and smoothed[-1] == 9.0 and smoothed[3] == 3.0 and len(smoothed) == 7
 
 

@@ -39,7 +39,7 @@ FLIPS = {name: dict(type="RandomFlip", prob=1.0, direction=name) for name in ("h
 
 @pytest.fixture(autouse=True)
 def mmdet_scope():
-    """mmseg, used by other tests in this process, has transforms of the same names."""
+    """Other tests in this process use mmseg, which has transforms of the same names."""
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
@@ -49,7 +49,7 @@ def mmdet_scope():
 
 
 def views(path, flips=(NO_FLIP,), scales=((WIDTH, HEIGHT),), meta_keys=META_KEYS, img_id=7, **resize):
-    """What the data loader makes of one image file: `inputs` and `data_samples`, lists over views of lists of one."""
+    """The data loader's batch for one image file: `inputs` and `data_samples`, lists over views of lists of one."""
     resize = dict(type="Resize", keep_ratio=True, interpolation="nearest") | resize
     sizes = [dict(resize, scale=scale) for scale in scales]
     pipeline = Compose(
@@ -65,7 +65,7 @@ def views(path, flips=(NO_FLIP,), scales=((WIDTH, HEIGHT),), meta_keys=META_KEYS
 
 
 def batch(*images):
-    """A batch of several images that were loaded alone."""
+    """Merge batches of one image into one batch."""
     return {key: [sum(map(list, view), []) for view in zip(*(image[key] for image in images))] for key in images[0]}
 
 
@@ -166,7 +166,7 @@ def tta():
 
 
 def assert_finds(sample: DetDataSample, objects, tolerance=0.0):
-    """Exactly these objects, best first, boxes within `tolerance` pixels, masks but for jags of their outlines."""
+    """Exactly these objects in descending score, boxes within `tolerance` pixels, masks up to jagged outlines."""
     found = sample.pred_instances
     objects = sorted(objects, key=lambda item: -item[1])
     assert found.labels.tolist() == [label for label, *_ in objects]
@@ -265,7 +265,7 @@ def test_nms_is_that_of_the_configuration():
 
 
 def test_masks_are_the_mean_of_all_views(tta, picture):
-    """Also of those that did not find the object: outvoting works both ways."""
+    """Also the views that did not detect the object: votes count both ways."""
     roi_head, data = tta.module.roi_head, views(picture, [NO_FLIP, *FLIPS.values()])
     roi_head.finds = lambda meta: not meta["flip"]
     for blank, area in ((1, True), (3, False)):  # in so many of four views the mask head sees nothing
@@ -290,7 +290,7 @@ def test_views_without_detections(tta, picture, found_in):
 
 def test_no_detections_at_all(tta, picture):
     tta.module.roi_head.finds = lambda meta: False
-    tta.module.roi_head.mask_head.forward = None  # is not to be asked
+    tta.module.roi_head.mask_head.forward = None  # must not be called
     (result,) = tta.test_step(views(picture, [NO_FLIP, FLIPS["horizontal"]]))
     assert_finds(result, [])
     assert result.pred_instances.bboxes.shape == (0, 4)
@@ -310,7 +310,7 @@ def test_flip_missing_in_meta_keys_is_an_error(tta, picture):
 
 
 def test_unknown_setting_is_an_error():
-    with pytest.raises(ConfigError, match="nothing reads iou_thr"):
+    with pytest.raises(ConfigError, match="unknown keys iou_thr"):
         InstanceTTAModel(PixelDetector(), tta_cfg=dict(iou_thr=0.5))
 
 
@@ -351,7 +351,7 @@ def photo(tmp_path_factory):
 
 
 def build(photo, with_mask=True):
-    """With random weights, rescaled to outputs that differ, from place to place, by more than rounding errors."""
+    """With random weights, rescaled so that outputs differ between places by more than rounding errors."""
     torch.manual_seed(0)
     tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=30)
     model = MODELS.build(ConfigDict(type="InstanceTTAModel", tta_cfg=tta_cfg, module=mask_rcnn(with_mask))).eval()
@@ -394,7 +394,7 @@ def assert_same(found: InstanceData, expected: InstanceData):
 
 
 def inside(instances: InstanceData) -> float:
-    """How much of the boxes the masks fill."""
+    """The share of the boxes that the masks fill."""
     x1, y1, x2, y2 = instances.bboxes.T
     return float(instances.masks.sum() / ((x2 - x1) * (y2 - y1)).sum())
 
@@ -427,7 +427,7 @@ def test_mirrored_image_gives_the_mirrored_prediction(model, photo, tmp_path):
 
 
 def test_views_take_part_in_the_result(model, photo):
-    """Else the consistency above could come from views that are never used."""
+    """Otherwise the consistency above could come from views that are never used."""
     (plain,) = model.test_step(views(photo))
     (flip,) = model.test_step(views(photo, [FLIPS["horizontal"]]))
     (both,) = model.test_step(views(photo, [NO_FLIP, FLIPS["horizontal"]]))

@@ -24,8 +24,8 @@ void work(void *data) {
     for (int64_t i; (i = job.next++) < job.count;) job.task(job.arguments, i);
 }
 
-// Tasks 0 to count - 1 on `threads` threads: those of the OpenMP runtime that torch uses, if Python found it, so that there
-// are not two pools; otherwise new ones.
+// Runs tasks 0 to count - 1 on `threads` threads: those of torch's OpenMP runtime if Python found it, so that there is only
+// one thread pool, otherwise new ones.
 void run(int64_t count, void (*task)(const void *, int64_t), const void *arguments, int64_t threads, void *parallel) {
     Job job;
     job.count = count;
@@ -44,7 +44,7 @@ void run(int64_t count, void (*task)(const void *, int64_t), const void *argumen
     }
 }
 
-// Rows of channels, each cut into `parts`: the parts are the tasks, row by row.
+// A call over rows of channels, each cut into `parts`: the parts are the tasks, row by row.
 template <typename T>
 struct Call {
     const Kernels *kernels;
@@ -66,7 +66,7 @@ void run(const Call<T> &call, int64_t rows, int64_t threads, void *parallel) {
 
 }  // namespace
 
-// 0 plain, 1 AVX2, 2 AVX-512: the best that this processor has and this build knows.
+// The best instruction set of this processor and build: 0 plain, 1 AVX2, 2 AVX-512.
 extern "C" int64_t arm_best_isa() {
 #if defined(ARM_X86)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
@@ -84,7 +84,7 @@ extern "C" const Kernels *arm_kernels([[maybe_unused]] int64_t isa) {
     return arm_kernels_plain();
 }
 
-// Of the structures that Python fills: it compares them with its own, as an older build would read other memory.
+// Sizes of the structures that Python fills. Python compares them with its own: an older build would misread them.
 extern "C" int64_t arm_layout(int64_t which) {
     const int64_t sizes[] = {sizeof(ScanForward), sizeof(ScanBackward), sizeof(Conv),
                              sizeof(Gate),        sizeof(Norm),         sizeof(NormBackward)};
@@ -93,7 +93,7 @@ extern "C" int64_t arm_layout(int64_t which) {
 
 extern "C" int64_t arm_segment() { return SEGMENT; }
 
-// Into how many parts the channels of each of `rows` rows are cut: the fewest that share the tasks out evenly, since long
+// Number of parts that the channels of each of `rows` rows are cut into: the fewest that balance the threads, since long
 // stretches of memory are read faster.
 extern "C" int64_t arm_parts(const Kernels *kernels, int64_t rows, int64_t channels, int64_t threads) {
     const int64_t groups = (channels + kernels->group - 1) / kernels->group;
@@ -135,7 +135,7 @@ extern "C" void arm_conv(const Kernels *kernels, const Conv *conv, int64_t backw
 
 namespace {
 
-// Rows cut into as many parts as there are threads, one after the other.
+// Cuts the rows into as many parts as there are threads.
 template <typename T>
 void run_rows(void (*kernel)(const T &, int64_t, int64_t, int64_t), const T &arguments, int64_t threads, void *parallel) {
     struct RowsCall {
@@ -161,12 +161,13 @@ extern "C" void arm_norm(const Kernels *kernels, const Norm *norm, int64_t threa
     run_rows(kernels->norm, *norm, threads, parallel);
 }
 
-// The sums have room for as many parts as there are threads.
+// `sums` has one part per thread.
 extern "C" void arm_norm_backward(const Kernels *kernels, const NormBackward *norm, int64_t threads, void *parallel) {
     run_rows(kernels->norm_backward, *norm, threads, parallel);
 }
 
-// Exponentials and nothing else, on every thread: how many (for a benchmark; the sum keeps them from being left out).
+// Computes exponentials only, on every thread, and returns how many (for a benchmark; the sums keep the compiler from
+// removing them).
 extern "C" int64_t arm_exp(const Kernels *kernels, int64_t repeats, int64_t threads, void *parallel, float *sums) {
     struct Exponentials {
         const Kernels *kernels;

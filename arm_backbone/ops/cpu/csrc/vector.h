@@ -91,8 +91,8 @@ INLINE void store_some(bf16 *p, vec x, int count) {
 }
 
 INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
-// Of a and a bound; not a number stays what it is: x86 answers with the second operand then. Compilers make two instructions of
-// the comparison.
+// The smaller or larger of a and a bound; NaN stays NaN, since x86 returns the second operand then. Compilers make two
+// instructions of the comparison.
 INLINE vec at_most(vec a, vec bound) {
 #if defined(__AVX512F__)
     return (vec)_mm512_min_ps((__m512)bound, (__m512)a);
@@ -113,7 +113,7 @@ INLINE vec at_least(vec a, vec bound) {
 #endif
 }
 
-// While it lives, this thread takes numbers below 1e-38 for 0: processors slow down for states that die away.
+// While it exists, this thread flushes denormals (below 1e-38) to 0: states that decay to them slow processors down.
 struct FlushTiny {
 #if defined(__SSE__)
     const unsigned before = _mm_getcsr();
@@ -150,7 +150,7 @@ INLINE vec exp2_polynomial(vec x) {
 #endif
 }
 
-// The same for loops that wait for multiplications: one less, for other instructions more.
+// The same with one multiplication less and more of other instructions, for loops limited by multiplications.
 INLINE vec exp2v(vec x) {
 #if defined(__AVX512F__)
     const vec powers = {1.00000000e+00f, 1.04427373e+00f, 1.09050775e+00f, 1.13878858e+00f, 1.18920708e+00f, 1.24185777e+00f,
@@ -169,7 +169,7 @@ INLINE vec exp2v(vec x) {
 
 constexpr float LOG2E = 1.44269504088896340736f;
 
-// So far away that the exponential is 0 or infinite; not a number stays what it is.
+// Clamps x where its exponential is 0 or infinite; NaN stays NaN.
 INLINE vec finite(vec x) { return at_most(at_least(x, splat(-1e9f)), splat(1e9f)); }
 
 INLINE vec expv(vec x) { return exp2v(finite(x) * splat(LOG2E)); }
@@ -202,7 +202,7 @@ INLINE vec softplus(vec x) {
 INLINE vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + expv(-x)); }
 INLINE vec silu(vec x) { return x * sigmoid(x); }
 
-// Halves of a and b added and interleaved: (a0 + aH, b0 + bH, a1 + aH+1, ...) with H = LANES / 2.
+// Adds the halves of a and b and interleaves them: (a0 + aH, b0 + bH, a1 + aH+1, ...) with H = LANES / 2.
 template <int... I>
 struct Indices {};
 template <int N, int... I>

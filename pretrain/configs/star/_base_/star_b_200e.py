@@ -1,4 +1,5 @@
-# STAR-B (arXiv 2603.03806): eight images a sequence, an identity separator before each. Everything else is ARM's.
+# STAR-B (arXiv 2603.03806): eight images per sequence, an identity separator before each, 200 epochs; otherwise as
+# ARM-B.
 _base_ = ["../../_base_/arm_imagenet_1600e.py"]
 
 model = dict(

@@ -1,0 +1,89 @@
+"""Selective scan on a CPU: calls of the compiled kernels.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size, S segments.
+"""
+
+import torch
+from torch import Tensor
+
+from ..layout import as_rows, by_direction, is_shared
+from ..scan_inputs import ScanInputs, divisor
+from .library import (
+    Scan,
+    ScanBackward,
+    ScanForward,
+    call,
+    empty,
+    pointer,
+    scan_parts,
+    segment_length,
+    sum_parts,
+    to_float,
+)
+
+
+class _Packed:
+    """Inputs in the kernels' layout, kept alive while the kernels read them.
+
+    Everything is float32, except that u and delta are bfloat16 with `half`, and B and C if both are bfloat16.
+    """
+
+    def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str, half: bool) -> None:
+        u, delta, A, B, C, D, delta_bias, orders = inputs
+        shared = is_shared(u)
+        u, self.delta = (x if half else x.to(torch.float32) for x in (u[:, :1] if shared else u, delta))
+        self.u, self.delta = by_direction(u), by_direction(self.delta)
+        half_BC = B.dtype == C.dtype == torch.bfloat16
+        (self.B, row_B), (self.C, row_C) = (
+            as_rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
+        )
+        self.A = A.to(torch.float32).transpose(1, 2).contiguous()
+        self.D, self.delta_bias, self.orders = to_float(D), to_float(delta_bias), orders.contiguous()
+        batch, directions, length, channels = delta.shape
+        self.states = (batch, directions, A.shape[2], channels)
+        tensors = (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.orders)
+        flags = (int(softplus), divisor(inputs, reduce), int(shared), int(half), int(half_BC))
+        sizes = (batch, directions, length, channels, A.shape[2])
+        self.scan = Scan(*sizes, *flags, row_B, row_C, *(pointer(x) for x in tensors))
+
+
+def saved_states(length: int) -> int:
+    """The states before each segment."""
+    return -(-length // segment_length())
+
+
+def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), and states (., B, K, N, D): with `keep` those before each segment, with `last` the final one."""
+    u, delta = inputs.u, inputs.delta
+    packed = _Packed(inputs, softplus, reduce, half=u.dtype == delta.dtype == torch.bfloat16)
+    batch, _, length, channels = u.shape
+    y = empty(batch, length, channels, dtype=packed.u.dtype)
+    states = empty(saved_states(length) + 1 if keep else 1, *packed.states)  # the kernels always write the final one
+    call("scan_forward", ScanForward(packed.scan, y.data_ptr(), states.data_ptr(), int(keep)))
+    return y.to(u.dtype), states if last else states[:-1]
+
+
+def scan_backward(
+    grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
+) -> list[Tensor]:
+    """Gradients of the first seven inputs, each in its dtype."""
+    u, delta, _, B, *_ = inputs
+    half = u.dtype == delta.dtype == grad_y.dtype == torch.bfloat16
+    packed = _Packed(inputs, softplus, reduce, half)
+    batch, directions, length, channels = u.shape
+    grad_y = grad_y.contiguous() if half else to_float(grad_y)
+    parts = scan_parts(batch * directions, channels)
+    if in_place:
+        grad_u, grad_delta = packed.u, packed.delta
+    else:
+        grad_u, grad_delta = (torch.empty_like(packed.delta) for _ in range(2))
+    grad_B, grad_C = (empty(parts, directions, batch, *B.shape[2:]) for _ in range(2))
+    grad_A = empty(batch, *packed.A.shape)
+    grad_D, grad_bias = (empty(batch, directions, channels) for _ in range(2))
+    results = (grad_u, grad_delta, grad_B, grad_C, grad_A, grad_D, grad_bias)
+    call("scan_backward", ScanBackward(packed.scan, *(x.data_ptr() for x in (grad_y, states, *results)), parts))
+    dtypes = [u.dtype if x is None else x.dtype for x in inputs[:7]]
+    grad_A, grad_B, grad_C, grad_D, grad_bias = (sum_parts(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias))
+    grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
+    grads = (grad_u, grad_delta, grad_A.transpose(1, 2).contiguous(), grad_B, grad_C, grad_D, grad_bias)
+    return [grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]

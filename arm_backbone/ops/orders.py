@@ -1,0 +1,87 @@
+"""Token orders that kernels can trust: validated once, when they are made.
+
+Legend: K scan directions, L tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from .library import define_op
+
+
+class ScanOrders:
+    """Orders in which K directions visit L tokens: `tensor[k, t]` is the token that direction k visits at step t.
+
+    Kernels read and write memory at these indices: an entry out of range would corrupt memory, a missing one leave
+    results undefined. Operators that get a plain tensor validate it at each call; this class validates it once.
+
+    Args:
+        orders: (K, L) int64; each row is a permutation of 0 to L - 1. Validated on the CPU.
+
+    Raises:
+        ValueError: if it is not.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, orders: Tensor) -> None:
+        if orders.ndim == 3:
+            raise ValueError(f"orders {tuple(orders.shape)}: orders per image (B, K, L) are not supported; give (K, L)")
+        if orders.ndim != 2:
+            raise ValueError(f"orders must be (K, L), not {tuple(orders.shape)}")
+        if orders.dtype != torch.int64:
+            raise ValueError(f"orders must be int64, not {orders.dtype}")
+        self.tensor = _validated(orders)
+
+    @classmethod
+    def trusted(cls, tensor: Tensor) -> "ScanOrders":
+        """Orders that are permutations by construction, without validation."""
+        orders = cls.__new__(cls)
+        orders.tensor = tensor
+        return orders
+
+    def __getitem__(self, directions: slice) -> "ScanOrders":
+        """The orders of some directions."""
+        return self.trusted(self.tensor[directions])
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __repr__(self) -> str:
+        directions, length = self.tensor.shape
+        return f"ScanOrders({directions} directions, {length} tokens, {self.tensor.device})"
+
+
+def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -> Tensor:
+    """The (K, L) tensor of orders for K directions of tokens (..., L, D); a plain tensor is validated first.
+
+    Raises:
+        ValueError: for another shape or device, or if a plain tensor does not hold permutations.
+    """
+    plain = not isinstance(orders, ScanOrders)
+    tensor = orders if plain else orders.tensor
+    expected = (directions, tokens.shape[-2])
+    if tensor.shape != expected and tensor.ndim != 3:
+        raise ValueError(
+            f"orders has shape {tuple(tensor.shape)}; with tokens {tuple(tokens.shape)} and {directions} directions "
+            f"it must be {expected}"
+        )
+    if tensor.device != tokens.device:
+        raise ValueError(f"orders is on {tensor.device}, the tokens on {tokens.device}")
+    return ScanOrders(tensor).tensor if plain else tensor
+
+
+def _validate(orders: Tensor) -> Tensor:
+    on_cpu = orders.cpu()
+    length = on_cpu.shape[1]
+    wrong = (on_cpu.sort(1).values != torch.arange(length)).any(1)
+    if wrong.any():
+        raise ValueError(
+            f"orders[{int(wrong.nonzero()[0])}] is not a permutation of the {length} tokens: "
+            f"each of 0 to {length - 1} must occur once"
+        )
+    return orders.clone(memory_format=torch.contiguous_format)
+
+
+# an operator, so that torch.compile and torch.export keep the check
+_validated = define_op("validated_orders", _validate, torch.empty_like)

@@ -1,0 +1,126 @@
+"""Cases of `tools/benchmark.py block`: a block of ARM, its matrix products alone, and the usual arrangement.
+
+Legend: B batch, L tokens, D channels.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from arm_backbone.arm import resolve_arch, run_checkpointed
+from arm_backbone.block import Block
+from arm_backbone.ops import ScanOrders
+
+from .alternatives import conv_silu, usual_mixer, usual_swiglu
+from .case import Candidate, Case, Grid, Setting, launched_and_captured, resolved, with_backend
+
+
+def block_cases(
+    setting: Setting, grids: list[Grid], arch: str = "base", backward: bool = False, backends: list[str] = ("auto",)
+) -> Iterator[Case]:
+    """For each grid the forward, and with `backward` also forward and backward together.
+
+    The first candidate is the block's matrix products ("GEMMs"), then the block on each back end. Variants:
+
+    * under autocast, the products with weights that are already of its type, and with the casts that autocast adds;
+    * under autocast, the forward of a block that is of its type throughout ("weights held");
+    * the backward with more recomputation ("with_cp");
+    * on a GPU, the usual arrangement, and it and ours as CUDA graphs ("graph").
+    """
+    dim, num_layers = resolve_arch(arch)
+    block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
+    held = copy.deepcopy(block).to(setting.dtype)
+    for grid in grids:
+        x = setting.randn(setting.batch, grid.tokens, dim)
+        usual_orders = grid.orders(4, setting.device)
+        orders = ScanOrders.trusted(usual_orders)
+        products = matrix_products(block, setting, grid.tokens)
+        for with_backward in (False, True) if backward else (False,):
+            case = Case("forward and backward" if with_backward else "forward", grid.tokens, "tokens", "", [])
+            case.title = f"ARM-{arch} block, batch {setting.batch}, {grid}, {setting.type_name}"
+            case.tensor = "(B, L, D) float32", x.numel() * 4
+            plain = [(inputs, weight.to(setting.dtype)) for inputs, weight in products]
+            case.candidates.append(Candidate("GEMMs", products_run(plain, setting, with_backward)))
+            if setting.dtype != torch.float32:
+                run = products_run(products, setting, with_backward)
+                case.candidates.append(Candidate("GEMMs, weights cast", run))
+            for backend in resolved(setting, backends):
+                run = with_backend(backend, _block_run(block, x, orders, setting, with_backward))
+                case.candidates += launched_and_captured(f"block, {backend}", run, setting)
+                if with_backward:
+                    # a block with kernels already does nearly what "selective" does
+                    with_cp = "full" if backend in ("triton", "cpu") else "selective"
+                    run = _block_run(block, x, orders, setting, with_backward, with_cp)
+                    name = f"block, {backend}, with_cp={with_cp!r}"
+                    case.candidates.append(Candidate(name, with_backend(backend, run)))
+                if setting.dtype != torch.float32 and not with_backward:  # without autocast
+                    run = _block_run(held, x.to(setting.dtype), orders, replace(setting, dtype=torch.float32), False)
+                    case.candidates.append(Candidate(f"block, {backend}, weights held", with_backend(backend, run)))
+            if setting.device.type == "cuda":
+                try:
+                    usual = _usual_block(block)
+                except ImportError as error:
+                    case.notes.append(f"the usual arrangement: mamba-ssm cannot be imported ({error})")
+                else:
+                    run = _block_run(usual, x, usual_orders, setting, with_backward)
+                    case.candidates += launched_and_captured("block, four mamba-ssm calls", run, setting)
+            yield case
+
+
+def matrix_products(block: Block, setting: Setting, tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """The block's seven matrix products: inputs (., rows, I) of the setting's type, and weights (., I, O)."""
+    mixer, mlp, rows = block.mixer, block.mlp, setting.batch * tokens
+    linears = [layer.weight for layer in (mixer.in_proj, mixer.out_proj, mlp.w1, mlp.w2, mlp.w3)]
+    weights = [weight.detach().mT for weight in (mixer.x_proj_weight, mixer.dt_proj_weight, *linears)]
+    return [(setting.randn(*w.shape[:-2], rows, w.shape[-2]).to(setting.dtype), w) for w in weights]
+
+
+def products_run(products: list[tuple[Tensor, Tensor]], setting: Setting, backward: bool) -> Callable[[], object]:
+    """All products one after another, or with `backward` also their gradients."""
+    leaves = [tuple(tensor.detach().requires_grad_() for tensor in pair) for pair in products]
+    grads = [torch.randn(*x.shape[:-1], w.shape[-1], dtype=x.dtype, device=x.device) for x, w in leaves]
+
+    def run() -> object:
+        with setting.autocast(), torch.set_grad_enabled(backward):
+            outputs = [torch.matmul(x, w) for x, w in leaves]
+        return torch.autograd.grad(outputs, sum(leaves, ()), grads) if backward else outputs
+
+    return run
+
+
+def _block_run(
+    block: Block, x: Tensor, orders: ScanOrders | Tensor, setting: Setting, backward: bool, with_cp: bool | str = False
+) -> Callable[[], object]:
+    leaves, grad = [x.detach().requires_grad_(), *block.parameters()], torch.randn_like(x)
+
+    def run() -> object:
+        with setting.autocast(), torch.set_grad_enabled(backward):
+            y = run_checkpointed(block, leaves[0], orders, with_cp)
+        return torch.autograd.grad(y, leaves, grad) if backward else y
+
+    return run
+
+
+def _usual_block(block: Block) -> Block:
+    """A copy of the block with `usual_mixer` on mamba-ssm's kernel and `usual_swiglu`.
+
+    Raises:
+        ImportError: if mamba-ssm cannot be imported.
+    """
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    try:
+        from causal_conv1d import causal_conv1d_fn
+    except ImportError:
+        conv_fn = conv_silu
+    else:
+        conv_fn = functools.partial(causal_conv1d_fn, activation="silu")
+    usual = copy.deepcopy(block)
+    kernels = dict(selective_scan_fn=selective_scan_fn, conv_fn=conv_fn)
+    usual.mixer.forward = functools.partial(usual_mixer, usual.mixer, **kernels)
+    usual.mlp.forward = functools.partial(usual_swiglu, usual.mlp)
+    return usual

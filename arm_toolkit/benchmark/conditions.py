@@ -1,0 +1,64 @@
+"""The conditions of a measurement: machine, versions, and whether the machine was busy."""
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from arm_backbone.ops.cpu import library as native
+
+from ..machine import cpu_name
+from .case import Setting, resolved
+
+PEAK_MEMORY = {  # how peak memory is measured
+    "cpu": "above weights and inputs; tensors alone (torch.profiler's record), without scratch memory of libraries",
+    "cuda": "above weights and inputs; torch.cuda.max_memory_allocated",
+}
+
+
+def conditions(device: torch.device) -> dict:
+    """Hardware, versions, date and load; what does not apply is None."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    about = dict(cpu=cpu_name(), cores=cores, threads=torch.get_num_threads())
+    if native.unavailable() is None:
+        about["instruction_set"] = native.instruction_set()
+    else:
+        about["instruction_set"] = "PyTorch's own (the CPU kernels are not built)"
+    about["scan_backend"] = resolved(Setting(device), ["auto"])[0]
+    about["memory_gb"] = round(total_memory(torch.device("cpu")) / 1e9, 1)
+    about["gpu"] = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    about.update(python=platform.python_version(), torch=torch.__version__, commit=_commit())
+    about.update(date=datetime.datetime.now().astimezone().isoformat(timespec="minutes"), load=os.getloadavg()[0])
+    about["peak_memory"] = PEAK_MEMORY[device.type]
+    return about
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of the machine or the GPU, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def busy_warning(about: dict) -> str | None:
+    """A warning if other jobs leave fewer free cores than this process uses; `about` comes from `conditions`."""
+    if about["load"] + about["threads"] <= about["cores"] + 0.5:
+        return None
+    return (
+        f"the machine is busy: load {about['load']:.1f} on {about['cores']} cores before the start, and this benchmark "
+        f"uses {about['threads']} threads; do not trust the times, and trust the ratios less than usual"
+    )
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,61 @@
+"""Command-line arguments of training and testing.
+
+Imports nothing heavy: `--help` and a wrong argument end before PyTorch and OpenMMLab are loaded.
+"""
+
+import argparse
+
+from ..errors import ConfigError
+
+
+class Options(argparse.Action):
+    """`--cfg-options KEY=VALUE ...` as a dict, parsed by mmengine's DictAction.
+
+    Raises:
+        ConfigError: for a pair without "=".
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for pair in values:
+            if "=" not in pair:
+                raise ConfigError(f"{option_string} {pair}: give KEY=VALUE, without spaces around =")
+        from mmengine.config import DictAction
+
+        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing share."""
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Options,
+        metavar="KEY=VALUE",
+        help="override configuration keys, e.g. data_root=PATH train_dataloader.batch_size=1",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="how several processes are started; the scripts tools/dist_*.sh and slurm_*.sh set it",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all arguments of training."""
+    add_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="resume from the newest checkpoint in the work dir, or from PATH",
+    )
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="train under bfloat16 autocast, also on a CPU and if the configuration has float32",
+    )
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch")

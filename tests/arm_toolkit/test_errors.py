@@ -1,0 +1,75 @@
+"""Errors as one line, and tools that answer at once: neither needs PyTorch or OpenMMLab."""
+
+import subprocess
+import sys
+
+import pytest
+
+from arm_toolkit import errors
+from helpers.paths import ROOT
+
+HEAVY = ("mmengine", "mmcv", "matplotlib", "torch", "timm")
+
+
+def loaded(code: str) -> set[str]:
+    """The heavy packages that a new process has loaded after running some code."""
+    report = f"import sys; print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+def test_errors_load_nothing_heavy():
+    assert loaded("import arm_toolkit.errors") == set()
+
+
+@pytest.mark.parametrize("tool", ["train.py", "test.py", "knn.py", "robustness.py", "prepare_data.py"])
+def test_help_loads_nothing_heavy(tool):
+    code = f"""
+import runpy, sys
+sys.argv = ["tools/{tool}", "--help"]
+try:
+    runpy.run_path("tools/{tool}", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+"""
+    assert loaded(code) == set()
+
+
+def test_a_wrong_option_loads_nothing_heavy():
+    code = """
+import runpy, sys
+sys.argv = ["tools/train.py", "det_configs/mask_rcnn_arm_b.py", "--cfg-options", "data_root"]
+try:
+    runpy.run_path("tools/train.py", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 2
+"""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "error: --cfg-options data_root: give KEY=VALUE" in done.stderr
+    assert not [name for name in HEAVY if f" {name}\n" in done.stderr]
+
+
+def test_checkpoint_errors_are_the_users():
+    from arm_backbone.checkpoint.files import CheckpointError
+
+    assert CheckpointError in errors.user_errors()
+    with pytest.raises(SystemExit) as end:
+        errors.run_tool(lambda: (_ for _ in ()).throw(CheckpointError("the file is broken")))
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "gone.txt"), "gone.txt: No such file or directory"),
+        (ValueError("\n first line\nsecond line"), "first line"),
+        (ValueError(), "ValueError"),
+        (
+            ValueError("Caught DataError in DataLoader worker process 0.\nTraceback ...\narm.DataError: image x: bad"),
+            "image x: bad",
+        ),
+    ],
+)
+def test_one_line(error, line):
+    assert errors.one_line(error).strip() == line

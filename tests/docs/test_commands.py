@@ -1,0 +1,169 @@
+"""Every command of the documentation is one that exists; those that take seconds are run as written."""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, DictAction
+
+from arm_backbone import ARMClassifier
+from arm_backbone.checkpoint.convert import convert
+from arm_pretrain import ARMPretrainer
+from arm_toolkit.engine.config import load_config
+from helpers.documents import DOCUMENTS, blocks, commands, name
+from helpers.paths import ROOT
+from helpers.runs import ARCH
+from helpers.tools import call_tool
+
+# scripts that pass their options on to a tool
+PASSED_ON = {f"{way}_{action}.sh": f"{action}.py" for way in ("dist", "slurm") for action in ("train", "test")}
+COMMANDS = [(path, words) for path in DOCUMENTS for words in commands(path)]
+TOOLS = [(path, words) for path, words in COMMANDS if any(word.startswith("tools/") for word in words)]
+
+
+def label(value) -> str:
+    return name(value) if isinstance(value, Path) else " ".join(value)[:60]
+
+
+def script_of(words: list[str]) -> int:
+    """Index of the script among the words of a command."""
+    return next(i for i, word in enumerate(words) if word.startswith("tools/"))
+
+
+@functools.cache
+def help_text(script: str, *subcommands: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert call_tool(script, *subcommands, "--help") == 0
+    return output.getvalue()
+
+
+def known_options(script: str, arguments: list[str]) -> set[str]:
+    """Options of a tool, or of the subcommand that the arguments choose."""
+    path: list[str] = []
+    for word in arguments:
+        choices = re.search(r"^  \{([\w,-]+)\}", help_text(script, *path), re.M)
+        if not choices or word not in choices[1].split(","):
+            break
+        path.append(word)
+    return set(re.findall(r"--[\w-]+", help_text(script, *path)))
+
+
+def test_there_are_commands():
+    assert len(TOOLS) > 40
+
+
+@pytest.mark.parametrize("path, words", TOOLS, ids=label)
+def test_script_and_options_exist(path, words):
+    index = script_of(words)
+    file, arguments = ROOT / words[index], words[index + 1 :]
+    assert file.is_file()
+    used = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    script = PASSED_ON.get(file.name, file.name)
+    if script.endswith(".py"):
+        assert used <= known_options(script, arguments)
+    else:
+        assert all(option in file.read_text() for option in used)
+
+
+@pytest.mark.parametrize("path, words", [(p, w) for p, w in TOOLS if any("_configs/" in x for x in w)], ids=label)
+def test_configuration_and_its_options_exist(path, words):
+    """A key that the configuration does not have would be an error."""
+    config = next(word for word in words if "_configs/" in word)
+    given: list[str] = []
+    if "--cfg-options" in words:
+        for word in words[words.index("--cfg-options") + 1 :]:
+            if "=" not in word or word.startswith("--"):
+                break
+            given.append(word)
+    options = {key: DictAction._parse_iterable(value) for key, _, value in (word.partition("=") for word in given)}
+    load_config(str(ROOT / config), options)
+
+
+@pytest.mark.parametrize("path, words", [c for c in COMMANDS if c[1][:2] == ["python", "-m"]], ids=label)
+def test_module_exists(path, words):
+    assert importlib.util.find_spec(words[2]) is not None
+
+
+# ------------------------------------------------------------------------------------------- run as written
+
+
+def run(command: str) -> None:
+    """Run a command of the documentation in the current folder."""
+    words = shlex.split(command)
+    assert words in [found for _, found in COMMANDS], f"no document has: {command}"
+    assert call_tool(Path(words[1]).name, *words[2:]) == 0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, shapes) -> Path:
+    """A folder in which the README's paths exist, with small models and generated images."""
+    torch.manual_seed(0)
+    for where in ("work_dirs/arm_b", "checkpoints", "data/ade"):
+        (tmp_path / where).mkdir(parents=True)
+    (tmp_path / "data/coco").symlink_to(shapes / "coco")
+    (tmp_path / "data/ade/ADEChallengeData2016").symlink_to(shapes / "ade")
+    (tmp_path / "IMAGES").symlink_to(shapes / "coco/val2017")
+    cfg = Config.fromfile(ROOT / "pretrain/configs/arm_b.py")
+    cfg.model.update(arch=ARCH, decoder_dim=64)
+    pretrained = ARMPretrainer(ARCH, decoder_dim=64)
+    checkpoint = dict(state_dict=pretrained.state_dict(), meta=dict(cfg=cfg.pretty_text))
+    torch.save(checkpoint, tmp_path / "work_dirs/arm_b/epoch_1600.pth")
+    classifier = ARMClassifier(ARCH, img_size=224, cls_token="middle")
+    official = convert(classifier.state_dict(), "official-finetune")[0]
+    torch.save(dict(model=official, model_ema=official), tmp_path / "checkpoint-99.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_checkpoints_are_converted(folder):
+    run("python tools/convert_checkpoint.py checkpoint-99.pth checkpoints/arm_b_in1k.pth --to classifier --ema")
+    source, target = "work_dirs/arm_b/epoch_1600.pth", "checkpoints/arm_b_pretrain.pth"
+    run(f"python tools/convert_checkpoint.py {source} {target} --to backbone")
+    run(f"python tools/convert_checkpoint.py {source} checkpoint-1599.pth --to official-pretrain")
+    ours = torch.load(target, weights_only=True)["state_dict"]
+    run(f"python tools/convert_checkpoint.py checkpoint-1599.pth {target} --to backbone")
+    theirs = torch.load(target, weights_only=True)["state_dict"]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_data_sets_are_checked(folder):
+    run("python tools/prepare_data.py check coco data/coco")
+    run("python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150")
+
+
+def test_models_are_inspected(folder):
+    run("python tools/reconstruct.py work_dirs/arm_b/epoch_1600.pth IMAGES --given 3")
+    run("python tools/visualize_features.py work_dirs/arm_b/epoch_1600.pth IMAGES")
+    assert Path("reconstruction.png").stat().st_size > 10_000
+    assert Path("work_dirs/features/features.png").stat().st_size > 10_000
+
+
+def test_parameters_are_counted(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run("python tools/model_info.py det_configs/mask_rcnn_arm_b.py")
+    assert "total" in capsys.readouterr().out
+
+
+PYTHON = [(path, code) for path in DOCUMENTS for code in blocks(path, "python")]
+
+
+@pytest.mark.parametrize("path, code", PYTHON, ids=[f"{name(path)}-{i}" for i, (path, _) in enumerate(PYTHON)])
+def test_python_runs(path, code, tmp_path, monkeypatch):
+    """With the smallest model in place of ARM-B, to save time."""
+    code = code.replace("arm_base", "arm_tiny").replace('arch="base"', 'arch="tiny"')
+    monkeypatch.chdir(tmp_path)
+    if "checkpoints/arm_b_in1k.pth" in code:
+        Path("checkpoints").mkdir()
+        model = ARMClassifier("tiny", img_size=224, cls_token="middle")
+        torch.save(dict(state_dict=model.state_dict()), "checkpoints/arm_b_in1k.pth")
+    variables: dict = {}
+    exec(code, variables)
+    if "maps" in variables:
+        assert [tuple(level.shape) for level in variables["maps"]] == [(1, 192, 30, 40)] * 4
