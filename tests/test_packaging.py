@@ -1,26 +1,32 @@
-"""The wheel that a timm user installs: it holds the packages, asks for the base requirements only,
-and runs with them alone, in an environment without OpenMMLab."""
+"""The wheel that a timm user installs: it contains the packages, requires the base requirements only, and runs with
+them alone, in an environment without OpenMMLab."""
 
 import email
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from helpers.paths import ROOT
 
 PACKAGES = {name: name for name in ("arm_backbone", "arm_images", "arm_toolkit")} | {"pretrain": "arm_pretrain"}
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]  # compiles, and installs PyTorch
 SOURCES = [*PACKAGES, "setup.py", "pyproject.toml", "tools/versions.txt"]
 SOURCES += ["MANIFEST.in", "LICENSE", "README.md"]
 
 
+def builds(test):
+    """Mark a test that compiles, or installs PyTorch; such tests share one wheel."""
+    return pytest.mark.slow(pytest.mark.xdist_group("packaging")(test))
+
+
 def run(*command, cwd):
-    """Standard output of `command`; with all that it printed if it fails."""
+    """Standard output of `command`; a failure shows all of its output."""
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -28,7 +34,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built through a source distribution, from a copy: in place, an old build/ would be packed."""
+    """Built through a source distribution, from a copy: in place, a stale build/ would be packed."""
     folder = tmp_path_factory.mktemp("build")
     copy = folder / "copy"
     for name in SOURCES:
@@ -47,7 +53,22 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_wheel_holds_every_module_and_configuration(wheel):
+def test_setup_lists_every_package_and_data_file(monkeypatch):
+    """What the wheel will contain, without building it."""
+    monkeypatch.chdir(ROOT)  # setup.py looks for packages in the current folder
+    with mock.patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    packages, data = (setup.call_args.kwargs[key] for key in ("packages", "package_data"))
+    for folder, package in PACKAGES.items():
+        files = {f for f in (ROOT / folder).rglob("*") if f.is_file() and f.suffix not in (".pyc", ".so")}
+        for name in (name for name in packages if f"{name}.".startswith(f"{package}.")):
+            inside = (ROOT / folder).joinpath(*name.split(".")[1:])
+            files -= {*inside.glob("*.py"), *(f for pattern in data.get(name, ()) for f in inside.glob(pattern))}
+        assert not files, f"not in the wheel: {sorted(f.relative_to(ROOT).as_posix() for f in files)}"
+
+
+@builds
+def test_wheel_contains_every_module_and_configuration(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     for folder, package in PACKAGES.items():
         written = {
@@ -61,7 +82,8 @@ def test_wheel_holds_every_module_and_configuration(wheel):
     assert "arm_backbone-0.1.0.dist-info/licenses/LICENSE" in packed
 
 
-def test_wheel_asks_for_the_base_requirements_only(wheel):
+@builds
+def test_wheel_requires_the_base_requirements_only(wheel):
     metadata = zipfile.ZipFile(wheel).read("arm_backbone-0.1.0.dist-info/METADATA").decode()
     needs = email.message_from_string(metadata).get_all("Requires-Dist")
     base = {need.partition(">")[0] for need in needs if "extra" not in need}
@@ -96,18 +118,19 @@ print(json.dumps({
 """
 
 
+@builds
 def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, tmp_path):
     try:
         run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
         python = tmp_path / "venv" / "bin" / "python"
-        # the locked versions, so that it is the torch that pip has in its cache
+        # the locked versions, so that pip finds torch in its cache
         locked = ["--constraint", ROOT / "tools" / "versions.txt"]
         run(python, "-m", "pip", "install", *locked, wheel, cwd=tmp_path)
-        # -I: neither this folder nor PYTHONPATH, only what was installed
+        # -I ignores this folder and PYTHONPATH: only the installed packages are found
         answer = json.loads(run(python, "-I", "-c", PROBE, cwd=tmp_path).splitlines()[-1])
     finally:
         shutil.rmtree(tmp_path / "venv", ignore_errors=True)  # 5 GB, which pytest would keep
-    assert Path(answer["file"]).is_relative_to(tmp_path), "it is not the installed wheel that ran"
+    assert Path(answer["file"]).is_relative_to(tmp_path), "ran something other than the installed wheel"
     assert answer["found"] == []
     assert answer["type"] == "tuple"
     assert answer["shapes"] == [[1, 32, 4, 5]] * 4

@@ -1,6 +1,6 @@
-"""Every configuration loads, says how to run it, and fits the code: models, pipelines, optimizer.
+"""Every configuration loads, states its launch command, and fits the code: models, pipelines, optimizer.
 
-Small siblings of the detectors and segmentors take a real training step, on made-up data.
+Narrowed copies of the detectors and segmentors take a real training step on generated data.
 """
 
 import copy
@@ -24,43 +24,37 @@ from torch import nn
 
 from arm_toolkit.engine.config import OTHER_KEYS, RUNNER_KEYS
 from helpers.paths import ROOT
+from helpers.small_models import narrow_detector, narrow_segmentor
 
 FOLDERS = ("det_configs", "seg_configs", "cls_configs", "pretrain/configs")
 
 
 def experiments(*folders: str) -> list[str]:
-    """Configurations that are run, not inherited from, by their path in the repository."""
+    """Paths in the repository of the configurations that are run; those in _base_ are only inherited from."""
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted(p.relative_to(ROOT).as_posix() for p in paths if "_base_" not in p.parts)
 
 
 ALL = experiments(*FOLDERS)
-# without those of tools/compare_pretraining.py, which writes the lists that they name (tests/test_comparison.py)
+# without those of tools/compare_pretraining.py, which writes the lists that they name
+# (tests/arm_toolkit/experiments/test_comparison.py)
 DENSE = [p for p in experiments("det_configs", "seg_configs") if "photographs" not in p]
-# without those of tools/quickstart.sh, which fit its generated data and its minutes
+# without those of tools/quickstart.sh, which are made for its generated data
 DET, SEG = ([p for p in DENSE if p.startswith(folder) and "quickstart" not in p] for folder in FOLDERS[:2])
 RECIPES = DET + SEG
 CLS = [p for p in experiments("cls_configs") if "quickstart" not in p]
-# the last two are there for configurations that inherit from this one
+# the last two exist for configurations that inherit from this one
 KNOWN_KEYS = RUNNER_KEYS | OTHER_KEYS | {"train_pipeline", "test_pipeline"}
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1536}
 CHECKPOINTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors: threads that wait for one another would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def load(request):
-    """Loads a configuration and makes its scope the default one until the test ends.
+    """Loads a configuration and makes its scope the default until the test ends.
 
-    mmdet and mmseg have classes of the same names, and the scope that was set last wins."""
+    mmdet and mmseg have classes of the same name; the scope set last wins.
+    """
 
     def load_in_scope(path: str) -> Config:
         cfg = Config.fromfile(ROOT / path)
@@ -73,7 +67,7 @@ def load(request):
 
 
 def walk(node, path: str = ""):
-    """Every (dotted path, value) of nested dicts and sequences."""
+    """Yield every (dotted path, value) of nested dicts and sequences."""
     yield path, node
     if isinstance(node, dict):
         for key, value in node.items():
@@ -84,24 +78,24 @@ def walk(node, path: str = ""):
 
 
 def pipelines(cfg: Config) -> list:
-    """Those for training, testing and, if there is one, test-time augmentation."""
+    """The pipelines for training, testing and, if configured, test-time augmentation."""
     return [p for p in (cfg.train_pipeline, cfg.test_pipeline, cfg.tta_pipeline) if p is not None]
 
 
 def transforms(pipeline) -> list[str]:
-    """Names of all transforms of a pipeline, those inside RandomChoice and TestTimeAug too."""
+    """Names of all transforms of a pipeline, including those inside RandomChoice and TestTimeAug."""
     return [value["type"] for _, value in walk(pipeline) if isinstance(value, dict)]
 
 
 def distinct(paths: list[str], load: Callable, key: Callable) -> list[tuple[str, Config]]:
-    """The first configuration of every value of `key`, with its path: no test runs twice alike."""
+    """One configuration, with its path, for each distinct value of `key`."""
     configs = [(path, load(path)) for path in paths]
     first = {json.dumps(key(cfg), sort_keys=True): (path, cfg) for path, cfg in reversed(configs)}
     return list(first.values())
 
 
 def find(registry: Registry, name: str) -> type | None:
-    """The class of this name, seen from the default scope as in building."""
+    """The class of this name in the default scope, where building looks it up."""
     with registry.switch_scope_and_registry(None) as scoped:
         return scoped.get(name)
 
@@ -112,11 +106,11 @@ def without_weights(model: dict) -> dict:
         if isinstance(value, dict) and value.get("type") in ("ARM", "ARMClassifier", "LinearProbe", "Vim"):
             value["init_cfg"] = None
     if isinstance(model.get("target"), dict):
-        model["target"] = "pixels"  # a tokenizer comes from a file that a tool makes
+        model["target"] = "pixels"  # a tokenizer needs a file that tools/fit_tokenizer.py writes
     return model
 
 
-# ---------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------- the files
 
 
 def test_there_are_configurations():
@@ -129,7 +123,7 @@ def test_there_are_configurations():
 def test_loads_with_known_keys_only(path, load):
     cfg = load(path)
     unknown = set(cfg.keys()) - KNOWN_KEYS
-    assert not unknown, f"{path}: nothing reads {unknown}"  # such as fp16=, dead under OptimWrapper
+    assert not unknown, f"{path}: nothing reads {unknown}"  # e.g. fp16=, ignored by OptimWrapper
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -159,7 +153,7 @@ def test_every_base_is_used():
 
 @pytest.mark.parametrize("path", DENSE + CLS)
 def test_paths_start_with_data_root(path, load):
-    """--cfg-options data_root=PATH replaces this prefix everywhere."""
+    """So that --cfg-options data_root=PATH can replace this prefix everywhere."""
     cfg = load(path)
     for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
         assert cfg[key].dataset.data_root == cfg.data_root
@@ -175,7 +169,7 @@ def test_scales_checkpoint_and_name_agree(path, load):
     assert backbone.arch == CHECKPOINTS[size]
     checkpoint = backbone.init_cfg.checkpoint
     assert re.fullmatch(rf"checkpoints/\w+_{size}_(pretrain|in1k)\.pth", checkpoint)
-    # a classifier has a class token, and a backbone without one does not load it
+    # a classifier has a class token, which a backbone without one refuses to load
     assert ("cls_token" in backbone) == checkpoint.endswith("_in1k.pth")
 
 
@@ -183,7 +177,7 @@ def test_scales_checkpoint_and_name_agree(path, load):
 def test_pipelines_are_exact_and_safe(path, load):
     cfg = load(path)
     train = cfg.train_dataloader
-    assert train.dataset.pipeline == cfg.train_pipeline  # not only the name is overridden
+    assert train.dataset.pipeline == cfg.train_pipeline  # the data set uses it, not only its name
     assert cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
     assert cfg.val_dataloader == cfg.test_dataloader and cfg.val_evaluator == cfg.test_evaluator
     assert cfg.train_pipeline[0]["type"] == "SeedSample"
@@ -229,7 +223,7 @@ def test_schedule_spans_the_training(path, load):
 
 
 def test_recipes_of_the_paper(load):
-    """ARM section 4, where it says something."""
+    """What ARM section 4 states."""
     det, seg = load("det_configs/mask_rcnn_arm_b.py"), load("seg_configs/upernet_arm_b.py")
     assert det.train_cfg.max_epochs == 36 and det.param_scheduler[1].milestones == [27, 33]
     assert det.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
@@ -258,7 +252,7 @@ def test_model_builds_at_full_size(path, load):
 
 @pytest.mark.parametrize("path", RECIPES)
 def test_maps_at_full_size(path, load):
-    """Backbone and pyramid of the real size, on the meta device: no memory, no arithmetic."""
+    """Backbone and pyramid at full size on the meta device, which allocates and computes nothing."""
     model = without_weights(load(path).model)
     pyramid = model.neck[0] if isinstance(model.neck, list) else model.neck
     with torch.device("meta"):
@@ -273,27 +267,7 @@ def test_maps_at_full_size(path, load):
 def shrink(cfg: Config) -> dict:
     """The model of a configuration with few and narrow layers, without weights to load."""
     model = without_weights(cfg.model)
-    model.backbone.arch = dict(embed_dims=32, num_layers=4)
-    if cfg.default_scope == "mmdet":
-        model.neck[0].in_channels = 32
-        model.neck[1].update(in_channels=[32] * 4, out_channels=16)
-        model.rpn_head.update(in_channels=16, feat_channels=16)
-        for part in ("bbox_roi_extractor", "mask_roi_extractor"):
-            model.roi_head[part].out_channels = 16
-        model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32)
-        model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16)
-        model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=20)
-        model.train_cfg.rcnn.sampler.num = 16
-        model.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
-        model.test_cfg.rcnn.max_per_img = 5
-    else:
-        model.data_preprocessor.size = (64, 64)
-        model.neck.in_channels = 32
-        model.decode_head.update(in_channels=[32] * 4, channels=32)
-        model.auxiliary_head.update(in_channels=32, channels=32)
-        if model.test_cfg.mode == "slide":
-            model.test_cfg.update(crop_size=(64, 64), stride=(43, 43))
-    return model
+    return narrow_detector(model) if cfg.default_scope == "mmdet" else narrow_segmentor(model, size=64)
 
 
 def detection_batch() -> dict:
@@ -334,7 +308,7 @@ def segmentation_batch(size: tuple[int, int] = (64, 64), count: int = 2) -> dict
 
     inputs, samples = [], []
     for _ in range(count):
-        sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, img_path="made-up"))
+        sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, img_path="generated"))
         labels = torch.tensor([0, 1, 2, 255])[torch.randint(0, 4, (1, *size))]
         sample.gt_sem_seg = PixelData(data=labels)
         inputs.append(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
@@ -356,7 +330,7 @@ def losses_of(model: nn.Module, batch: dict) -> tuple[torch.Tensor, dict[str, fl
 
 
 def float32_optim_wrapper(cfg: Config) -> dict:
-    """The configuration's optimizer as it is without a GPU."""
+    """The configuration's optimizer as used without a GPU."""
     options = cfg.optim_wrapper.to_dict()
     assert options.pop("type") == "AmpOptimWrapper"
     assert options.pop("dtype") == "bfloat16" and options.pop("loss_scale") == 1.0
@@ -365,7 +339,7 @@ def float32_optim_wrapper(cfg: Config) -> dict:
 
 @pytest.mark.parametrize("folder", ["det_configs", "seg_configs"])
 def test_small_siblings_train(folder, load):
-    """One step of the configuration's optimizer: all losses finite, every parameter learns."""
+    """One step of the configured optimizer: every loss is finite, every parameter moves."""
     for path, cfg in distinct([p for p in DENSE if p.startswith(folder)], load, shrink):
         model = small_model(cfg)
         wrapper = build_optim_wrapper(model, float32_optim_wrapper(cfg))
@@ -437,12 +411,12 @@ def test_small_sibling_predicts_at_the_original_size(path, load):
             found = sample.pred_instances
             assert len(found) and tuple(found.masks.shape[1:]) == sample.ori_shape
     else:
-        (sample,) = model.test_step(segmentation_batch((72, 100), count=1))  # no multiples of 16
+        (sample,) = model.test_step(segmentation_batch((72, 100), count=1))  # not multiples of 16
         assert tuple(sample.pred_sem_seg.data.shape) == (1, 72, 100)
 
 
 class Ramp(nn.Module):
-    """In the backbone's place: stride-16 maps of the image's own values, averaged over a patch."""
+    """Stands in for the backbone: stride-16 maps of the image itself, averaged per patch."""
 
     def forward(self, images):
         images = nn.functional.pad(images, (0, -images.shape[3] % 16, 0, -images.shape[2] % 16))
@@ -451,8 +425,8 @@ class Ramp(nn.Module):
 
 @pytest.mark.parametrize("name", ["upernet_arm_b", "upernet_arm_ti_camvid"])
 def test_padding_does_not_shift_the_prediction(name, load):
-    """The backbone pads to whole patches; a head that scaled its map, padding included, to the size
-    of the image would squeeze it. If the map is a ramp, the prediction has to be the same ramp."""
+    """The backbone pads to whole patches. A head that resized its map, padding included, to the size of the image would
+    squeeze it: if the map is a ramp, the prediction must be the same ramp."""
     cfg = load(f"seg_configs/{name}.py")
     model = small_model(cfg).eval()
     model.backbone, model.neck = Ramp(), nn.Identity()
@@ -474,8 +448,8 @@ def test_padding_does_not_shift_the_prediction(name, load):
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory) -> Path:
-    """Three made-up images in COCO's layout and with its categories: a wide one, a high one, a grey
-    one, each with a polygon and a crowd region."""
+    """Three generated images in COCO's layout and with its categories: wide, high and grey, each with a polygon and a
+    crowd region."""
     from mmdet.datasets import CocoDataset
 
     root = tmp_path_factory.mktemp("coco")
@@ -504,7 +478,7 @@ def coco(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ade(tmp_path_factory) -> Path:
-    """Two made-up images in ADE20K's layout, with the stored labels 0 (ignored), 1 and 3."""
+    """Two generated images in ADE20K's layout, with the stored labels 0 (ignored), 1 and 3."""
     root = tmp_path_factory.mktemp("ade")
     rng = np.random.default_rng(0)
     for split in ("training", "validation"):
@@ -534,7 +508,7 @@ def test_detection_pipelines_run(load, coco):
             assert sample["inputs"].dtype == torch.uint8 and sample["inputs"].shape[0] == 3
             assert all(s <= m for s, m in zip(sample["inputs"].shape[1:], limit)), path
             assert tuple(gt.masks.masks.shape[1:]) == tuple(sample["inputs"].shape[1:])
-            assert len(gt) <= 1 and set(gt.labels.tolist()) <= {4}  # the crowd region is no object
+            assert len(gt) <= 1 and set(gt.labels.tolist()) <= {4}  # the crowd region is not an object
         test = dataset(cfg, "test", coco)[0]  # 60 x 90
         edges = sorted(cfg.test_pipeline[1]["scale"])
         factor = min(edges[0] / 60, edges[1] / 90)
@@ -553,14 +527,14 @@ def test_segmentation_pipelines_run(load, ade):
             labels = sample["data_samples"].gt_sem_seg.data
             assert sample["inputs"].shape[1:] == labels.shape[1:]
             assert all(s <= m for s, m in zip(labels.shape[1:], size)), path
-            assert set(labels.unique().tolist()) <= {0, 2, 255}  # one less than stored, 0 ignored
+            assert set(labels.unique().tolist()) <= {0, 2, 255}  # stored minus one, 0 ignored
         test = dataset(cfg, "test", ade)[0]
         assert min(test["inputs"].shape[1:]) >= 300  # enlarged
-        assert test["data_samples"].gt_sem_seg.shape == (80, 120)  # judged at the original size
+        assert test["data_samples"].gt_sem_seg.shape == (80, 120)  # evaluated at the original size
 
 
 def test_label_out_of_range_stops(load, ade):
-    """Fewer classes than stored labels: without the check, training goes on with wrong numbers."""
+    """Fewer classes than stored labels: without the check, training would continue on wrong labels."""
     cfg = load("seg_configs/upernet_arm_ti_camvid.py")
     for step in cfg.test_dataloader.dataset.pipeline:
         if step["type"] == "LoadLabels":
@@ -571,7 +545,7 @@ def test_label_out_of_range_stops(load, ade):
 
 @pytest.mark.parametrize("paths", [DET, SEG], ids=["det", "seg"])
 def test_tta_pipelines_run(paths, load, coco, ade):
-    """Sizes times flips, each knowing how it was made."""
+    """Every size with and without a flip; each view records how it was made."""
     for path, cfg in distinct(paths, load, lambda cfg: [cfg.tta_pipeline, cfg.tta_model]):
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         augmented = dataset(cfg, "test", coco if paths is DET else ade)[0]
@@ -583,7 +557,7 @@ def test_tta_pipelines_run(paths, load, coco, ade):
 
 
 def test_tta_ratios_are_of_the_test_size(load, ade):
-    """mmseg 1.x scales by the photograph's own size instead."""
+    """mmseg 1.x scales relative to the image's own size instead."""
     cfg = load("seg_configs/upernet_arm_b.py")
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     samples = dataset(cfg, "test", ade)[0]["data_samples"]
@@ -601,7 +575,7 @@ def test_every_transform_builds_in_its_scope(path, load):
 
 @pytest.mark.parametrize(("batch_size", "norm"), [(1, "GN"), (2, "BN")])
 def test_sync_bn_without_a_gpu(batch_size, norm, monkeypatch):
-    """SyncBN needs a GPU; BN needs more than one value, which UperNet's pooled branch has not with one image."""
+    """SyncBN needs a GPU; BN needs more than one value per channel, and UperNet's pooled branch has one per image."""
     from arm_toolkit.engine.launch import _adapt_to_cpu
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

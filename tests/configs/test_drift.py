@@ -1,7 +1,6 @@
-"""A few of our own numbers, in float64, so that a clone without ../shared/golden still notices a change.
+"""A few numbers of our own in float64, which notice a change in a clone without ../shared/golden.
 
-They were written by this file (`python tests/configs/test_drift.py`) at a commit where
-tests/arm_backbone/test_golden.py passed.
+This file wrote them (`python tests/configs/test_drift.py`) at a commit where tests/arm_backbone/test_golden.py passed.
 """
 
 import json
@@ -21,7 +20,7 @@ ARCH = dict(embed_dims=32, num_layers=4)
 
 
 def filled(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights from numpy by name, none of them trivial, the same on every machine and version of torch."""
+    """Set non-trivial weights, drawn by numpy from each name: the same on every machine and version of torch."""
     state = {}
     for name, tensor in model.state_dict().items():
         draws = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))
@@ -39,7 +38,7 @@ def images(*shape: int) -> torch.Tensor:
 
 
 def numbers() -> dict[str, list[float]]:
-    """What the models compute, by name."""
+    """Outputs, losses and gradient norms of the models, by name."""
     result = {}
     for cls_token, pool, size in (
         ("middle", "avg", 80),

@@ -1,4 +1,4 @@
-"""What padding does to features (docs/padding.md); test_configs.py holds that every test batch is one image."""
+"""What padding does to features (docs/padding.md); test_configs.py checks that every test batch is one image."""
 
 import torch
 
@@ -6,10 +6,10 @@ from arm_backbone import ARM
 
 
 def test_why_padding_changes_features_with_four_scans():
-    """The backward scans start in the padding; a single forward scan meets it only between rows."""
+    """Backward scans start in the padding; a single forward scan reaches padding below the image last."""
     torch.manual_seed(0)
     image = torch.randn(1, 3, 64, 64)
-    padded = torch.nn.functional.pad(image, (0, 0, 0, 64))  # below, as a taller image in the batch would
+    padded = torch.nn.functional.pad(image, (0, 0, 0, 64))  # below, as for a taller image in the batch
     for scans, changed in ((4, True), (1, False)):
         model = ARM(dict(embed_dims=32, num_layers=4), img_size=64, scans=scans).eval()
         with torch.no_grad():

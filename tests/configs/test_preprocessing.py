@@ -1,4 +1,4 @@
-"""One photograph through the three tasks' own preprocessing: the same tensor."""
+"""The preprocessing of all three tasks makes the same tensor of an image."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from helpers.paths import ROOT
 SIZE = (192, 256)
 
 
-def normalised(config: str, inputs: list[dict]) -> torch.Tensor:
-    """What the model of a configuration would see, (1, 3, H, W)."""
+def preprocessed(config: str, inputs: list[dict]) -> torch.Tensor:
+    """The preprocessed input of a configuration's model, (1, 3, H, W)."""
     cfg = Config.fromfile(ROOT / config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         settings = cfg.model.data_preprocessor
@@ -35,33 +35,31 @@ def dense_item(config: str, path: str) -> dict:
 
 
 @pytest.fixture(params=["generated", "photograph"])
-def picture(request, tmp_path) -> str:
-    """A lossless file of `SIZE`, so that decoders cannot differ."""
+def image(request, tmp_path) -> str:
+    """An image file of `SIZE`, lossless so that decoders agree."""
     if request.param == "generated":
         source = next((request.getfixturevalue("shapes") / "coco" / "val2017").iterdir())
     else:
         source = sorted((request.getfixturevalue("photographs") / "coco2017_mini" / "val2017").glob("*.jpg"))[0]
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.open(source).convert("RGB").resize(SIZE[::-1]).save(path)
     return str(path)
 
 
-def test_three_tasks_one_tensor(picture):
-    pretraining = normalised(
-        "pretrain/configs/arm_b.py", [ImageCrops(picture_list(picture), size=SIZE, augment=False)[0]]
-    )
-    detection = normalised("det_configs/mask_rcnn_arm_b.py", [dense_item("det_configs/mask_rcnn_arm_b.py", picture)])
-    segmentation = normalised("seg_configs/upernet_arm_b.py", [dense_item("seg_configs/upernet_arm_b.py", picture)])
+def test_three_tasks_one_tensor(image):
+    pretraining = preprocessed("pretrain/configs/arm_b.py", [ImageCrops(list_file(image), size=SIZE, augment=False)[0]])
+    detection = preprocessed("det_configs/mask_rcnn_arm_b.py", [dense_item("det_configs/mask_rcnn_arm_b.py", image)])
+    segmentation = preprocessed("seg_configs/upernet_arm_b.py", [dense_item("seg_configs/upernet_arm_b.py", image)])
     assert pretraining.shape == (1, 3, *SIZE)
     torch.testing.assert_close(detection, pretraining)
     torch.testing.assert_close(segmentation, pretraining)
     # red first, ImageNet's mean and deviation
-    red = torch.from_numpy(np.array(Image.open(picture))[..., 0]).float()
+    red = torch.from_numpy(np.array(Image.open(image))[..., 0]).float()
     torch.testing.assert_close(pretraining[0, 0], (red - 123.675) / 58.395)
 
 
-def picture_list(picture: str) -> str:
-    path = picture.replace("picture.png", "list.txt")
+def list_file(image: str) -> str:
+    path = image.replace("image.png", "list.txt")
     with open(path, "w") as file:
-        file.write("picture.png\n")
+        file.write("image.png\n")
     return path

@@ -19,12 +19,12 @@ CONFIGS = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.py") 
 
 
 def reduced(name: str, shapes, tmp_path) -> Config:
-    """Two epochs of one iteration."""
+    """A configuration at reduced width, for two epochs of one iteration."""
     cfg = load_config(str(FOLDER / name))
     cfg.model.update(arch=ARCH, decoder_dim=64)
     cfg.model.decoder_depth = min(cfg.model.decoder_depth, 4)
     images = cfg.model.get("images_per_sequence", 1)
-    if images > 1:  # of 96 pixels, else sequences of 2,560 tokens
+    if images > 1:  # of 96 pixels; otherwise sequences have 2,560 tokens
         cfg.model.update(img_size=96, cluster_side=2)
         cfg.train_dataloader.dataset.size = 96
     if isinstance(cfg.model.get("target"), dict):
@@ -62,7 +62,7 @@ def test_takes_a_training_step(name, shapes, tmp_path):
     assert not [name for name, p in parameters.items() if p.grad.any() and torch.equal(p, before[name])]
 
 
-# one image per sequence and pixels, tokens, several images with separators; every other switch is in tests/pretrain
+# pixels; tokens; several images with separators. tests/pretrain covers every other switch.
 @pytest.mark.parametrize("name", ["arm_b.py", "ablations/target_tokens.py", "star/star_b_200e.py"])
 def test_trains_two_iterations_and_resumes(name, shapes, tmp_path):
     cfg = reduced(name, shapes, tmp_path)

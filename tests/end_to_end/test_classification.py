@@ -38,14 +38,14 @@ def picture(path, seed=0, size=(40, 30)):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Two classes; validation has one of them."""
+    """A tree of two classes; validation has one of them."""
     for i, name in enumerate(("train/ant/a.png", "train/ant/b.jpg", "train/bee/c.png", "val/bee/d.png")):
         picture(tmp_path / "data" / name, i)
     return tmp_path / "data"
 
 
 def test_classes_are_numbered_by_the_training_folders(tree):
-    """A validation folder that lacks a class does not shift the numbers."""
+    """A class without validation images does not shift the numbers of the others."""
     train_set, val_set = (ClassFolder(str(tree), split, TESTING) for split in ("train", "val"))
     assert train_set.classes == val_set.classes == ["ant", "bee"]
     assert train_set.labels == [0, 0, 1] and val_set.labels == [1]
@@ -60,7 +60,7 @@ def test_augmentation_is_a_function_of_the_seed(tree):
 
 
 def test_squash_shows_the_border_and_center_does_not(tmp_path):
-    """The reference code's test resize keeps what an aspect-preserving one cuts off."""
+    """The reference code's test resize keeps the borders, which an aspect-preserving resize cuts off."""
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, :16] = 255  # a white left border
     (tmp_path / "train/x").mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_nearest_neighbours_by_hand():
     labels = torch.tensor([0, 0, 1])
     queries = torch.nn.functional.normalize(torch.tensor([[1.0, 0.05], [0.1, 1.0]]), dim=1)
     assert vote(train_features, labels, queries, k=1, temperature=0.07).argmax(1).tolist() == [0, 1]
-    # all three vote: the two far ones do not outweigh a near one at a low temperature, but do at a high one
+    # with three votes, two distant neighbours outweigh a near one only at a high temperature
     assert vote(train_features, labels, queries, k=3, temperature=0.07).argmax(1).tolist() == [0, 1]
     assert vote(train_features, labels, queries, k=3, temperature=100.0).argmax(1).tolist() == [0, 0]
     assert vote(train_features, labels, queries, k=99, temperature=0.07, chunk=1).shape == (2, 2)
@@ -150,7 +150,7 @@ def test_nearest_neighbours_by_hand():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_at_full_size(name):
-    """On the meta device: no memory, no arithmetic."""
+    """On the meta device, which allocates and computes nothing."""
     cfg = load_config(str(ROOT / "cls_configs" / name))
     size = cfg.train_dataloader.dataset.transform.input_size
     assert size == cfg.val_dataloader.dataset.transform.input_size == cfg.model.img_size
@@ -231,7 +231,7 @@ def small_config(folders, **model) -> Config:
     cfg.model.data_preprocessor.mixup.update(prob=1.0, mixup_alpha=0.8, cutmix_alpha=1.0)
     cfg.train_cfg.update(max_epochs=2, val_interval=1)
     cfg.optim_wrapper.accumulative_counts = 2
-    cfg.train_dataloader.num_batch_per_epoch = 4  # the epoch ends with a step: a sum under way is in no checkpoint
+    cfg.train_dataloader.num_batch_per_epoch = 4  # an epoch ends with a step: no partial gradient sums
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
     cfg.log_processor.window_size = 1
@@ -239,7 +239,7 @@ def small_config(folders, **model) -> Config:
 
 
 def test_resumed_finetuning_continues_exactly(folders, tmp_path):
-    """Moving average, accumulation, mixup and augmentation included."""
+    """With moving average, accumulation, mixup and augmentation."""
     cfg = small_config(folders)
     train(cfg, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
@@ -256,7 +256,7 @@ def test_resumed_finetuning_continues_exactly(folders, tmp_path):
 
 @pytest.mark.slow(first=True)
 def test_finetuning_learns(tmp_path):
-    """Trained, tested, and its frozen features judged: all far above the chance of one in three."""
+    """Training, testing, k-nearest neighbours and a linear probe all score far above chance, 33 %."""
     data, work = tmp_path / "shapes", tmp_path / "run"
     assert call_tool("prepare_data.py", "shapes", data) == 0
     assert call_tool("prepare_data.py", "classes", data / "coco", tmp_path / "classes") == 0

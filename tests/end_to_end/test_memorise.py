@@ -1,7 +1,7 @@
-"""Four real photographs learned by heart, through the training recipes and back through tools/test.py.
+"""Overfitting four photographs with the training recipes, evaluated by tools/test.py.
 
-What only shows on real data end to end shows here: boxes, masks or labels that are shifted, swapped or scaled would be
-learned just as well by the loss, but not found again by the evaluation.
+Only this catches boxes, masks or labels that are shifted, swapped or scaled: the loss would learn them just as well,
+but the evaluation would not find them.
 """
 
 import json
@@ -41,7 +41,7 @@ param_scheduler = [
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval={steps}, save_best=None))
 """
 
-SEGMENTER = """
+SEGMENTOR = """
 _base_ = "{root}/seg_configs/upernet_arm_ti_camvid.py"
 data_root = "{data}/"
 metainfo = dict(classes={classes}, palette={palette})
@@ -78,9 +78,9 @@ del metainfo, step
 """
 
 
-def learn_and_test(folder: Path, config: str, checkpoint: str) -> str:
+def train_and_test(folder: Path, config: str, checkpoint: str) -> str:
     """Train, evaluate the checkpoint, and return the output of tools/test.py."""
-    path = folder / "by_heart.py"
+    path = folder / "overfit.py"
     path.write_text(config)
     faster = ("--amp",) if cpu_multiplies_bfloat16() else ()
     trained = run_tool("train.py", path, "--work-dir", folder / "run", *faster, timeout=3000)
@@ -96,7 +96,7 @@ def metric(output: str, name: str) -> float:
     return float(re.findall(rf"{name}: *([-\d.]+)", output)[-1])
 
 
-def test_mask_rcnn_learns_four_photographs_by_heart(photographs, tmp_path):
+def test_mask_rcnn_overfits_four_photographs(photographs, tmp_path):
     source = photographs / "coco2017_mini"
     content = json.loads((source / "annotations" / "instances_train2017.json").read_text())
     content["images"] = [i for i in content["images"] if i["file_name"].removesuffix(".jpg") in OBJECTS]
@@ -109,13 +109,13 @@ def test_mask_rcnn_learns_four_photographs_by_heart(photographs, tmp_path):
     (data / "train2017").mkdir()
     for image in content["images"]:
         shutil.copy(source / "train2017" / image["file_name"], data / "train2017")
-    output = learn_and_test(tmp_path, DETECTOR.format(root=ROOT, data=data, steps=300), "epoch_300.pth")
+    output = train_and_test(tmp_path, DETECTOR.format(root=ROOT, data=data, steps=300), "epoch_300.pth")
     print(re.findall(r"coco/bbox_mAP.*", output)[-1])
     assert metric(output, "coco/bbox_mAP") >= 0.9
     assert metric(output, "coco/segm_mAP") >= 0.7
 
 
-def test_upernet_learns_four_photographs_by_heart(photographs, tmp_path):
+def test_upernet_overfits_four_photographs(photographs, tmp_path):
     source = photographs / "coco_sem133"
     meta = json.loads((source / "meta.json").read_text())
     data = tmp_path / "ade"
@@ -126,7 +126,7 @@ def test_upernet_learns_four_photographs_by_heart(photographs, tmp_path):
             shutil.copy(file, data / kind / "training")
     classes = next(v for k, v in meta.items() if "class" in k and isinstance(v, list) and len(v) == 133)
     palette = [[i, (i * 7) % 256, (i * 31) % 256] for i in range(133)]
-    config = SEGMENTER.format(root=ROOT, data=data, classes=classes, palette=palette, count=133, steps=350)
-    output = learn_and_test(tmp_path, config, "iter_350.pth")
+    config = SEGMENTOR.format(root=ROOT, data=data, classes=classes, palette=palette, count=133, steps=350)
+    output = train_and_test(tmp_path, config, "iter_350.pth")
     print(re.findall(r"aAcc.*", output)[-1])
     assert metric(output, "mIoU") >= 95

@@ -1,4 +1,4 @@
-"""What real data brings: crowd regions, an image without objects, greyscale files."""
+"""What only real data contains: crowd regions, an image without objects, greyscale files."""
 
 import json
 
@@ -12,13 +12,7 @@ from PIL import Image
 from arm_pretrain import ImageCrops
 from arm_toolkit.engine.config import load_config
 from helpers.paths import ROOT
-
-
-def small_detector(cfg: Config) -> torch.nn.Module:
-    cfg.model.backbone.update(arch=dict(embed_dims=32, num_layers=4), init_cfg=None)
-    cfg.model.neck[0].in_channels, cfg.model.neck[1].in_channels = 32, [32] * 4
-    torch.manual_seed(0)
-    return MODELS.build(cfg.model)
+from helpers.small_models import narrow_detector
 
 
 @pytest.fixture
@@ -32,7 +26,8 @@ def coco(photographs):
 
 
 def one_loss(cfg: Config, items: list[dict]) -> dict[str, float]:
-    model = small_detector(cfg).train()
+    torch.manual_seed(0)
+    model = MODELS.build(narrow_detector(cfg.model)).train()
     data = model.data_preprocessor(pseudo_collate(items), training=True)
     loss, log = model.parse_losses(model(**data, mode="loss"))
     loss.backward()

@@ -9,7 +9,7 @@ SHARED = ROOT.parent / "shared"
 
 
 def shared_folder(name: str) -> Path:
-    """A folder of ../shared; the test is skipped where it is absent (a user's clone)."""
+    """A folder of ../shared; without it (in a user's clone) the test is skipped."""
     path = SHARED / name
     if not path.is_dir():
         pytest.skip(f"no ../shared/{name} beside this checkout")

@@ -1,4 +1,4 @@
-"""Trainings of seconds, for tests: the quickstart's configurations on the 96-pixel shapes, smaller still."""
+"""Trainings that take seconds: the quickstart's configurations, narrowed, on 96-pixel shapes."""
 
 import argparse
 import copy
@@ -15,9 +15,8 @@ from arm_toolkit.engine import launch
 from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.runner import ARMRunner
 from helpers.paths import ROOT
+from helpers.small_models import ARCH, narrow_detector, narrow_segmentor
 from helpers.tools import own_globals
-
-ARCH = dict(embed_dims=32, num_layers=4)
 
 
 def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
@@ -36,17 +35,8 @@ def det_config(shapes: Path, validate: bool = False, **options) -> Config:
     """Mask R-CNN: 8 iterations of 2 images an epoch, 2 epochs; random crops, drop path, groups by aspect ratio."""
     cfg = Config.fromfile(ROOT / "det_configs/quickstart_mask_rcnn.py")
     _move(cfg, cfg.data_root, f"{shapes}/coco/")
-    cfg.model.backbone.update(arch=ARCH, img_size=96, drop_path_rate=0.2, init_cfg=None)
-    cfg.model.neck[0].in_channels = 32
-    cfg.model.neck[1].update(in_channels=[32] * 4, out_channels=32)
-    cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
-    cfg.model.roi_head.bbox_roi_extractor.out_channels = cfg.model.roi_head.mask_roi_extractor.out_channels = 32
-    cfg.model.roi_head.bbox_head.update(in_channels=32, fc_out_channels=32)
-    cfg.model.roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_convs=1)
-    cfg.model.train_cfg.rpn.sampler.num = 32
-    cfg.model.train_cfg.rcnn.sampler.num = 16
-    cfg.model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
-    cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
+    narrow_detector(cfg.model, width=32)
+    cfg.model.backbone.update(img_size=96, drop_path_rate=0.2)
     cfg.train_dataloader.batch_size = 2
     crop = dict(type="RandomCrop", crop_size=(64, 96), allow_negative_crop=True)
     cfg.train_dataloader.dataset.pipeline.insert(4, crop)
@@ -65,11 +55,8 @@ def seg_config(shapes: Path, validate: bool = False, **options) -> Config:
     """UperNet: 8 iterations of 4 images; crops, colours, drop path and dropout drawn at random."""
     cfg = Config.fromfile(ROOT / "seg_configs/quickstart_upernet.py")
     _move(cfg, cfg.data_root, f"{shapes}/ade/")
-    cfg.model.data_preprocessor.size = (96, 96)
-    cfg.model.backbone.update(arch=ARCH, img_size=96, drop_path_rate=0.2, init_cfg=None)
-    cfg.model.neck.in_channels = 32
-    cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
-    cfg.model.auxiliary_head.update(in_channels=32, channels=16)
+    narrow_segmentor(cfg.model, size=96, width=16)
+    cfg.model.backbone.update(img_size=96, drop_path_rate=0.2)
     cfg.train_dataloader.batch_size = 4
     cfg.train_dataloader.dataset.pipeline.insert(3, dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75))
     cfg.train_dataloader.dataset.pipeline.insert(5, dict(type="PhotoMetricDistortion"))
@@ -87,7 +74,7 @@ CONFIGS = dict(pretrain=pretrain_config, det=det_config, seg=seg_config)
 
 def _finish(cfg: Config, options: dict) -> Config:
     cfg.default_hooks.logger.interval = 1
-    cfg.log_processor.window_size = 1  # the log then holds every iteration's own loss
+    cfg.log_processor.window_size = 1  # log each iteration's own loss
     cfg.merge_from_dict(options)
     return cfg
 
@@ -102,7 +89,7 @@ def _move(node, old: str, new: str):
 
 
 def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
-    """What `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` does with this configuration."""
+    """Train as `tools/train.py CONFIG --work-dir WORK_DIR ARGUMENTS` would."""
     cfg = copy.deepcopy(cfg)
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
@@ -112,12 +99,12 @@ def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
 
 
 class Stopped(Exception):
-    """Stands for what kills a run."""
+    """Raised in place of what kills a run."""
 
 
 @HOOKS.register_module()
 class StopAt(Hook):
-    """Kills a run before an iteration, counted from 1."""
+    """Stops a run before an iteration, counted from 1."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -129,7 +116,7 @@ class StopAt(Hook):
 
 @HOOKS.register_module()
 class DumpGradients(Hook):
-    """Writes the weights before the first step, and the gradients that this step gets, in the first process."""
+    """Writes the initial weights and the gradients of the first step (rank 0)."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -147,7 +134,7 @@ class DumpGradients(Hook):
 
 
 def logged(work_dir: Path) -> dict[int, dict]:
-    """Iteration -> what was logged of it; of an iteration that was run twice, the last."""
+    """Iteration -> its logged values; for an iteration that ran twice, the last ones."""
     files = sorted(work_dir.glob("*/vis_data/scalars.json"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = [line for line in lines if not any(key.startswith("position/") for key in line)]  # ReconstructionHook's

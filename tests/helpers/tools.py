@@ -28,7 +28,7 @@ def run_tool(*arguments: str | Path, timeout: int = 600, **kwargs) -> subprocess
 
 @contextmanager
 def own_globals() -> Iterator[None]:
-    """mmengine keeps loggers, visualizers and scopes by name as long as a process lives: every run gets its own."""
+    """Give a run loggers, visualizers and scopes of its own; mmengine keeps them by name for the whole process."""
 
     def forget(kind: type) -> None:
         kind._instance_dict.clear()

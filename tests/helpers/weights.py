@@ -14,7 +14,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
     one, other = weights(one), weights(other)
     assert one.keys() == other.keys()
-    # A bias in front of a GroupNorm of one channel a group is normalised away: its gradient is rounding noise, which
-    # differs between processes and which AdamW turns into full steps.
+    # A bias before a GroupNorm with one channel per group has no effect: its gradient is rounding noise, which differs
+    # between processes, and AdamW turns it into full steps.
     for name in one.keys() - {"neck.0.scales.0.0.bias"}:
         torch.testing.assert_close(one[name], other[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")

@@ -1,4 +1,4 @@
-"""Bad input is one line that names file or key, value and remedy, with exit status 2, and leaves nothing behind."""
+"""Bad input gives one line with the file or key, the value and the remedy, exit status 2, and no files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from helpers.tools import call_tool, run_tool
 
 @pytest.fixture(scope="module")
 def files(shapes, tmp_path_factory) -> Path:
-    """A folder with a configuration of every kind, and a checkpoint of a segmenter and of a pretraining."""
+    """A folder with a configuration of each kind, and checkpoints of a segmentor and of pretraining."""
     folder = tmp_path_factory.mktemp("files")
     for kind, config in CONFIGS.items():
         options = {} if kind == "pretrain" else dict(validate=True)
@@ -35,9 +35,10 @@ def files(shapes, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def refused(files, tmp_path, capsys, monkeypatch):
-    """Runs a tool that must refuse: checks exit status, the one line and what it says, and that nothing is left.
+    """Runs a tool that must fail: checks the exit status, the text of the one line, and that no file was written.
 
-    A name of one of `files` stands for its path."""
+    Arguments that name one of `files` are replaced by its path.
+    """
     monkeypatch.chdir(tmp_path)
 
     def check(script: str, *arguments, says: str | list[str], started: bool = False) -> str:
@@ -58,6 +59,8 @@ def refused(files, tmp_path, capsys, monkeypatch):
 
 
 # ---------------------------------------------------------------------------- command line, configuration
+
+pytestmark = pytest.mark.xdist_group("bad input")
 
 OPTIONS = {
     "an argument of the backbone": ("seg", "model.backbone.depht=3", "ARM takes no such argument"),
@@ -129,7 +132,7 @@ def test_wrong_values(kind, options, says, refused):
 
 @pytest.mark.parametrize("option", ["randomness.deterministic=True", "train_dataloader.drop_last=True"])
 def test_arguments_that_are_merely_absent_are_accepted(option, files):
-    """mmengine reads these from parts without a `type`."""
+    """mmengine reads these keys from parts of the configuration without a `type`."""
     from arm_toolkit.engine.config import load_config
 
     key, value = option.split("=")
@@ -181,7 +184,7 @@ def test_detector_is_not_tested_with_something_else(name, says, refused):
 
 
 def test_training_does_not_start_from_weights_that_do_not_fit(files, shapes, refused):
-    """Weights of another width; a truncated file; one that is not there, with the command that makes it."""
+    """Weights of another width, a truncated file, a missing file (the line gives the command that makes it)."""
 
     def config(checkpoint: Path, **options) -> str:
         cfg = seg_config(shapes, **options)
@@ -233,21 +236,21 @@ def test_whole_data_root_that_is_not_there(refused):
 
 @pytest.fixture
 def broken(shapes, tmp_path_factory) -> Path:
-    """A copy of the shapes to break."""
+    """A copy of the shapes that a test may damage."""
     folder = tmp_path_factory.mktemp("data") / "broken"
     shutil.copytree(shapes, folder)
     return folder
 
 
 def victim(data: Path, kind: str) -> Path:
-    """The training image that the first batch begins with."""
+    """The first training image of the first batch."""
     folder = "ade/images/training" if kind == "seg" else "coco/train2017"
     return sorted((data / folder).iterdir())[SeededSampler(range(16), seed=0)._order(0)[0]]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_unreadable_image(kind, broken, refused, tmp_path):
-    """The run stops with its name, or trains on without it and warns with its name."""
+    """The run stops and names it, or warns, names it and trains without it."""
     image = victim(broken, kind)
     image.unlink()  # a hard link
     image.write_bytes(b"\xff\xd8\xff no picture")
@@ -307,7 +310,7 @@ def change_coco(data: Path, change) -> Path:
 
 
 def test_classes_that_the_file_does_not_have(broken, refused):
-    """mmdet would filter their objects away, in silence, and number the rest anew."""
+    """mmdet would silently drop their objects and renumber the rest."""
     det_config(broken).dump("mine.py")
     file = change_coco(broken, lambda content: content["categories"][1].update(name="box"))
     says = ["train_dataloader.dataset.metainfo.classes", f"{file} has no category square", "it has disc, box, triangle"]
@@ -390,7 +393,7 @@ def test_processes_exit_with_2(files, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["det", "pretrain"])
 def test_unreadable_image_met_by_a_worker(kind, broken, tmp_path):
-    """Its traceback does not reach the user, its message does."""
+    """The user sees the worker's message, not its traceback."""
     image = victim(broken, kind)
     image.unlink()
     image.write_bytes(b"no picture")
@@ -402,7 +405,7 @@ def test_unreadable_image_met_by_a_worker(kind, broken, tmp_path):
 
 @pytest.mark.slow
 def test_unreadable_image_met_by_the_second_process_only(broken, tmp_path):
-    """Its line is printed although it is not the first process."""
+    """Its line is printed although it is not rank 0."""
     image = sorted((broken / "coco/train2017").iterdir())[SeededSampler(range(16), seed=0)._order(0)[1]]
     image.unlink()
     image.write_bytes(b"no picture")
@@ -425,7 +428,7 @@ def test_the_traceback_is_one_variable_away(files, monkeypatch, tmp_path):
 
 
 def test_fixture_configurations_are_good(files, tmp_path):
-    """What the tests above break works unbroken."""
+    """The inputs that the tests above break work when they are intact."""
     for kind in CONFIGS:
         Config.fromfile(files / f"{kind}.py")
     assert torch.load(files / "seg.pth", weights_only=True)["meta"]["iter"] == 1

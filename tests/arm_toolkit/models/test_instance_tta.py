@@ -25,8 +25,11 @@ from mmengine.structures import InstanceData
 from mmengine.testing import assert_allclose
 from torch import nn
 
+from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.models.instance_tta import InstanceTTAModel
+from helpers.paths import ROOT
+from helpers.small_models import narrow_detector
 
 HEIGHT, WIDTH = 48, 80
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
@@ -330,40 +333,12 @@ def test_other_detectors_are_refused(kind):
 
 
 def mask_rcnn(with_mask=True):
-    """Stock heads, narrowed, on ResNet-18, for 3 classes."""
-    coder = dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2])
-    roi_layer = dict(type="RoIAlign", sampling_ratio=0)
-    extractor = dict(type="SingleRoIExtractor", out_channels=16, featmap_strides=[4, 8, 16, 32])
-    rcnn = dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)
-    rpn = dict(nms_pre=50, max_per_img=50, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0)
-    mask = dict(
-        mask_roi_extractor=dict(roi_layer=dict(output_size=14, **roi_layer), **extractor),
-        mask_head=dict(type="FCNMaskHead", num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3),
-    )
-    return dict(
-        type="MaskRCNN" if with_mask else "FasterRCNN",
-        data_preprocessor=dict(
-            type="DetDataPreprocessor", mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True, pad_size_divisor=32
-        ),
-        backbone=dict(type="ResNet", depth=18, norm_eval=True),
-        neck=dict(type="FPN", in_channels=[64, 128, 256, 512], out_channels=16, num_outs=5),
-        rpn_head=dict(
-            type="RPNHead",
-            in_channels=16,
-            feat_channels=16,
-            anchor_generator=dict(type="AnchorGenerator", scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64]),
-        ),
-        roi_head=dict(
-            type="StandardRoIHead",
-            bbox_roi_extractor=dict(roi_layer=dict(output_size=7, **roi_layer), **extractor),
-            bbox_head=dict(
-                type="Shared2FCBBoxHead", in_channels=16, fc_out_channels=32, num_classes=3, bbox_coder=coder
-            ),
-            **(mask if with_mask else {}),
-        ),
-        train_cfg=None,
-        test_cfg=dict(rpn=rpn, rcnn=rcnn),
-    )
+    """The quickstart's detector, narrowed, for 3 classes."""
+    model = narrow_detector(load_config(str(ROOT / "det_configs/quickstart_mask_rcnn.py")).model)
+    if not with_mask:
+        model.type = "FasterRCNN"
+        del model.roi_head.mask_roi_extractor, model.roi_head.mask_head
+    return model
 
 
 @pytest.fixture(scope="module")
