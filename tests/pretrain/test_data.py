@@ -1,6 +1,7 @@
 """Crops for pretraining, and runs on data with unreadable files."""
 
 import copy
+import gc
 import pickle
 import re
 
@@ -92,6 +93,7 @@ def test_a_run_logs_and_lists_skipped_files_and_stops_at_the_limit(workers, brok
     cfg.train_dataloader.dataset.max_skipped = 1
     with pytest.raises(DataError, match="2 of 5 images cannot be read, the last .*max_skipped=1"):
         train(cfg, tmp_path / "too_many")
+    gc.collect()  # stops the workers of the failed run now, not during the next test
 
 
 def test_unusable_data_is_one_line_that_names_the_loader(shapes, tmp_path):
