@@ -93,7 +93,7 @@ def _reconstructions(figure: Figure, folder: Path) -> None:
         figure,
         2,
         "Pretraining: each cluster predicted from those before it",
-        ("input", "prediction (patch means given)"),
+        ("input", "prediction (means given)"),
     )
     for (input_panel, predicted_panel), image, prediction in zip(panels, shown.images, shown.predictions):
         input_panel.imshow(image)
