@@ -39,6 +39,7 @@ def reduced(name: str, shapes, tmp_path) -> Config:
     cfg.param_scheduler.warmup = 1
     cfg.default_hooks.logger.interval = cfg.log_processor.window_size = 1
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
+    cfg.custom_hooks[1].drawn = 1  # ReconstructionHook: drawing takes longer than the training
     return cfg
 
 

@@ -28,6 +28,7 @@ def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
     cfg.train_cfg.max_epochs = 4
     cfg.param_scheduler.warmup = 1
     cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
+    cfg.custom_hooks[1].drawn = 1  # ReconstructionHook: drawing four images takes as long as the training
     return _finish(cfg, options)
 
 
