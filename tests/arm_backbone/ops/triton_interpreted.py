@@ -80,6 +80,7 @@ def test_half_precision_in_and_out():
     assert (result.float() - expected).abs().max() < 1e-2 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_equal(monkeypatch):
     monkeypatch.setattr(scan_triton, "PROGRAMS", 10**6)  # segments
     inputs = cast(scan_inputs(batch=1, grid=(4, 20), scans=1), torch.float32)
