@@ -1,4 +1,4 @@
-"""The classifiers in timm: what timm's tools, and its tests of its own models, expect of a registered name."""
+"""What timm's tools, and timm's tests of its own models, expect of the registered classifiers."""
 
 import argparse
 import re
@@ -148,7 +148,7 @@ def test_recomputed_gradients_are_the_same():
         torch.testing.assert_close(recomputed, plain)
 
 
-def test_recomputing_keeps_no_activations():
+def test_recomputing_keeps_fewer_activations():
     kept = []
     for enable in (False, True):
         model, sizes = small().train(), []

@@ -102,7 +102,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_prediction_depends_on_all_earlier_elements_and_on_no_later_one(case):
-    """By gradients; earlier elements are those of the same image and of the images before it."""
+    """Gradients show it; earlier elements are those of the same image and of the images before it."""
     model = pretrainer(**CASES[case])
     images = torch.randn(model.images_per_sequence, 3, *model.encoder.img_size, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(1)

@@ -250,9 +250,9 @@ def victim(data: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_unreadable_image(kind, broken, refused, tmp_path):
-    """The run stops and names it, or warns, names it and trains without it."""
+    """The run names it and stops, or with on_error="skip" warns and trains without it."""
     image = victim(broken, kind)
-    image.unlink()  # a hard link
+    image.unlink()
     image.write_bytes(b"\xff\xd8\xff no picture")
     options = {"train_cfg.max_epochs": 2} if kind == "pretrain" else {}
     CONFIGS[kind](broken, **options).dump("mine.py")
