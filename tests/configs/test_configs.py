@@ -339,7 +339,7 @@ def float32_optim_wrapper(cfg: Config) -> dict:
 
 @pytest.mark.parametrize("folder", ["det_configs", "seg_configs"])
 def test_small_siblings_train(folder, load):
-    """One step of the configured optimizer: every loss is finite, every parameter moves."""
+    """In one step of the configured optimizer losses are finite, and each parameter gets a gradient and follows it."""
     for path, cfg in distinct([p for p in DENSE if p.startswith(folder)], load, shrink):
         model = small_model(cfg)
         wrapper = build_optim_wrapper(model, float32_optim_wrapper(cfg))
@@ -534,7 +534,7 @@ def test_segmentation_pipelines_run(load, ade):
 
 
 def test_label_out_of_range_stops(load, ade):
-    """Fewer classes than stored labels: without the check, training would continue on wrong labels."""
+    """Without this check, training with too small a `num_classes` would continue on wrong labels."""
     cfg = load("seg_configs/upernet_arm_ti_camvid.py")
     for step in cfg.test_dataloader.dataset.pipeline:
         if step["type"] == "LoadLabels":
