@@ -76,7 +76,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize(("with_cp", "scans", "convolutions"), [(False, 4, 4), ("selective", 4, 8), ("full", 8, 8)])
 def test_what_is_recomputed(small_arch, with_cp, scans, convolutions):
-    """All but matmuls and scans, or everything."""
+    """With "selective" the backward recomputes all but matmuls and scans, with "full" everything."""
     model = ARM(small_arch, img_size=64, with_cp=with_cp).train()
     with Calls() as calls:
         sum(m.sum() for m in model(images())).backward()
@@ -86,7 +86,7 @@ def test_what_is_recomputed(small_arch, with_cp, scans, convolutions):
 
 
 def test_values_of_with_cp(small_arch, caplog):
-    """True means what it means in mmdet; the former name "all" is read with one line, also from a configuration."""
+    """True means "full", as in mmdet; the former name "all" is accepted with a warning, also in a configuration."""
     settings = {False: False, True: "full", "selective": "selective", "full": "full"}
     assert {given: ARM(small_arch, with_cp=given).with_cp for given in settings} == settings
     assert not caplog.records

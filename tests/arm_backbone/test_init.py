@@ -1,4 +1,4 @@
-"""Initialisation: the same weights for the same seed as ever, and the same distributions for models built on meta."""
+"""Initialisation: a seed gives the recorded weights, and models built on meta get the same distributions."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ MODELS = {
     ids=["backbone", "classifier", "pretrainer"],
 )
 def test_a_seed_gives_the_weights_it_always_gave(build, total, next_number):
-    """Recorded: the sum of all absolute values, and the next number of the generator."""
+    """Compare the sum of all absolute values and the generator's next number with recorded ones."""
     torch.manual_seed(0)
     state = build().state_dict()
     assert sum(tensor.double().abs().sum().item() for tensor in state.values()) == pytest.approx(total, rel=1e-6)
@@ -52,7 +52,7 @@ def test_a_seed_gives_the_weights_it_always_gave(build, total, next_number):
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and all buffers, those that are not saved included."""
+    """Parameters and all buffers, including those that are not saved."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
@@ -70,7 +70,7 @@ def built_on_meta(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_distributions_of_a_model_built_on_meta(name):
-    """What does not depend on the seed is equal; what does has the same mean and deviation within sampling error."""
+    """Constants are equal; random values have the same mean and standard deviation within sampling error."""
     ordinary = []
     for seed in (0, 1):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The classifiers in timm: what timm's tools, and its tests of its own models, expect of a registered name."""
+"""What timm's tools, and timm's tests of its own models, expect of the registered classifiers."""
 
 import argparse
 import re
@@ -40,7 +40,7 @@ def images(height: int = SIZE, width: int = SIZE, batch: int = 2, channels: int 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """Shared by all tests of this file, which must not change it."""
+    """A model that all tests of this file share and must not change."""
     return small().requires_grad_(False)
 
 
@@ -148,7 +148,7 @@ def test_recomputed_gradients_are_the_same():
         torch.testing.assert_close(recomputed, plain)
 
 
-def test_recomputing_keeps_no_activations():
+def test_recomputing_keeps_fewer_activations():
     kept = []
     for enable in (False, True):
         model, sizes = small().train(), []
@@ -160,7 +160,7 @@ def test_recomputing_keeps_no_activations():
 
 
 def test_layers_of_the_group_matcher(model):
-    """One group for the embeddings, one per block, one for the head; the norm belongs to the last block or the head."""
+    """The embeddings, each block and the head form a group; the norm belongs to the last block or the head."""
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     assert layers.keys() == {name for name, _ in model.named_parameters()}
     for name, layer in layers.items():
@@ -313,7 +313,7 @@ def test_intermediates_refuse_unknown_formats_and_blocks(model):
 
 
 def test_transform_resizes_the_whole_image_to_a_square():
-    """As in the reference code; a centre crop of this wide image would contain neither strip."""
+    """The reference code does this; a centre crop of this wide image would contain neither strip."""
     config = timm.data.resolve_model_data_config(small(img_size=224))
     assert config["input_size"] == (3, 224, 224) and config["interpolation"] == "bicubic"
     image = Image.new("RGB", (800, 100))
@@ -382,7 +382,7 @@ def test_other_classes_get_a_fresh_head_on_the_same_trunk(tmp_path):
 
 
 def test_a_finetuned_head_is_kept_if_the_overlay_gives_its_classes(tmp_path):
-    """timm assumes the cfg's 1000 classes and drops a head of a file, unless the overlay gives another number."""
+    """timm assumes that a file has the cfg's 1000 classes and drops its head, unless the overlay gives their number."""
     state = other_weights(small(num_classes=7))
     weights = saved(tmp_path, state)
     dropped = small(num_classes=7, **weights).state_dict()

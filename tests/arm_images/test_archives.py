@@ -36,7 +36,7 @@ def shards(image_folder, tmp_path) -> Path:
 
 
 def test_images_of_archives_are_those_of_the_files(shards, image_folder):
-    """In the archives' order; other files in an archive are ignored."""
+    """They come in the archives' order; other files in an archive are ignored."""
     files = find_images(shards)
     assert [str(file) for file in files] == [
         str(shards / name) for name in ("a.tar/one.png", "b.tar/b/two.jpg", "b.tar/b/c/three.PNG")
@@ -64,7 +64,7 @@ def test_broken_archives_are_named(shards, image_folder):
 
 
 def test_hugging_face_data_sets(image_folder, tmp_path):
-    """Saved with encoded bytes, or with the names of files."""
+    """Their images are saved as encoded bytes or as file names."""
     datasets = pytest.importorskip("datasets")
     saved = tmp_path / "saved"
     files = [str(image_folder / name) for name in NAMES]

@@ -36,8 +36,8 @@ def test_errors_name_the_path_and_the_remedy(image_folder):
         find_images(listed)
 
 
-def test_the_room_needs_neither_torch_nor_mmengine():
-    """Only the files that it imports are loaded: numpy and PIL, and the optional `datasets` when it is needed."""
+def test_the_package_needs_neither_torch_nor_mmengine():
+    """It loads no large package on import; `datasets` is imported only for a Hugging Face data set."""
     import subprocess
     import sys
 

@@ -17,7 +17,7 @@ RAMP = np.linspace(0, 255, 64)
 
 
 def test_every_mode_becomes_upright_rgb(tmp_path):
-    """One image, dark on the left and bright on the right, in all the ways that files store one."""
+    """The same ramp is read from RGB, greyscale, palette, RGBA, CMYK, 16-bit and rotated files."""
     grey = np.tile(RAMP.astype(np.uint8), (48, 1))
     rgb = Image.fromarray(np.stack([grey] * 3, 2))
     rgb.save(tmp_path / "rgb.png")

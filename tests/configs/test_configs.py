@@ -153,7 +153,7 @@ def test_every_base_is_used():
 
 @pytest.mark.parametrize("path", DENSE + CLS)
 def test_paths_start_with_data_root(path, load):
-    """So that --cfg-options data_root=PATH can replace this prefix everywhere."""
+    """Otherwise --cfg-options data_root=PATH would not move all data."""
     cfg = load(path)
     for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
         assert cfg[key].dataset.data_root == cfg.data_root
@@ -223,7 +223,7 @@ def test_schedule_spans_the_training(path, load):
 
 
 def test_recipes_of_the_paper(load):
-    """What ARM section 4 states."""
+    """Compare with the values of the ARM paper, section 4."""
     det, seg = load("det_configs/mask_rcnn_arm_b.py"), load("seg_configs/upernet_arm_b.py")
     assert det.train_cfg.max_epochs == 36 and det.param_scheduler[1].milestones == [27, 33]
     assert det.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
@@ -339,7 +339,7 @@ def float32_optim_wrapper(cfg: Config) -> dict:
 
 @pytest.mark.parametrize("folder", ["det_configs", "seg_configs"])
 def test_small_siblings_train(folder, load):
-    """One step of the configured optimizer: every loss is finite, every parameter moves."""
+    """In one step of the configured optimizer losses are finite, and each parameter gets a gradient and follows it."""
     for path, cfg in distinct([p for p in DENSE if p.startswith(folder)], load, shrink):
         model = small_model(cfg)
         wrapper = build_optim_wrapper(model, float32_optim_wrapper(cfg))
@@ -534,7 +534,7 @@ def test_segmentation_pipelines_run(load, ade):
 
 
 def test_label_out_of_range_stops(load, ade):
-    """Fewer classes than stored labels: without the check, training would continue on wrong labels."""
+    """Without this check, training with too small a `num_classes` would continue on wrong labels."""
     cfg = load("seg_configs/upernet_arm_ti_camvid.py")
     for step in cfg.test_dataloader.dataset.pipeline:
         if step["type"] == "LoadLabels":
@@ -545,7 +545,7 @@ def test_label_out_of_range_stops(load, ade):
 
 @pytest.mark.parametrize("paths", [DET, SEG], ids=["det", "seg"])
 def test_tta_pipelines_run(paths, load, coco, ade):
-    """Every size with and without a flip; each view records how it was made."""
+    """There is every size with and without a flip, and each view records its size and flip."""
     for path, cfg in distinct(paths, load, lambda cfg: [cfg.tta_pipeline, cfg.tta_model]):
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         augmented = dataset(cfg, "test", coco if paths is DET else ade)[0]
@@ -557,7 +557,7 @@ def test_tta_pipelines_run(paths, load, coco, ade):
 
 
 def test_tta_ratios_are_of_the_test_size(load, ade):
-    """mmseg 1.x scales relative to the image's own size instead."""
+    """mmseg 1.x would scale relative to the image's own size."""
     cfg = load("seg_configs/upernet_arm_b.py")
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     samples = dataset(cfg, "test", ade)[0]["data_samples"]

@@ -1,4 +1,4 @@
-"""A few numbers of our own in float64, which notice a change in a clone without ../shared/golden.
+"""A few recorded float64 numbers that reveal changed results in a clone without ../shared/golden.
 
 This file wrote them (`python tests/configs/test_drift.py`) at a commit where tests/arm_backbone/test_golden.py passed.
 """
@@ -20,7 +20,7 @@ ARCH = dict(embed_dims=32, num_layers=4)
 
 
 def filled(model: torch.nn.Module) -> torch.nn.Module:
-    """Set non-trivial weights, drawn by numpy from each name: the same on every machine and version of torch."""
+    """Set random weights, drawn by numpy and seeded by name: the same on every machine and version of torch."""
     state = {}
     for name, tensor in model.state_dict().items():
         draws = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))

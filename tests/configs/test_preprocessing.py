@@ -1,4 +1,4 @@
-"""The preprocessing of all three tasks makes the same tensor of an image."""
+"""The preprocessing of pretraining, detection and segmentation turns an image into the same tensor."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every command of the documentation is one that exists; those that take seconds are run as written."""
+"""Every command of the documentation exists; those that take seconds are run as written."""
 
 import contextlib
 import functools
@@ -74,7 +74,7 @@ def test_script_and_options_exist(path, words):
 
 @pytest.mark.parametrize("path, words", [(p, w) for p, w in TOOLS if any("_configs/" in x for x in w)], ids=label)
 def test_configuration_and_its_options_exist(path, words):
-    """A key that the configuration does not have would be an error."""
+    """Loading reports a key that the configuration does not have."""
     config = next(word for word in words if "_configs/" in word)
     given: list[str] = []
     if "--cfg-options" in words:
@@ -156,7 +156,7 @@ PYTHON = [(path, code) for path in DOCUMENTS for code in blocks(path, "python")]
 
 @pytest.mark.parametrize("path, code", PYTHON, ids=[f"{name(path)}-{i}" for i, (path, _) in enumerate(PYTHON)])
 def test_python_runs(path, code, tmp_path, monkeypatch):
-    """With the smallest model in place of ARM-B, to save time."""
+    """The examples run with the smallest model instead of ARM-B, to save time."""
     code = code.replace("arm_base", "arm_tiny").replace('arch="base"', 'arch="tiny"')
     monkeypatch.chdir(tmp_path)
     if "checkpoints/arm_b_in1k.pth" in code:

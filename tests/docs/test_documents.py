@@ -38,7 +38,7 @@ def test_named_paths_exist(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_named_modules_and_functions_exist(path):
-    if path.name == "CHANGELOG.md":  # the last column of its tables: the names of today
+    if path.name == "CHANGELOG.md":  # only the last column of its tables has current names
         text = "".join(line.split("|")[-2] for line in path.read_text().splitlines() if line.startswith("| "))
         found = re.findall(r"`([^`]+)`", text)
     else:

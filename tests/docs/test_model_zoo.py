@@ -1,4 +1,4 @@
-"""docs/model_zoo.md is what its command writes."""
+"""docs/model_zoo.md is up to date with the configurations."""
 
 import pytest
 

@@ -6,7 +6,7 @@ DEVIATIONS = pytest.StashKey[dict]()  # golden file -> precision -> (worst relat
 
 
 def merge_deviations(into: dict, found: dict) -> None:
-    """Add what one worker of pytest-xdist has found."""
+    """Add the deviations that one worker of pytest-xdist has found, in place."""
     for file, precisions in found.items():
         merged = into.setdefault(file, {})
         for precision, (worst, count) in precisions.items():

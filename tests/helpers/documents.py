@@ -28,7 +28,7 @@ def prose(path: Path) -> str:
 
 
 def spans(path: Path) -> list[str]:
-    """What stands between single backticks."""
+    """The code spans, without their backticks."""
     text = _INDENTED.sub("\n", _BLOCK.sub("", path.read_text()))
     return [" ".join(span.strip("`").split()) for span in _SPAN.findall(text)]
 

@@ -12,5 +12,5 @@ def shared_folder(name: str) -> Path:
     """A folder of ../shared; without it (in a user's clone) the test is skipped."""
     path = SHARED / name
     if not path.is_dir():
-        pytest.skip(f"no ../shared/{name} beside this checkout")
+        pytest.skip(f"no ../shared/{name} next to this checkout")
     return path

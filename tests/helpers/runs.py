@@ -20,7 +20,7 @@ from helpers.tools import own_globals
 
 
 def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
-    """AR pretraining: 4 iterations of 4 images an epoch, 4 epochs."""
+    """AR pretraining for 4 epochs of 4 iterations with 4 images each."""
     cfg = Config.fromfile(ROOT / "pretrain/configs/quickstart.py")
     cfg.model.update(arch=ARCH, img_size=96, cluster_side=2)
     cfg.train_dataloader.update(batch_size=4)
@@ -33,7 +33,7 @@ def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
 
 
 def det_config(shapes: Path, validate: bool = False, **options) -> Config:
-    """Mask R-CNN: 8 iterations of 2 images an epoch, 2 epochs; random crops, drop path, groups by aspect ratio."""
+    """Mask R-CNN for 2 epochs of 8 iterations with 2 images each; random crops, drop path, groups by aspect ratio."""
     cfg = Config.fromfile(ROOT / "det_configs/quickstart_mask_rcnn.py")
     _move(cfg, cfg.data_root, f"{shapes}/coco/")
     narrow_detector(cfg.model, width=32)
@@ -53,7 +53,7 @@ def det_config(shapes: Path, validate: bool = False, **options) -> Config:
 
 
 def seg_config(shapes: Path, validate: bool = False, **options) -> Config:
-    """UperNet: 8 iterations of 4 images; crops, colours, drop path and dropout drawn at random."""
+    """UperNet for 8 iterations with 4 images each; random crops, colours, drop path and dropout."""
     cfg = Config.fromfile(ROOT / "seg_configs/quickstart_upernet.py")
     _move(cfg, cfg.data_root, f"{shapes}/ade/")
     narrow_segmentor(cfg.model, size=96, width=16)
@@ -100,7 +100,7 @@ def train(cfg: Config, work_dir: Path, *arguments: str) -> ARMRunner:
 
 
 class Stopped(Exception):
-    """Raised in place of what kills a run."""
+    """Simulates what kills a run."""
 
 
 @HOOKS.register_module()
@@ -135,7 +135,7 @@ class DumpGradients(Hook):
 
 
 def logged(work_dir: Path) -> dict[int, dict]:
-    """Iteration -> its logged values; for an iteration that ran twice, the last ones."""
+    """Iteration -> its logged values, the last ones if it ran twice."""
     files = sorted(work_dir.glob("*/vis_data/scalars.json"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = [line for line in lines if not any(key.startswith("position/") for key in line)]  # ReconstructionHook's

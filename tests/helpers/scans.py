@@ -30,8 +30,8 @@ def scan_inputs(batch=2, grid=(5, 7), scans=4, dim=6, state=3, dtype=torch.float
 
 def gradients(output, inputs):
     tensors = {k: v for k, v in inputs.items() if torch.is_tensor(v) and v.requires_grad}
-    weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64, device=output.device)  # exact in any type
-    weight = weight.to(output.dtype).view_as(output)
+    weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64, device=output.device)
+    weight = weight.to(output.dtype).view_as(output)  # the same weights in any dtype, rounded once
     return dict(zip(tensors, torch.autograd.grad((output * weight).sum(), tensors.values()), strict=True))
 
 
@@ -78,7 +78,7 @@ def compare(inputs, run):
         result.sum().backward()
         return
     assert_close(result, expected, tolerance)
-    with torch.no_grad():  # another path: no states are kept
+    with torch.no_grad():  # a separate path, which keeps no states
         assert torch.equal(cross_scan(**inputs, backend=backend), result)
     for name, grad in gradients(result, inputs).items():
         assert grad.shape == wanted[name].shape, name
@@ -86,7 +86,7 @@ def compare(inputs, run):
 
 
 def scan_gradients(inputs):
-    """Of the sum of a scan's result weighted with numbers that bfloat16 holds, as if it came out of float32."""
+    """Gradients of a weighted sum of a scan's result; the weights are exact in bfloat16."""
     leaves = {n: v.clone().requires_grad_() for n, v in inputs.items() if v.is_floating_point()}
     y = cross_scan(**inputs | leaves)
     weight = (torch.arange(y.numel()) % 13 - 6).view_as(y).to(y.dtype)
@@ -94,6 +94,7 @@ def scan_gradients(inputs):
 
 
 def names(last) -> set[str]:
+    """Names of the autograd nodes from `last` backwards."""
     found, left = set(), [last]
     while left:
         node = left.pop()

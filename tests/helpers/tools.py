@@ -1,4 +1,4 @@
-"""Running the tools: in a process of their own as a user would, or in this one to save the imports."""
+"""Running the tools in a separate process, as a user would, or in this one to save the imports."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from .paths import ROOT
 
 
 def run_tool(*arguments: str | Path, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
-    """Run a script of tools/ (or any command) in a process of its own; output captured."""
+    """Run a script of tools/ (or any command) in a separate process and capture its output."""
     command = [str(a) for a in arguments]
     if command[0].endswith(".py"):
         command = [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]]
@@ -54,7 +54,7 @@ def call_tool(script: str, *arguments) -> int:
 
 
 def invoke(script: str, *arguments, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """As `run_tool` for a Python script, but in this process."""
+    """Like `run_tool` for a Python script, but in this process."""
     out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
     os.chdir(cwd or before)
     try:

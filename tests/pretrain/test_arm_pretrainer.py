@@ -111,7 +111,7 @@ def test_images_of_another_size_are_an_error():
 
 
 def test_the_former_spelling_of_the_target_is_accepted():
-    """Configurations, and those inside checkpoints, that were written with "normalised_pixels"."""
+    """Otherwise old configurations, also those inside checkpoints, with "normalised_pixels" would not build."""
     old, new = pretrainer(target="normalised_pixels"), pretrainer(target="normalized_pixels")
     images = torch.randn(1, 3, 96, 96)
     assert old.target == new.target

@@ -30,7 +30,7 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def broken_folder(image_folder):
-    """The same with two files that cannot be read, the first two in sorted order."""
+    """The same folder with two unreadable files, the first two in sorted order."""
     for name in ("a0.jpg", "a1.jpg"):
         (image_folder / name).write_bytes(b"\xff\xd8\xff broken")
     return image_folder

@@ -102,7 +102,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_prediction_depends_on_all_earlier_elements_and_on_no_later_one(case):
-    """By gradients; earlier elements are those of the same image and of the images before it."""
+    """Measured by gradients. Earlier elements are those before it in the same image and all of the images before."""
     model = pretrainer(**CASES[case])
     images = torch.randn(model.images_per_sequence, 3, *model.encoder.img_size, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(1)
@@ -250,7 +250,7 @@ def test_tokens_are_fitted_and_predicted(shapes, tmp_path, capsys):
 
 
 def test_the_dvae_loads_weights_with_their_published_names(tmp_path):
-    """A small file in the layout of DALL-E's encoder; there is one token per patch."""
+    """They are read from a small file in the layout of DALL-E's encoder; there is one token per patch."""
     torch.manual_seed(0)
     path = tmp_path / "encoder.pth"
     torch.save({}, path)

@@ -35,7 +35,7 @@ def files(shapes, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def refused(files, tmp_path, capsys, monkeypatch):
-    """Runs a tool that must fail: checks the exit status, the text of the one line, and that no file was written.
+    """Runs a tool that must fail: checks the exit status, the one line and, unless `started`, that no file was written.
 
     Arguments that name one of `files` are replaced by its path.
     """
@@ -184,7 +184,7 @@ def test_detector_is_not_tested_with_something_else(name, says, refused):
 
 
 def test_training_does_not_start_from_weights_that_do_not_fit(files, shapes, refused):
-    """Weights of another width, a truncated file, a missing file (the line gives the command that makes it)."""
+    """The error says what does not fit, or gives the command that writes a missing file."""
 
     def config(checkpoint: Path, **options) -> str:
         cfg = seg_config(shapes, **options)
@@ -250,9 +250,9 @@ def victim(data: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_unreadable_image(kind, broken, refused, tmp_path):
-    """The run stops and names it, or warns, names it and trains without it."""
+    """The run names it and stops, or with on_error="skip" warns and trains without it."""
     image = victim(broken, kind)
-    image.unlink()  # a hard link
+    image.unlink()
     image.write_bytes(b"\xff\xd8\xff no picture")
     options = {"train_cfg.max_epochs": 2} if kind == "pretrain" else {}
     CONFIGS[kind](broken, **options).dump("mine.py")
@@ -415,7 +415,7 @@ def test_unreadable_image_met_by_the_second_process_only(broken, tmp_path):
     result = run_tool("dist_train.sh", "mine.py", 2, cwd=tmp_path)
     assert result.returncode != 0
     ours = result.stderr.split("Sending process")[0]  # torchrun's own report follows
-    ours = re.sub(r"^error: another process has stopped.*\n", "", ours, flags=re.M)  # what the first one may add
+    ours = re.sub(r"^error: another process has stopped.*\n", "", ours, flags=re.M)  # the first process may add this
     assert_one_line(ours, str(image), "on_error='skip'")
 
 

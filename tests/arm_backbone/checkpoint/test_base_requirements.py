@@ -1,4 +1,4 @@
-"""The backbone and the conversion tool in an environment that has the base requirements alone."""
+"""The backbone and the conversion tool in an environment that has only the base requirements."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from helpers.tools import run_tool
 
 BASE = ("torch", "timm", "numpy", "safetensors")
 OURS = ("arm_backbone", "arm_images", "arm_pretrain", "arm_toolkit")
-# Imported by every Python process that finds it on its path: hides packages as if they were not installed.
+# sitecustomize.py, which Python imports at start: hides packages as if they were not installed.
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
@@ -35,7 +35,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = VisibleFinder
 
 
 def with_dependencies(names: tuple[str, ...]) -> set[str]:
-    """Distributions that an installation of these brings along, as far as they are installed here."""
+    """These distributions and all their dependencies, as far as they are installed here."""
     found, queue = set(), [canonicalize_name(name) for name in names]
     while queue:
         name = queue.pop()
@@ -52,7 +52,7 @@ def with_dependencies(names: tuple[str, ...]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def base_environment(tmp_path_factory) -> dict[str, str]:
-    """Environment variables for processes that see the base requirements and our own packages alone."""
+    """Environment variables for processes that see only the base requirements and our own packages."""
     visible = with_dependencies(BASE)
     hidden = {
         package

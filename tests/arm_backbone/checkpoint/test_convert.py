@@ -1,4 +1,4 @@
-"""Conversion of every kind into every possible other one, with an account of every tensor; all else is refused."""
+"""Every kind of checkpoint converts to every other kind that is possible, and every tensor is accounted for."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ ARCH = dict(embed_dims=32, num_layers=4)
 
 
 def state_of(model: torch.nn.Module) -> dict:
-    """Its state, with every tensor moved away from its initial value (equal scans would hide a mix-up)."""
+    """The state of a model, every tensor moved away from its initial value (equal scans would hide a mix-up)."""
     torch.manual_seed(1)
     return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
 
@@ -43,7 +43,7 @@ def states() -> dict[str, dict]:
     }
 
 
-CAN = {  # source -> possible targets; nothing else has a decoder and a single scan
+CAN = {  # source -> possible targets; only pretraining checkpoints have a decoder and a single scan
     "pretrain": set(TARGETS),
     "official-pretrain": set(TARGETS),
     "backbone": {"backbone", "classifier", "official-finetune"},
@@ -54,7 +54,7 @@ CAN = {  # source -> possible targets; nothing else has a decoder and a single s
 
 
 def is_dropped(key: str, source: str, target: str) -> bool:
-    """Whether the target has no place for a tensor; it must have every other one."""
+    """Whether a conversion drops a tensor because the target has no place for it; it must use all others."""
     if source in ("backbone", "dense"):
         return key.startswith("rpn_head") or ("out_norms" in key and target != "backbone")
     if source in ("classifier", "official-finetune"):
@@ -150,7 +150,7 @@ def test_grid_and_patch_size(states):
 
 
 def test_the_model_decides_on_loading(states):
-    """Its image size, patch size, stride and number of classes may differ from the file's."""
+    """The model's image size, patch size, stride and number of classes may differ from the file's."""
     model = ARMClassifier(ARCH, img_size=64, patch_size=8, patch_stride=4, num_classes=3)
     accounting = load_trunk(model, states["official-finetune"], "in1k.pth")
     assert accounting.used["pos_embed"] == "resized from 12x12 to 15x15"
@@ -310,7 +310,7 @@ def test_checkpoints_of_other_models(tmp_path):
 
 @pytest.mark.slow
 def test_a_file_of_the_authors_starts_a_detector(states, shapes, tmp_path):
-    """Convert, train in two processes, load with mmdet: no step warns about weights."""
+    """Converting, training in two processes and loading with mmdet give no warning about weights."""
     from mmdet.apis import init_detector
 
     source, converted = tmp_path / "checkpoint-99.pth", tmp_path / "arm_in1k.pth"

@@ -16,7 +16,7 @@ from helpers.tools import invoke
 
 @pytest.fixture
 def pretrained(tmp_path, small_arch):
-    """A pretraining checkpoint on disk, its model, and its path."""
+    """A pretraining model, and the path of its checkpoint."""
     torch.manual_seed(0)
     model = ARMPretrainer(small_arch, img_size=96, cluster_side=2, decoder_dim=64)
     path = tmp_path / "pretrain.pth"

@@ -1,4 +1,4 @@
-"""The CPU kernels outside of Python: for this processor, and for a 64-bit Arm one by cross compiler and emulator."""
+"""The CPU kernels without Python, built for this processor and, with cross compiler and emulator, for 64-bit Arm."""
 
 import platform
 import runpy
@@ -19,7 +19,7 @@ SETS = ["plain", "avx2", "avx512"]
 
 @pytest.fixture(scope="module")
 def build_settings() -> dict:
-    """Flags of setup.py."""
+    """The variables of setup.py, compiler flags included."""
     with mock.patch("setuptools.setup"):
         return runpy.run_path(str(ROOT / "setup.py"))
 
@@ -38,7 +38,7 @@ def build(compiler: str, folder, flags: list[str], sets: dict[str, list[str]], x
         objects.append(target)
 
     compile_one(CSRC / "interface.cpp", "interface", ["-DARM_X86"] if x86 else [])
-    # GCC 12 for Arm fails on it at -O3
+    # at -O3, GCC 12 for Arm fails on it
     compile_one(Path(__file__).with_name("csrc") / "check.cpp", "check", ["-O1"])
     for name, more in sets.items():
         compile_one(CSRC / "kernels.cpp", name, more)

@@ -1,4 +1,4 @@
-"""Which back end runs, and that all back ends keep to one interface."""
+"""The choice of the back end, the interface that all back ends share, and the validation of orders."""
 
 import inspect
 from importlib import import_module
@@ -63,7 +63,7 @@ def test_differentiable_scans_have_one_signature(name):
     assert signature(module.scan) == signature(dispatch.DifferentiableScan.scan)
 
 
-def test_the_argument_then_the_block_then_the_variable(monkeypatch):
+def test_precedence_of_argument_context_manager_and_environment(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setenv("ARM_SCAN_BACKEND", "reference")
     assert resolve_backend(cpu, torch.float32) == "reference"
@@ -109,7 +109,7 @@ def test_the_sum_over_directions(run, scans):
 
 @pytest.mark.parametrize("run", BACKENDS)
 def test_a_map_shared_by_all_directions_is_not_copied(run, monkeypatch):
-    """u of one map, expanded over K: the same result and gradient as of K copies."""
+    """One map expanded over K gives the same result and gradient as K copies."""
     backend, dtype, tolerance = run
     inputs = cast(scan_inputs(dim=70), dtype)
     one = inputs["u"][:, 0].detach().contiguous().requires_grad_()
@@ -141,7 +141,7 @@ WRONG_ORDERS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_ORDERS)
-def test_orders_that_are_no_permutations_are_refused(wrong):
+def test_orders_that_are_not_permutations_are_refused(wrong):
     orders = WRONG_ORDERS[wrong](scan_orders(5, 7).clone())
     inputs = cast(scan_inputs(), torch.float32) | dict(orders=orders)
     x, weight, bias = torch.randn(2, 35, 6), torch.randn(4, 6, 4), torch.randn(4, 6)
@@ -167,7 +167,7 @@ def test_orders_of_a_wrong_kind():
 
 
 def test_trusted_orders_give_the_same(monkeypatch):
-    """And are not validated again."""
+    """They give the result of a plain tensor and are not validated again."""
     inputs = cast(scan_inputs(), torch.float32)
     expected = cross_scan(**inputs)
     trusted = [ScanOrders(inputs["orders"]), grid_orders(5, 7)]
@@ -230,7 +230,7 @@ def test_plain_norm_backward(kind):
 
 @pytest.mark.parametrize("kind", NORMS)
 def test_norms_under_autocast(kind):
-    """With and without kernels: float32 statistics, bfloat16 results."""
+    """With or without kernels, the sum is float32 and the result has the accuracy of bfloat16."""
     torch.manual_seed(0)
     module = NORMS[kind](24)
     for parameter in module.parameters():
@@ -252,7 +252,7 @@ def test_norms_under_autocast(kind):
 
 
 def test_a_mixer_with_expansion():
-    """Twice as many inner channels; the same as its parts one by one."""
+    """With expand=2 the mixer has twice as many inner channels and equals its parts called one by one."""
     torch.manual_seed(0)
     mixer, x = MambaMixer(24, scans=4, expand=2).double(), torch.randn(2, 12, 24, dtype=torch.float64)
     assert mixer.in_proj.out_features == 96 and mixer.A_log.shape == (4, 48, 16) and mixer.dt_rank == 2

@@ -1,6 +1,6 @@
-"""Real runs on an NVIDIA GPU: the Triton kernels and mamba-ssm's at the sizes of ARM-B. Skipped without one.
+"""Runs on an NVIDIA GPU: the Triton kernels, also at the sizes of ARM-B, and mamba-ssm's. Skipped without a GPU.
 
-`python -m pytest tests/arm_backbone/ops/test_gpu.py` needs no more than torch, timm, mmengine and this repository.
+`python -m pytest tests/arm_backbone/ops/test_gpu.py` does not need OpenMMLab.
 """
 
 import pytest
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 
 
 class Watch(TorchDispatchMode):
-    """Keeps what operators were called."""
+    """Records which operators are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def arm_inputs(batch: int, grid: tuple[int, int], scans: int = 4, dtype=torch.fl
 
 
 def compare_float32(result, inputs: list, expected, exact: list) -> None:
-    """Result and gradients in float32 against float64."""
+    """Compare a float32 result and its gradients with float64."""
     assert_close(result.double(), expected, 1e-6)
     grad = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, grad)
@@ -91,7 +91,7 @@ def test_scan_equals_the_reference(sizes, programs, monkeypatch):
     ],
 )
 def test_scan_of_arm_b(batch, grid, dtype):
-    """Result and gradients against plain PyTorch in float64, on the same rounded numbers."""
+    """Compare result and gradients with plain PyTorch in float64 on the same rounded inputs."""
     inputs = arm_inputs(batch, grid, dtype=dtype)
     exact = cast(inputs, torch.float64)
     expected, result = (cross_scan(**x, backend=b) for x, b in ((exact, "torch"), (inputs, "triton")))
@@ -150,12 +150,12 @@ def test_a_model_on_the_gpu_equals_one_on_the_cpu():
         expected = model(images)
         results = model.to(CUDA)(images.to(CUDA))
     for result, wanted in zip(results, expected, strict=True):
-        assert_close(result.cpu(), wanted, 1e-3)  # PyTorch's own products may round to tf32
+        assert_close(result.cpu(), wanted, 1e-3)  # PyTorch's own matmuls may use TF32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_block_equals_its_operators(dtype):
-    """Autograd functions of several operators against these, which a mode that watches them makes the block call."""
+    """Compare the fused autograd functions with the separate operators, which the block calls under a dispatch mode."""
     torch.manual_seed(0)
     block, orders = Block(768, scans=4, drop_path=0.0, num_blocks=12).to(CUDA), scan_orders(9, 23, device=CUDA)
     inputs = [torch.randn(2, 207, 768, device=CUDA, requires_grad=True), *block.parameters()]
@@ -165,7 +165,7 @@ def test_fused_block_equals_its_operators(dtype):
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
             y = block(inputs[0], orders)
         first, second = (torch.autograd.grad(y, inputs, grad, retain_graph=True) for _ in range(2))
-        assert all(map(torch.equal, first, second))  # the backward works in no buffer that it needs again
+        assert all(map(torch.equal, first, second))  # the backward overwrites nothing that a second one needs
         return [y, *first]
 
     fused = run()

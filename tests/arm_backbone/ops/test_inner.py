@@ -1,4 +1,4 @@
-"""A block whose parts are the CPU's kernels, called without the dispatcher; and where they leave it to PyTorch."""
+"""The CPU kernels of a block, called without PyTorch's dispatcher, and the cases that are left to PyTorch."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def isa(request, monkeypatch):
 
 
 def close(result, expected, tolerance):
-    """Of the largest number."""
+    """Compare with a tolerance relative to the largest expected value."""
     assert result.shape == expected.shape
     assert (result.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
 
@@ -36,7 +36,7 @@ def close(result, expected, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [1, 7, 64, 100])
 def test_gate(isa, width, dtype):
-    """Of parts of a projection's output, whose rows lie apart."""
+    """The inputs are halves of one projection's output, so their rows are strided."""
     torch.manual_seed(0)
     x, z = (torch.randn(2, 5, 2 * width) * 4).to(dtype).chunk(2, dim=-1)
     grad = torch.randn(5, 2, width).to(dtype).transpose(0, 1)
@@ -63,7 +63,7 @@ def test_gate_of_extreme_numbers(isa):
     wanted = torch.autograd.grad(exact[0] * F.silu(exact[1]), exact, torch.ones_like(x))
     got_x, got_z = cpu_gate.gate_backward(torch.ones_like(x), x, z, in_place=False)
     assert torch.allclose(got_x, wanted[0], equal_nan=True)
-    assert torch.allclose(got_z[:, :-2], wanted[1][:, :-2])  # PyTorch's own is not a number at infinity
+    assert torch.allclose(got_z[:, :-2], wanted[1][:, :-2])  # PyTorch's own gradient is NaN at infinity
 
 
 @pytest.mark.parametrize("width", [5, 17, 64, 100])
@@ -72,7 +72,7 @@ def test_gate_of_extreme_numbers(isa):
 @pytest.mark.parametrize("kind", ["layer", "layer without bias", "rms"])
 def test_norm(isa, width, of_sum, used, kind):
     torch.manual_seed(0)
-    # each with another row stride
+    # each tensor has another row stride
     x, branch, grad, grad_total = (torch.randn(3, 5, width + more) + 2 for more in (1, 2, 3, 4))
     branch, grad = branch.bfloat16(), grad.bfloat16()
     x, branch, grad, grad_total = (t[..., :width] for t in (x, branch, grad, grad_total))
@@ -104,8 +104,8 @@ def test_norm(isa, width, of_sum, used, kind):
         close(got, want, 2.0**-8 if name == "branch" else 1e-5)
 
 
-def test_not_a_number_stays_one_in_bfloat16(isa):
-    """The largest of its bit patterns would round up to -0."""
+def test_nan_stays_nan_in_bfloat16(isa):
+    """Plain rounding would turn the largest bit pattern of NaN into -0."""
     x = torch.randn(2, 8)
     x[0, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     out = cpu_norm.norm_forward(x, None, torch.ones(8), torch.zeros(8), EPS, True, torch.bfloat16)[1]
@@ -113,7 +113,7 @@ def test_not_a_number_stays_one_in_bfloat16(isa):
 
 
 def run(block, inputs, orders, dtype):
-    """Result and gradients, twice from one graph."""
+    """The result, and its gradients computed twice from one graph."""
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         result = block(inputs[0], orders)
     grad = torch.linspace(-1, 1, result.numel(), dtype=torch.float32).view_as(result)
@@ -126,7 +126,7 @@ FUSED = {"_MambaInnerBackward", "_GatedLinearBackward"}
 @pytest.mark.parametrize(("dim", "images", "scans"), [(40, 2, 1), (40, 2, 4), (150, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_block(isa, dtype, dim, images, scans, monkeypatch):
-    """Against PyTorch's operators, under autocast with bfloat16; 150: whole groups of channels and a part of one."""
+    """Compare a fused block with PyTorch's operators; 150 channels are whole groups of channels and a part of one."""
     torch.manual_seed(0)
     block, orders = Block(dim, scans=scans, drop_path=0.0, num_blocks=12), scan_orders(5, 7, scans)
     inputs = [torch.randn(images, 35, dim).requires_grad_(), *block.parameters()]
@@ -147,7 +147,7 @@ def test_block(isa, dtype, dim, images, scans, monkeypatch):
 
 
 def test_threads():
-    """Each has channels or rows of its own."""
+    """The number of threads, each with its own channels or rows, changes results only by rounding."""
     torch.manual_seed(0)
     block, orders = Block(150, scans=1, drop_path=0.0, num_blocks=12), scan_orders(5, 7, 1)
     inputs = [torch.randn(1, 35, 150).requires_grad_(), *block.parameters()]
@@ -164,7 +164,7 @@ def test_threads():
 
 
 def test_a_block_keeps_little(monkeypatch):
-    """Of a token: not what the convolution and the projection to delta make for every direction."""
+    """It recomputes the convolution and delta of every direction in the backward instead of saving them."""
     block, orders, kept = Block(64, scans=4, drop_path=0.0, num_blocks=12), scan_orders(8, 8, 4), []
     own = {p.data_ptr() for p in block.parameters()}
     for backend in ("auto", "torch"):
@@ -185,7 +185,7 @@ def test_gated_product_is_not_kept():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_types_are_pytorchs(dtype):
+def test_other_types_are_left_to_pytorch(dtype):
     x, z = torch.randn(2, 3, 8, dtype=dtype).requires_grad_(), torch.randn(2, 3, 8, dtype=dtype)
     result = silu_gate(x, z)
     assert "_GateBackward" not in names(result.grad_fn) and result.dtype == dtype
@@ -194,7 +194,7 @@ def test_other_types_are_pytorchs(dtype):
         assert "_NormBackward" not in names(layer_norm(torch.randn(2, 3, 8).requires_grad_(), layer).grad_fn)
 
 
-def test_what_looks_at_operators_sees_them(monkeypatch):
+def test_dispatch_modes_see_the_operators(monkeypatch):
     block, orders = Block(40, scans=4, drop_path=0.0, num_blocks=12), scan_orders(5, 7, 4)
     x, counts = torch.randn(2, 35, 40).requires_grad_(), []
     for backend in ("auto", "torch"):
@@ -206,7 +206,7 @@ def test_what_looks_at_operators_sees_them(monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
-def test_hooks_see_what_a_layer_takes_in():
+def test_hooks_see_the_input_of_a_layer():
     x, z, linear, layer, seen = torch.randn(2, 3, 8), torch.randn(2, 3, 8), nn.Linear(8, 4), nn.LayerNorm(8), []
     for module in (linear, layer):
         module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -218,7 +218,7 @@ def test_hooks_see_what_a_layer_takes_in():
 
 
 def test_shapes_and_types_that_kernels_do_not_take():
-    """They would read and write beyond the smaller tensor, or take one type for the other."""
+    """Kernels would access memory beyond the smaller tensor or misread its type, so PyTorch computes these cases."""
     x, layer = torch.randn(2, 9, 8).requires_grad_(), nn.LayerNorm(8, eps=EPS)
     for z in (torch.randn(1, 9, 8), torch.randn(8)):
         result = silu_gate(x, z.requires_grad_())

@@ -1,4 +1,4 @@
-"""Scan and convolution operators: against the reference loop, against each other, and as PyTorch operators."""
+"""Scan and convolution: equality with the reference loop and between back ends, and behaviour as PyTorch operators."""
 
 import itertools
 import types
@@ -18,7 +18,7 @@ from arm_backbone.ops.triton.device import device_guard
 from arm_backbone.scan_order import scan_orders
 from helpers.scans import assert_close, cast, compare, gradients, scan_gradients, scan_inputs
 
-# back end, instruction set of the native one -> precision and tolerance
+# back end, for the CPU kernels with the instruction set -> dtype and tolerance
 RUNS = {
     "torch": (torch.float64, 1e-12),
     "cpu avx512": (torch.float32, 3e-6),
@@ -29,7 +29,7 @@ RUNS = {
 
 @pytest.fixture(params=RUNS)
 def run(request, monkeypatch):
-    """Name of a back end that can run here, its precision and tolerance."""
+    """Name, dtype and tolerance of a back end that can run here."""
     backend, _, isa = request.param.partition(" ")
     if backend == "cpu":
         if native.unavailable():
@@ -53,12 +53,12 @@ SIZES = list(itertools.product([1, 3, 16, 31, 64, 65, 150], [1, 5, 8, 16, 17]))
 
 @pytest.mark.parametrize(
     ("dim", "state", "run"),
-    # plain PyTorch has no vectors to fill: a third of the sizes
+    # plain PyTorch has no vectors to fill, so a third of the sizes is enough
     [(*size, run) for i, size in enumerate(SIZES) for run in RUNS if run != "torch" or i % 3 == 0],
     indirect=["run"],
 )
 def test_any_width_and_state(run, dim, state):
-    """Widths and states that do and do not fill a kernel's vectors."""
+    """Some widths and states fill a kernel's vectors, others leave a remainder."""
     compare(scan_inputs(batch=1, grid=(2, 20), scans=1, dim=dim, state=state), run)
 
 
@@ -70,7 +70,7 @@ def test_any_permutation_is_an_order(run):
 
 
 def test_extreme_steps(run):
-    """Delta from -40 to 40 before softplus: decays that underflow, and steps that hardly move."""
+    """With delta from -40 to 40 before softplus, decays underflow or steps hardly change the state."""
     inputs = scan_inputs(grid=(8, 9), dim=24, state=4)
     spread = torch.linspace(-40, 40, inputs["delta"].numel(), dtype=torch.float64)
     inputs["delta"] = spread[torch.randperm(len(spread))].view_as(inputs["delta"]).requires_grad_()
@@ -78,8 +78,8 @@ def test_extreme_steps(run):
 
 
 @pytest.mark.parametrize("name", ["u", "delta", "B"])
-def test_what_is_not_a_number_stays_visible(run, name):
-    """Clamps inside a kernel must not turn it into one: a run that diverges would go on."""
+def test_nan_reaches_the_result(run, name):
+    """If clamps inside a kernel turned NaN into a number, a diverged run would continue."""
     backend, dtype, _ = run
     inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(1, 40), scans=1, dim=20), dtype).items()}
     inputs[name][0, 0, 7, 2] = torch.nan
@@ -87,9 +87,9 @@ def test_what_is_not_a_number_stays_visible(run, name):
     assert result[:, :7].isfinite().all() and result[:, 7:].isnan().any(2).all()
 
 
-@pytest.mark.xdist_group("long sequences")  # one reference, which takes the time
+@pytest.mark.xdist_group("long sequences")  # the runs share one reference, which takes most of the time
 def test_long_sequences(run):
-    """16,384 tokens: small errors of a decay would multiply up."""
+    """Over 16,384 tokens, small errors of a decay would accumulate."""
     inputs = scan_inputs(batch=1, grid=(128, 128), scans=1, dim=5, state=3)
     inputs["A"] = (inputs["A"].detach() / 100).requires_grad_()
     compare(inputs, (run[0], run[1], max(run[2], 1e-10)))
@@ -171,7 +171,7 @@ def test_compiles_without_a_graph_break(run):
     def scan(u, delta):
         inner = cross_conv(u[:, 0], weight, bias, inputs["orders"])
         y = cross_scan(**inputs | dict(u=u + inner, delta=delta), backend=backend)
-        return y.sin() + cross_scan(**inputs | dict(u=u, delta=delta))  # the fastest one
+        return y.sin() + cross_scan(**inputs | dict(u=u, delta=delta))  # the default back end
 
     compiled = torch.compile(scan, fullgraph=True, backend="aot_eager")
     expected, result = scan(inputs["u"], inputs["delta"]), compiled(inputs["u"], inputs["delta"])
@@ -209,7 +209,7 @@ def test_native_convolution():
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
 def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
-    """As if the numbers had been float32 and the result rounded once; strided rows of the convolution too."""
+    """Results equal those of float32 inputs, rounded once; the convolution also reads strided rows."""
     monkeypatch.setenv("ARM_CPU_ISA", isa)
     try:
         native.kernels()
@@ -238,7 +238,7 @@ def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
         torch.testing.assert_close(half, single.bfloat16(), atol=1e-6, rtol=2**-7)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.00390625, 3.3895e38])  # a tie, and an overflow
     x = special.repeat(4).view(1, 1, 20)
-    weight = torch.zeros(1, 20, 4).index_fill_(2, torch.tensor([3]), 1)  # nothing but SiLU
+    weight = torch.zeros(1, 20, 4).index_fill_(2, torch.tensor([3]), 1)  # the convolution is then SiLU alone
     order = torch.zeros(1, 1, dtype=torch.long)
     single, half = (
         cpu_conv.conv_forward(v, weight, torch.zeros(1, 20), order) for v in (x.bfloat16().float(), x.bfloat16())
@@ -250,7 +250,7 @@ def test_native_kernels_read_and_write_bfloat16(isa, monkeypatch):
 @pytest.mark.parametrize("types", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_native_scan_reads_parts_of_a_projection(types, batch):
-    """B and C lie side by side in the projection's output, in either type."""
+    """B and C are slices of a projection's output, read in place, in float32 or bfloat16."""
     inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=batch), torch.float32).items()}
     state = inputs["A"].shape[2]
     for name, dtype, start in zip("BC", types, (3, 3 + state)):
@@ -268,7 +268,7 @@ def test_native_scan_reads_parts_of_a_projection(types, batch):
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_native_bfloat16_scan_of_a_long_sequence():
-    """Its sums in float32 fit into a thread's memory for some of the channels at a time."""
+    """A thread sums the directions in float32, which fits its memory for only some of the channels at a time."""
     inputs = {
         n: v.detach()
         for n, v in cast(scan_inputs(batch=1, grid=(1, 40000), dim=70, state=2, scans=1), torch.float32).items()
@@ -280,7 +280,7 @@ def test_native_bfloat16_scan_of_a_long_sequence():
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_any_number_of_threads():
-    """The channels are cut between threads, unevenly where there are more groups than threads divide."""
+    """Channel groups are split between threads, unevenly if their number is not a multiple of the threads'."""
     inputs = cast(scan_inputs(batch=1, grid=(5, 9), dim=150), torch.float32)
     results = {}
     before = torch.get_num_threads()
@@ -318,13 +318,13 @@ def test_an_instruction_set_that_is_not_there(monkeypatch):
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_kernels_flush_tiny_numbers_for_themselves_alone():
-    """States that die away must not slow the kernels down; what PyTorch computes afterwards keeps its small numbers."""
+    """Denormals would slow the kernels down, so they are flushed to 0; PyTorch keeps them in later operations."""
     inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(1, 200), scans=1), torch.float32).items()}
-    inputs["B"][:, :, 1:] = 0  # nothing comes in after the first token
+    inputs["B"][:, :, 1:] = 0  # no input after the first token
     inputs["D"].zero_()
     inputs["A"].fill_(-1)
     inputs["delta"].fill_(0)
-    inputs["delta_bias"].fill_(0)  # steps of log 2: halved at every token
+    inputs["delta_bias"].fill_(0)  # softplus(0) = log 2: the state is halved at every token
     y = cross_scan(**inputs, backend="cpu")[0, :, 0].abs()
     assert y[1] > 0 and ((y == 0) | (y > 1e-39)).all() and y[-1] == 0
     assert (torch.full((64,), 1e-40) * 0.5).min() > 0
@@ -342,7 +342,7 @@ def test_slabs_do_not_change_the_result(monkeypatch):
 
 
 def test_four_scans_equal_four_single_scans():
-    """How the directions are batched does not matter, nor which images share a batch."""
+    """The result depends neither on how directions are batched nor on which images share a batch."""
     inputs = scan_inputs()
     together = cross_scan(**inputs)
     singles = [
@@ -401,7 +401,7 @@ def test_convolution_of_sequences_shorter_than_the_filter(length):
 
 
 def test_operators_follow_pytorchs_rules():
-    """Schema, fake kernels and autograd registration, as torch.compile and torch.export need them."""
+    """Schema, fake kernels and autograd registration are as torch.compile and torch.export need them."""
     inputs = scan_inputs(grid=(3, 6), dim=4)
     for backend in ("torch", "cpu"):
         inputs = cast(inputs, RUNS["cpu plain" if backend == "cpu" else backend][0])
@@ -426,8 +426,8 @@ def test_operators_of_the_backward_follow_them_too():
     torch.library.opcheck(torch.ops.arm.cross_conv_backward, (grad, x, weight, bias, inputs["orders"]))
 
 
-def test_no_gradient_of_a_gradient():
-    """An error, where a penalty on a gradient would silently be 0."""
+def test_double_backward_is_an_error():
+    """Otherwise a gradient penalty would silently be 0."""
     inputs = scan_inputs()
     x, weight, bias = (torch.randn(*s).requires_grad_() for s in ((2, 35, 6), (4, 6, 4), (4, 6)))
     block = Block(6, scans=4, drop_path=0.0, num_blocks=12)
@@ -477,8 +477,8 @@ INNER = dict(
 
 
 @pytest.mark.parametrize("name", [*INNER, "orders"])
-def test_wrong_shapes_of_the_mixers_inside_are_named(name):
-    """Kernels that are called without the operators' own checks would read wrong memory."""
+def test_wrong_shapes_of_mamba_inner_are_named(name):
+    """`mamba_inner` calls kernels without the operators' checks; with wrong shapes they would read wrong memory."""
     inputs = {n: torch.randn(shape) for n, shape in INNER.items()} | dict(orders=scan_orders(3, 3))
     assert mamba_inner(**inputs).shape == (2, 9, 6)
     inputs[name] = torch.cat([inputs[name], inputs[name][:, :1]], dim=1)
@@ -487,8 +487,8 @@ def test_wrong_shapes_of_the_mixers_inside_are_named(name):
         mamba_inner(**inputs)
 
 
-def test_other_numbers_than_int64_in_orders_are_refused():
-    """A kernel would take two of them for one."""
+def test_orders_of_another_dtype_than_int64_are_refused():
+    """A kernel would read two int32 numbers as one int64."""
     inputs = {n: torch.randn(shape) for n, shape in INNER.items()} | dict(orders=scan_orders(3, 3).int())
     with pytest.raises(ValueError, match="orders must be int64, not torch.int32"):
         mamba_inner(**inputs)
@@ -496,8 +496,8 @@ def test_other_numbers_than_int64_in_orders_are_refused():
         cross_conv(*(inputs[n] for n in ("x", "conv_weight", "conv_bias", "orders")))
 
 
-def test_what_is_added_to_a_layer_is_seen():
-    """Functions that take a layer's weights instead of calling it must not pass over hooks and replacements."""
+def test_changed_layers_are_not_plain():
+    """A fused function that uses the weights of a layer would bypass its hooks or its replaced forward."""
     assert is_plain(nn.Linear(3, 4), nn.Linear)
     hooked, replaced = nn.Linear(3, 4), nn.Linear(3, 4)
     hooked.register_forward_hook(lambda *_: None)
@@ -513,7 +513,7 @@ def test_what_is_added_to_a_layer_is_seen():
 
 
 def test_kernels_run_on_their_tensors_device(monkeypatch):
-    """Triton launches on the current one."""
+    """Triton launches on the current GPU, which may be another one."""
     used = []
 
     class Device:
@@ -562,8 +562,8 @@ def test_autocast_leaves_the_scan_alone():
 
 
 def test_kernels_of_other_sources_are_refused(monkeypatch):
-    """After an update without a new build they would read and write wrong memory."""
+    """After an update without a new build, old kernels would access wrong memory."""
     library = type("Library", (), {"arm_layout": lambda self, which: 8})()
     monkeypatch.setattr(native, "_library", lambda: library)
-    monkeypatch.setattr(native, "LIBRARY", native.Path(__file__))  # there is a file
+    monkeypatch.setattr(native, "LIBRARY", native.Path(__file__))  # an existing file
     assert "other sources; rebuild it: pip install -e ." in native.unavailable.__wrapped__()

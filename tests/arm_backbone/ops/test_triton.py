@@ -1,4 +1,4 @@
-"""Back ends for GPUs, as far as can be told without one: Triton interpreted and compiled, mamba-ssm's plumbing."""
+"""GPU back ends tested without a GPU: interpreted and compiled Triton kernels, and the call of mamba-ssm."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton")
 
 @pytest.mark.parametrize("part", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(part):
-    """In a process of its own: Triton decides on import whether it interprets."""
+    """They run in a separate process, because Triton decides on import whether to interpret."""
     file = Path(__file__).with_name("triton_interpreted.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", part, str(file)]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -69,7 +69,7 @@ WHOLE = dict(HAS_STARTS=False, starts=None, local=None, sums=None, ONLY_STATE=Fa
     ],
 )
 def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
-    """For bfloat16 tensors on an A100 and an H100, which need not be there."""
+    """Kernels for bfloat16 tensors compile for an A100 and an H100 without having one."""
     from importlib import import_module
 
     from triton.backends.compiler import GPUTarget
@@ -94,12 +94,12 @@ def test_kernels_compile_ahead_of_time(module, kernel, constants, capability):
     options = dict(num_warps=4 if module == "norm" else 1)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.asm["cubin"][:4] == b"\x7fELF" and f"sm_{capability}" in compiled.asm["ptx"]
-    if module.startswith(("scan", "gate")):  # a step needs no other thread's numbers
+    if module.startswith(("scan", "gate")):  # the threads exchange no data
         assert compiled.metadata.shared == 0
 
 
 class NoGpu:
-    """What Triton asks of a driver before a launch, of an H100 that is not there."""
+    """Stands in for the driver of an H100: the methods that Triton calls before a launch."""
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget
@@ -114,7 +114,7 @@ class NoGpu:
 
 
 def test_one_kernel_serves_all_lengths(monkeypatch):
-    """Compiling takes seconds: images of another size must not start it again."""
+    """Compiling takes seconds; images of another size must not trigger it again."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -129,7 +129,7 @@ def test_one_kernel_serves_all_lengths(monkeypatch):
     )
     counts = []
     monkeypatch.setattr(driver, "_active", NoGpu())
-    monkeypatch.setattr(scan_triton, "PROGRAMS", 1)  # sequences whole
+    monkeypatch.setattr(scan_triton, "PROGRAMS", 1)  # whole sequences
     for batch, length in ((2, 197), (1, 256), (16, 5), (1, 1)):
         inputs = [torch.zeros(batch, 4, length, size) for size in (64, 64, 4, 4)]
         orders, A = torch.arange(length).expand(4, -1), torch.zeros(4, 64, 4)
@@ -160,8 +160,8 @@ def test_triton_too_old(version, reason, monkeypatch):
     assert (said is None) == (reason is None) and (reason or "") in (said or "")
 
 
-def test_mamba_ssm_is_asked_for_only_with_what_it_takes(monkeypatch):
-    """Layout, order of arguments and groups of its public function, which our own scan stands in for here."""
+def test_mamba_ssm_is_called_as_it_expects(monkeypatch):
+    """Our own scan stands in for its public function and checks layout, order of arguments and groups."""
     calls = []
 
     def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):

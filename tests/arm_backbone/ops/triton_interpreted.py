@@ -19,7 +19,7 @@ _patch_lang_tensor = interpreter._patch_lang_tensor
 
 
 def _patched(tensor, scope) -> None:
-    """With numpy 2.4, int() of the scalars of Triton 3.6, which are arrays of one number, is an error."""
+    """Make int() work on the scalars of Triton 3.6: one-element arrays, for which numpy 2.4 raises an error."""
     _patch_lang_tensor(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
@@ -29,7 +29,7 @@ interpreter._patch_lang_tensor = _patched
 
 @pytest.fixture(params=[1, 10**6], ids=["whole", "segments"])
 def programs(request, monkeypatch):
-    """Each sequence as a whole, or cut into as many segments as there are chunks."""
+    """Scan each sequence as a whole, or cut into as many segments as there are chunks."""
     monkeypatch.setattr(scan_triton, "PROGRAMS", request.param)
 
 
@@ -58,7 +58,7 @@ def test_optional_arguments_and_extreme_steps():
 
 @pytest.mark.parametrize(("before", "scans"), [(2, 4), (3, 1)])
 def test_parts_of_a_projection(before, scans, monkeypatch):
-    """B and C side by side in the projection's output are read in place, or copied if they do not fill words."""
+    """B and C, slices of a projection's output, are read in place, or copied if not aligned to 64-bit words."""
     monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
     inputs = scan_inputs(batch=2, grid=(2, 3), scans=scans, state=4)
     inputs = {n: v.detach() for n, v in cast(inputs, torch.float32).items()}
@@ -104,7 +104,7 @@ def test_convolution(dim, taps, grid):
 
 @pytest.mark.parametrize("shape", [(2, 9, 5), (1, 3, 300)])
 def test_gate(shape):
-    """With parts of a projection, as the mixer gives them."""
+    """z is a slice of a projection's output, as in the mixer."""
     x, (_, z), grad = torch.randn(shape), torch.randn(*shape[:2], 2 * shape[2]).chunk(2, dim=2), torch.randn(shape)
     exact = [v.double().requires_grad_() for v in (x, z)]
     expected = exact[0] * torch.nn.functional.silu(exact[1])
@@ -145,7 +145,7 @@ def test_norm(width, of_sum, kind):
 @scans_both_ways
 @pytest.mark.parametrize(("images", "grid"), [(2, (2, 3)), (1, (2, 35))])
 def test_fused_block(images, grid, monkeypatch):
-    """Autograd functions of several operators, which make again what they need, against the operators themselves."""
+    """Compare the fused autograd functions, which recompute what they need, with the separate operators."""
     torch.manual_seed(0)
     block, orders = Block(10, scans=1, drop_path=0.0, num_blocks=12), scan_orders(*grid, 1)
     inputs = [torch.randn(images, grid[0] * grid[1], 10).requires_grad_(), *block.parameters()]

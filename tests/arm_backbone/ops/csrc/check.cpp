@@ -1,5 +1,5 @@
-// Compares the CPU kernels with plain loops in double, outside of Python: for processors that are only emulated.
-// Usage: check ISA (0 plain, 1 AVX2, 2 AVX-512). Prints the largest relative deviation of each result.
+// Compares the CPU kernels with plain loops in double, without Python, so that it can run in an emulator.
+// Usage: check ISA (0 plain, 1 AVX2, 2 AVX-512). Prints each result's largest deviation, relative to its largest value.
 
 #include <cmath>
 #include <cstdio>
@@ -46,14 +46,14 @@ static void compare(const char *name, const Floats &result, const Doubles &expec
     if (!(deviation <= tolerance * largest)) failed = true;
 }
 
-// The sum over the parts of the first dimension of a result.
+// Sums a result of shape (parts, size) over the parts.
 static Floats sum(const Floats &parts, size_t size) {
     Floats result(size);
     for (size_t i = 0; i < parts.size(); i++) result[i % size] += parts[i];
     return result;
 }
 
-// bfloat16 by cutting, and what it says.
+// float32 to bfloat16 by truncation, and back.
 static uint16_t to_half(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof(bits));
