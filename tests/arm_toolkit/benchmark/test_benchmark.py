@@ -180,7 +180,7 @@ def test_the_usual_arrangement_is_the_same_mixer():
 
 
 def test_the_bare_products_are_all_of_the_blocks():
-    """They have all of the block's FLOPs except those of the scan and the convolution."""
+    """The products have all FLOPs of the block except those of the scan and the convolution."""
     setting, grid = Setting(CPU, batch=2), Grid(3, 5, True)
     block = Block(32, 4, 0.0, 1)
     products = matrix_products(block, setting, grid.tokens)

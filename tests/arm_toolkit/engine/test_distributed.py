@@ -82,7 +82,7 @@ def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_
     assert abs(norms[0] - norms[1]) > 1e-3 * norms[0]  # the halves differ
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, expected in gradients.items():
-        # tiny gradients are rounding errors: these are compared at 1e-3 of the largest gradient
+        # tiny gradients are rounding errors: their differences are judged relative to 1e-3 of the largest gradient
         scale = max(expected.abs().max(), 1e-3 * largest)
         assert (dumped["gradients"][name] - expected).abs().max() <= 1e-6 * scale, name
 
@@ -95,7 +95,7 @@ def metrics(work_dir: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_segmentor_trained_and_evaluated_by_two_processes(odd, tmp_path):
-    """Two processes report the same mIoU for five images as one process, and save the same label maps."""
+    """For five images, two processes report the same mIoU as one process and save label maps that agree."""
     config = ROOT / "seg_configs/quickstart_upernet.py"
     options = f"""data_root={odd}/ade/ model.data_preprocessor.size=(96,96) model.backbone.img_size=96
         model.backbone.arch.embed_dims=32 model.backbone.arch.num_layers=4 model.backbone.init_cfg=None
