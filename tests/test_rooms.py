@@ -111,8 +111,8 @@ def floor(package: str) -> int:
 
 
 def upward_imports(imports: dict[str, set[str]]) -> list[str]:
-    """Imports of a higher floor, or of another package on the same floor; imports of a back end by modules of arm_backbone
-    other than ops/dispatch.py and the back end's own."""
+    """Imports of a higher floor, or of another package on the same floor; imports of a back end by modules of
+    arm_backbone other than ops/dispatch.py and the back end's own."""
     wrong = []
     for module, targets in imports.items():
         for target in sorted(targets):
