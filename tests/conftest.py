@@ -1,4 +1,4 @@
-"""Fixtures that many tests use, the order in which tests run, and the lines that pytest prints at the end."""
+"""Fixtures that many tests use, the order of the tests, and the lines that pytest prints at the end."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from helpers.deviations import DEVIATIONS, merge_deviations
 from helpers.paths import shared_folder
 
-# Tests start processes of their own: with two threads each, a few cores would be oversubscribed.
+# Tests run in parallel and start further processes: more threads would oversubscribe the cores.
 torch.set_num_threads(1)
 
 
@@ -42,10 +42,10 @@ def small_arch() -> dict:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark the tests that need ../shared/golden or a GPU, and put the longest first.
+    """Mark the tests of ../shared/golden, skip GPU tests if there is no GPU, and run the longest tests first.
 
-    With several workers, single tests go to whichever worker is free and an `xdist_group` goes to one worker as a
-    whole. Long trainings first and single short tests last leave no worker idle at the end.
+    With several workers, a single test goes to the next free worker, and an `xdist_group` goes to one worker as a
+    whole. With long trainings first and single short tests last, no worker is idle at the end.
     """
     for item in items:
         if "golden" in item.fixturenames:
@@ -86,7 +86,7 @@ class Times:
 
 
 def pytest_configure(config) -> None:
-    if not hasattr(config, "workerinput"):  # a worker's reports reach the process that started it
+    if not hasattr(config, "workerinput"):  # xdist workers forward their reports to the main process
         config.pluginmanager.register(Times())
 
 

@@ -1,5 +1,4 @@
-"""The wheel that a timm user installs: it contains the packages, requires the base requirements only, and runs with
-them alone, in an environment without OpenMMLab."""
+"""The wheel contains all packages, requires the base requirements only, and runs in an environment with them alone."""
 
 import email
 import json
@@ -21,12 +20,12 @@ SOURCES += ["MANIFEST.in", "LICENSE", "README.md"]
 
 
 def builds(test):
-    """Mark a test that compiles, or installs PyTorch; such tests share one wheel."""
+    """Mark a slow test that needs the wheel; these tests run in one worker, so that it is built once."""
     return pytest.mark.slow(pytest.mark.xdist_group("packaging")(test))
 
 
 def run(*command, cwd):
-    """Standard output of `command`; a failure shows all of its output."""
+    """Standard output of `command`; a failure shows the end of its output."""
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -34,7 +33,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built through a source distribution, from a copy: in place, a stale build/ would be packed."""
+    """Build the wheel through a source distribution, from a copy: in place, a stale build/ would be packed."""
     folder = tmp_path_factory.mktemp("build")
     copy = folder / "copy"
     for name in SOURCES:
@@ -54,7 +53,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_setup_lists_every_package_and_data_file(monkeypatch):
-    """What the wheel will contain, without building it."""
+    """Checks what the wheel will contain without building it."""
     monkeypatch.chdir(ROOT)  # setup.py looks for packages in the current folder
     with mock.patch("setuptools.setup") as setup:
         runpy.run_path(str(ROOT / "setup.py"))

@@ -1,6 +1,6 @@
-"""Imports between the rooms go one way, without circles and over few floors; files stay short.
+"""Imports between the rooms (docs/architecture.md) go one way and form no cycles; import chains and files stay short.
 
-`python tests/test_rooms.py` prints the figures. A floor is a file of the longest chain of imports inside a folder.
+`python tests/test_rooms.py` prints the figures; the floors of a folder are the files of its longest import chain.
 """
 
 import ast
@@ -15,7 +15,7 @@ from helpers.paths import ROOT
 FOLDERS = {"arm_backbone": "arm_backbone", "arm_images": "arm_images", "pretrain": "arm_pretrain"}
 FOLDERS |= {"arm_toolkit": "arm_toolkit"}
 
-# From the ground up. Packages of one line do not import each other; a module belongs to the longest name that fits.
+# From the bottom up: packages import from earlier lines only. A module belongs to the longest name that matches.
 FLOORS = (
     ("arm_backbone.ops.layout", "arm_backbone.ops.library", "arm_backbone.ops.scan_inputs"),
     (*(f"arm_backbone.ops.{name}" for name in ("cpu", "pytorch", "triton", "reference", "mamba_ssm")),),
@@ -31,8 +31,8 @@ FLOORS = (
 )
 BACK_ENDS = FLOORS[1]
 
-# Packages from outside that a room may import; the toolkit may import any. Optional ones: imported where they are used
-# and only if they are installed.
+# Third-party packages that a room may import; the toolkit may import any. Optional ones are imported where they are
+# used, and only if they are installed.
 BASE = {"torch", "timm", "numpy", "safetensors"}
 OUTSIDE = {
     "arm_backbone": BASE | {"triton", "mamba_ssm", "causal_conv1d"},
@@ -60,7 +60,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(source: str, package: str = "", known=frozenset(), by_name: bool = True) -> set[str]:
-    """Modules that `source`, a module of `package`, imports anywhere, inside functions too.
+    """Modules that `source`, a module of `package`, imports anywhere, even inside functions.
 
     `from a import b` is an import of a.b if that is a `known` module. With `by_name`, `import_module("a.b")` counts.
     """
@@ -101,7 +101,7 @@ def _imports_of(name: str, file: Path, files: dict[str, Path], by_name: bool = T
 
 
 def home(module: str) -> str:
-    """The package of FLOORS that a module belongs to."""
+    """The package in FLOORS that a module belongs to."""
     homes = [package for line in FLOORS for package in line]
     return max((h for h in homes if f"{module}.".startswith(f"{h}.")), key=len)
 
@@ -111,8 +111,8 @@ def floor(package: str) -> int:
 
 
 def upward_imports(imports: dict[str, set[str]]) -> list[str]:
-    """Imports of a module on a higher floor, or of a neighbour on the same one; of a back end, from anywhere in
-    arm_backbone but ops/dispatch.py."""
+    """Imports of a higher floor, or of another package on the same floor; imports of a back end by modules of
+    arm_backbone other than ops/dispatch.py and the back end's own."""
     wrong = []
     for module, targets in imports.items():
         for target in sorted(targets):
@@ -164,7 +164,7 @@ def _within(module: str, package: str) -> bool:
 
 
 def longest_file() -> tuple[int, Path]:
-    """Python or C++, outside the tests."""
+    """Length and path of the longest Python or C++ file outside the tests."""
     folders = [*FOLDERS, "tools", "det_configs", "seg_configs", "cls_configs"]
     files = [f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".cpp", ".h")]
     return max((len(file.read_text().splitlines()), file.relative_to(ROOT)) for file in [*files, ROOT / "setup.py"])
@@ -172,7 +172,7 @@ def longest_file() -> tuple[int, Path]:
 
 @functools.cache
 def figures() -> dict[str, tuple[int, str]]:
-    """Each figure of LIMITS, and what it was read off."""
+    """Each figure of LIMITS, with the modules or the file behind it."""
     everything, static = graph(), graph(by_name=False)
     groups, wrong = [" <-> ".join(group) for group in circles(everything)], upward_imports(everything)
     found = {"circles": (len(groups), "; ".join(groups)), "imports upwards": (len(wrong), "; ".join(wrong))}

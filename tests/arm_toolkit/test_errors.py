@@ -1,4 +1,4 @@
-"""Errors as one line, and tools that answer at once: neither needs PyTorch or OpenMMLab."""
+"""Errors are one line, and tools answer --help and wrong arguments at once, without loading PyTorch or OpenMMLab."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ HEAVY = ("mmengine", "mmcv", "matplotlib", "torch", "timm")
 
 
 def loaded(code: str) -> set[str]:
-    """The heavy packages that a new process has loaded after running some code."""
+    """The heavy packages that are loaded in a new process after it has run `code`."""
     report = f"import sys; print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

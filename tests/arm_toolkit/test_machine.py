@@ -1,4 +1,4 @@
-"""The description of the machine, and the memory that a process keeps."""
+"""The description of the processor, and the reuse of freed memory."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import resource, sys, torch
 from arm_toolkit.machine import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
-for _ in range(20):  # small allocations in the first freed blocks make the heap grow a few times
+for _ in range(20):  # warm-up: small allocations land in the first freed blocks, and the heap still grows
     torch.zeros(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(30):
@@ -58,7 +58,7 @@ def test_the_setting_can_be_switched_off(monkeypatch):
     ],
 )
 def test_the_processor(said, name, multiplies, monkeypatch):
-    """Its name includes its generation, and the quickstart trains in bfloat16 if that saves time."""
+    """Its name includes family and model, and the quickstart trains with --amp only if it has bfloat16 instructions."""
     monkeypatch.setattr(machine, "_cpu_info", lambda: said)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert machine.cpu_name() == name

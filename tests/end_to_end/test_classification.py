@@ -38,7 +38,7 @@ def picture(path, seed=0, size=(40, 30)):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A tree of two classes; validation has one of them."""
+    """Class folders of two classes; the validation split has only one of them."""
     for i, name in enumerate(("train/ant/a.png", "train/ant/b.jpg", "train/bee/c.png", "val/bee/d.png")):
         picture(tmp_path / "data" / name, i)
     return tmp_path / "data"
@@ -111,7 +111,7 @@ def test_mixup_makes_distributions_in_training_only():
     images, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8).clone(), torch.tensor([0, 1, 2, 3])
     mixed = preprocess(dict(inputs=images.clone(), data_samples=labels), True)
     torch.testing.assert_close(mixed["data_samples"].sum(1), torch.ones(4))
-    share = mixed["data_samples"][0, 3].item()  # of the last image in the first, smoothing included
+    share = mixed["data_samples"][0, 3].item()  # of the last image's class in the first target, smoothing included
     assert 0.025 < share < 0.975
     plain = preprocess(dict(inputs=images, data_samples=labels), False)
     assert torch.equal(plain["inputs"], images) and torch.equal(plain["data_samples"], labels)
@@ -150,7 +150,7 @@ def test_nearest_neighbours_by_hand():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_at_full_size(name):
-    """On the meta device, which allocates and computes nothing."""
+    """Runs on the meta device, which allocates and computes nothing."""
     cfg = load_config(str(ROOT / "cls_configs" / name))
     size = cfg.train_dataloader.dataset.transform.input_size
     assert size == cfg.val_dataloader.dataset.transform.input_size == cfg.model.img_size
@@ -231,7 +231,7 @@ def small_config(folders, **model) -> Config:
     cfg.model.data_preprocessor.mixup.update(prob=1.0, mixup_alpha=0.8, cutmix_alpha=1.0)
     cfg.train_cfg.update(max_epochs=2, val_interval=1)
     cfg.optim_wrapper.accumulative_counts = 2
-    cfg.train_dataloader.num_batch_per_epoch = 4  # an epoch ends with a step: no partial gradient sums
+    cfg.train_dataloader.num_batch_per_epoch = 4  # the epoch ends with an optimizer step: no partial gradient sums
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
     cfg.log_processor.window_size = 1
@@ -239,7 +239,7 @@ def small_config(folders, **model) -> Config:
 
 
 def test_resumed_finetuning_continues_exactly(folders, tmp_path):
-    """With moving average, accumulation, mixup and augmentation."""
+    """The run uses a moving average, gradient accumulation, mixup and augmentation."""
     cfg = small_config(folders)
     train(cfg, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
@@ -256,7 +256,7 @@ def test_resumed_finetuning_continues_exactly(folders, tmp_path):
 
 @pytest.mark.slow(first=True)
 def test_finetuning_learns(tmp_path):
-    """Training, testing, k-nearest neighbours and a linear probe all score far above chance, 33 %."""
+    """The trained model, k-nearest neighbours and a linear probe all score above 65 %; chance is 33 %."""
     data, work = tmp_path / "shapes", tmp_path / "run"
     assert call_tool("prepare_data.py", "shapes", data) == 0
     assert call_tool("prepare_data.py", "classes", data / "coco", tmp_path / "classes") == 0

@@ -1,7 +1,7 @@
-"""Overfitting four photographs with the training recipes, evaluated by tools/test.py.
+"""Overfitting four real images with the training recipes, evaluated by tools/test.py.
 
-Only this catches boxes, masks or labels that are shifted, swapped or scaled: the loss would learn them just as well,
-but the evaluation would not find them.
+Only these tests catch boxes, masks or labels that training shifts, swaps or scales: the loss would fall just as well,
+but the metrics would stay low.
 """
 
 import json
@@ -96,7 +96,7 @@ def metric(output: str, name: str) -> float:
     return float(re.findall(rf"{name}: *([-\d.]+)", output)[-1])
 
 
-def test_mask_rcnn_overfits_four_photographs(photographs, tmp_path):
+def test_mask_rcnn_overfits_four_images(photographs, tmp_path):
     source = photographs / "coco2017_mini"
     content = json.loads((source / "annotations" / "instances_train2017.json").read_text())
     content["images"] = [i for i in content["images"] if i["file_name"].removesuffix(".jpg") in OBJECTS]
@@ -115,7 +115,7 @@ def test_mask_rcnn_overfits_four_photographs(photographs, tmp_path):
     assert metric(output, "coco/segm_mAP") >= 0.7
 
 
-def test_upernet_overfits_four_photographs(photographs, tmp_path):
+def test_upernet_overfits_four_images(photographs, tmp_path):
     source = photographs / "coco_sem133"
     meta = json.loads((source / "meta.json").read_text())
     data = tmp_path / "ade"

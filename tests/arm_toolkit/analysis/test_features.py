@@ -39,7 +39,7 @@ def test_receptive_fields_follow_the_scans(scans):
 
 @pytest.mark.parametrize("side", [80, 96])
 def test_radius_of_known_fields(side):
-    """The centre patch alone, of 16 pixels: half of it is within 6 of its centre, all within 8."""
+    """The field is 1 in the centre patch (16 x 16): half of it is within 6 pixels of the centre, all within 8."""
     field = torch.zeros(side, side)
     centre = side // 16 // 2 * 16
     field[centre : centre + 16, centre : centre + 16] = 1

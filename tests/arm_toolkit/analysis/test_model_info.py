@@ -1,4 +1,4 @@
-"""Parameters and FLOPs: against counts by hand, and a table for every kind of model."""
+"""Parameters and FLOPs equal counts by hand, and every kind of model gets a table."""
 
 import re
 
@@ -19,14 +19,14 @@ def totals(parts: dict[str, Part]) -> tuple[int, int]:
 
 
 def rows(table: str) -> dict[str, tuple[float, float | str]]:
-    """Part -> (parameters in millions, GFLOPs or the words in their place)."""
+    """Part -> (parameters in millions, GFLOPs or the words in place of a number)."""
     found = re.findall(r"^\| (?!part)(.+?) +\| +([\d.]+) \| +(.+?) \|$", table, re.M)
     assert found[-1][0] == "total"
     return {part: (float(m), float(g) if re.fullmatch(r"[\d.]+", g) else g) for part, m, g in found}
 
 
 def sums_to_total(table: dict) -> bool:
-    """Up to rounding: every row has three digits."""
+    """Whether the rows sum to the total, up to their rounding to three decimals."""
     *parts, (parameters, flops) = table.values()
     columns = [[p for p, _ in parts], [f for _, f in parts if isinstance(f, float)]]
     return all(abs(sum(c) - total) < 0.001 * len(parts) for c, total in zip(columns, (parameters, flops), strict=True))
@@ -112,13 +112,13 @@ def test_a_model_of_timm(capsys):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder without checkpoints/."""
+    """Work in a folder without checkpoints/."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_a_model_whose_constructor_reads_tensor_values(monkeypatch):
-    """Like the RegNets of older timm; it cannot be built on the meta device, which has no values."""
+    """Such a model (a RegNet of older timm) cannot be built on the meta device, whose tensors have no values."""
 
     def computed(pretrained_cfg_overlay=None) -> torch.nn.Module:
         model = torch.nn.Linear(len(torch.unique(torch.tensor([3, 3, 5]))), 7)

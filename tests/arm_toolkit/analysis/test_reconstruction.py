@@ -24,7 +24,7 @@ def pretrainer(**arguments) -> ARMPretrainer:
 
 
 def test_free_running_depends_on_the_given_clusters_only():
-    """With target="pixels"; for normalized pixels the mean and deviation of the true patches are used, too."""
+    """This holds for target="pixels"; normalized pixels also use the mean and deviation of the true patches."""
     model = pretrainer(target="pixels")
     images, others = torch.randn(2, 1, 3, 96, 96)
     patches = model.draw_patches()
@@ -68,7 +68,7 @@ def checkpoint(shapes, tmp_path_factory):
 
 
 class Echo(BaseModel):
-    """Another pretraining model, which predicts images to be half as bright."""
+    """Another pretraining model, whose reconstructions are half as bright as the images."""
 
     images_per_sequence, units_per_image, predicts_pixels = 1, 5, True
 

@@ -38,7 +38,7 @@ def test_losses_and_figures_are_in_tensorboard_and_in_the_work_dir(shapes, tmp_p
 class Surroundings(Hook):
     """Records what ReconstructionHook must not change: the mode of the model and the random state."""
 
-    priority = "HIGH"  # runs before it after an epoch, and after it at the end of training
+    priority = "HIGH"  # its after_train_epoch runs before ReconstructionHook's, and its after_train later
 
     def __init__(self) -> None:
         self.seen = []

@@ -1,4 +1,4 @@
-"""tools/benchmark.py: how it measures, that all candidates do the same work, and the table of every subcommand."""
+"""tools/benchmark.py: its timing, the equal work of all candidates, and the table of every subcommand."""
 
 import functools
 import json
@@ -42,7 +42,7 @@ class Clock:
         self.now, self.order = 0.0, []
 
     def run(self, name: str, *durations: float):
-        """A run that takes these times in turn, and then the last one at every call."""
+        """A run whose calls take these times in turn; further calls take the last one."""
         left = list(durations)
 
         def work() -> None:
@@ -87,7 +87,7 @@ def test_rows_hold_medians_rates_and_ratios_for_the_same_work(monkeypatch):
     case = Case("forward", 8, "tokens", "", candidates, unit="Gexp/s", tensor=("x", 100))
     ours, other = timing.measure(case, CPU, 1, 1)
     assert (ours["seconds"], ours["quartiles"], ours["repetitions"]) == (2, [1.5, 5.5], 3)
-    assert (ours["ratio"], other["ratio"], other["baseline"]) == (1, 2, "ours")  # 1 s for one against 1/2 s
+    assert (ours["ratio"], other["ratio"], other["baseline"]) == (1, 2, "ours")  # 1 s per unit of work against 1/2 s
     assert (ours["per_second"], other["per_second"]) == (2, 1)
     assert (ours["peak_bytes"], ours["tensors"], other["tensors"]) == (400, 4, 2)
 
@@ -99,7 +99,7 @@ def test_peak_memory_is_what_is_held_at_once():
         first = there + 1
         second = first + 1
         del first
-        return torch.cat([second, second]) + 1  # 1000 + 2000 + 2000 numbers
+        return torch.cat([second, second]) + 1  # second, cat and sum: 1000 + 2000 + 2000 numbers
 
     assert timing.peak_memory(run, CPU) == pytest.approx(4 * 5000, abs=64)  # a few bytes for scalars
     assert timing.peak_memory(lambda: there.add_(1), CPU) == pytest.approx(0, abs=64)
@@ -130,7 +130,7 @@ def test_a_busy_machine_is_reported():
 
 @pytest.fixture(scope="module")
 def scan() -> dict[str, torch.Tensor]:
-    """Inputs of two images of 3 x 5 tokens and a class token."""
+    """Inputs for two images of 3 x 5 tokens and a class token."""
     inputs = scan_inputs(Setting(CPU, batch=2), Grid(3, 5, True), 4, 6)
     return inputs | dict(delta=inputs["delta"] + 3, D=torch.randn_like(inputs["D"]))
 
@@ -180,7 +180,7 @@ def test_the_usual_arrangement_is_the_same_mixer():
 
 
 def test_the_bare_products_are_all_of_the_blocks():
-    """All but the scan and the convolution, which are not matrix products."""
+    """The products have all FLOPs of the block except those of the scan and the convolution."""
     setting, grid = Setting(CPU, batch=2), Grid(3, 5, True)
     block = Block(32, 4, 0.0, 1)
     products = matrix_products(block, setting, grid.tokens)
@@ -199,7 +199,7 @@ def test_the_bare_products_are_all_of_the_blocks():
     assert len(products) == 7
 
 
-def test_scans_that_would_take_too_much_are_left_out(monkeypatch):
+def test_scans_that_would_take_too_much_are_skipped(monkeypatch):
     monkeypatch.setattr(scan_cases, "total_memory", lambda device: 10**6)
     options = dict(scans=1, channels=16, backward=True, only=["cpu", "torch", "reference", "unbind"])
     small, small_both = scan_cases.scan_cases(Setting(CPU), [Grid(4, 4)], **options)
@@ -211,7 +211,7 @@ def test_scans_that_would_take_too_much_are_left_out(monkeypatch):
 
 
 def rows_of(file: Path) -> list[dict]:
-    """The rows of a JSON file, after checks that hold for every subcommand."""
+    """The rows of a result file, after the checks that every subcommand must pass."""
     result = json.loads(file.read_text())
     assert {"cpu", "cores", "threads", "instruction_set", "torch", "date", "load"} <= set(result["machine"])
     for row in result["rows"]:

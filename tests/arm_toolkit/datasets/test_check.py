@@ -1,4 +1,4 @@
-"""The data checks: each planted fault is found and named, and true data passes."""
+"""The data checks find and name each planted fault, and accept real data."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def change_coco(coco: Path, change) -> None:
 
 
 def cut_off(file: Path) -> None:
-    """Make the file half as long, leaving its other hard links alone."""
+    """Cut the file to half its length, leaving other hard links to it unchanged."""
     data = file.read_bytes()
     file.unlink()
     file.write_bytes(data[: len(data) // 2])
@@ -155,7 +155,7 @@ def test_coco_crowds_are_counted(coco):
 
 
 def test_coco_a_rare_empty_box_is_a_note(coco):
-    """True COCO train2017 has boxes of no height; mmdet skips them."""
+    """COCO train2017 has boxes of height zero; mmdet skips them."""
 
     def plant(content):
         sample = content["annotations"][0]
@@ -168,8 +168,8 @@ def test_coco_a_rare_empty_box_is_a_note(coco):
     assert any("1 of 2000 boxes" in note and note.endswith(": 7") for note in report.notes)
 
 
-def test_turned_photographs_are_measured_upright(coco):
-    """A loader applies the EXIF orientation, and COCO's sizes are those of the upright picture."""
+def test_rotated_images_are_measured_upright(coco):
+    """Data loaders apply the EXIF orientation, and COCO's sizes are those of the upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     file = coco / "train2017" / "train_000000.jpg"
@@ -255,7 +255,7 @@ def test_ade_wrong_layout_is_explained(tmp_path, ade):
     assert any("4 files" in note and "not .jpg" in note for note in report.notes)
 
 
-# Pictures for pretraining
+# Images for pretraining
 
 
 @pytest.fixture
@@ -314,12 +314,12 @@ def test_progress_goes_to_stderr(ade, pictures, capsys):
     assert "3/3" in captured.err and not captured.out
 
 
-# True data
+# Real data
 
 
 @needs_data
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
-def test_true_coco_passes(split):
+def test_real_coco_passes(split):
     root = DATA / "coco2017_mini"
     names = ["person", "toothbrush"]
     file = root / "annotations" / f"instances_{split}.json"
@@ -332,7 +332,7 @@ def test_true_coco_passes(split):
 
 @needs_data
 @pytest.mark.parametrize("name, num_classes", [("ade20k_samples", 150), ("coco_sem133", 133), ("camvid", 11)])
-def test_true_label_maps_pass(name, num_classes):
+def test_real_label_maps_pass(name, num_classes):
     report = check_ade(DATA / name, num_classes)
     assert report.ok, str(report)
     assert not check_ade(DATA / name, num_classes // 2).ok
@@ -346,7 +346,7 @@ def test_camvid_pixel_shares_are_those_of_its_readme():
 
 
 @needs_data
-def test_true_photographs_pass():
+def test_real_images_pass():
     report = check_images(DATA / "pretrain_index" / "index.txt", root=DATA, decode=False)
     assert report.ok, str(report)
     assert report.facts["images"] == 1445

@@ -41,7 +41,7 @@ def test_two_runs_write_the_same_bytes(shapes, tmp_path):
     assert len(first) == 3 + 3 * 16
 
 
-def test_more_pictures_leave_the_first_ones_alone(shapes, tmp_path):
+def test_more_images_leave_the_first_ones_unchanged(shapes, tmp_path):
     write_shapes(tmp_path / "more", train=15, val=6, seed=3)
     few, more = contents(shapes), contents(tmp_path / "more")
     pictures = {name: data for name, data in few.items() if not name.endswith(".json")}
@@ -53,7 +53,7 @@ def test_more_pictures_leave_the_first_ones_alone(shapes, tmp_path):
             assert json.loads(more[name])[part][: len(start)] == start
 
 
-def test_seed_split_index_and_size_change_the_picture():
+def test_seed_split_index_and_size_change_the_image():
     first = draw_scene(0, "train", 0).image
     for other in ((1, "train", 0), (0, "val", 0), (0, "train", 1)):
         assert not np.array_equal(first, draw_scene(*other).image), other
@@ -97,7 +97,7 @@ def test_annotations_are_those_of_the_drawn_scene(shapes):
         assert error < 4, "the JPEG does not show the scene"
 
 
-def test_both_layouts_show_the_same_pictures(shapes):
+def test_both_layouts_hold_the_same_images(shapes):
     for coco_split, ade_split in (("train2017", "training"), ("val2017", "validation")):
         detection = contents(shapes / "coco" / coco_split)
         assert detection == contents(shapes / "ade" / "images" / ade_split)
@@ -128,7 +128,7 @@ def test_objects_hide_one_another_but_stay_visible(scenes):
         shares = scene.masks.sum(axis=(1, 2)) / scene.whole_areas
         assert (shares >= MIN_VISIBLE).all()
         assert shares.max() < 1.1
-        # cut by the border as well, so look only at objects that do not touch it
+        # the border cuts objects off, too, so look only at those that do not touch it
         border = np.ones(scene.image.shape[:2], dtype=bool)
         border[1:-1, 1:-1] = False
         inside = ~(scene.masks & border).any(axis=(1, 2))
@@ -216,7 +216,7 @@ def test_parameters_out_of_range_are_named(tmp_path, wrong):
 
 @pytest.fixture
 def prepare_data(monkeypatch, capsys):
-    """Run the tool as from the command line; returns exit status, stdout and stderr."""
+    """Run the tool as from the command line; return its exit status, stdout and stderr."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])

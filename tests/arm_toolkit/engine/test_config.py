@@ -1,4 +1,4 @@
-"""Modules that have moved: a configuration names the new place, and an old checkpoint loads and resumes."""
+"""Moved modules: the error for an old configuration names the new module, and an old checkpoint loads and resumes."""
 
 from importlib.util import find_spec
 
@@ -13,7 +13,7 @@ from helpers.runs import pretrain_config, train
 
 
 @pytest.mark.parametrize("old", MOVED)
-def test_a_configuration_gets_the_new_name(old, tmp_path):
+def test_the_error_for_a_moved_module_names_the_new_one(old, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f'custom_imports = dict(imports=["arm_backbone", "{old}"], allow_failed_imports=False)\n')
     with pytest.raises(ConfigError) as error:

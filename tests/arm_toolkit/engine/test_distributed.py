@@ -1,4 +1,4 @@
-"""Several processes give the gradients and metrics of one, through the scripts that people run."""
+"""Several processes, started by the launch scripts, give the same gradients and metrics as one process."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def odd(tmp_path_factory) -> Path:
 
 
 def gradient_config(kind: str, shapes: Path) -> Config:
-    """One iteration, no randomness inside the model, norms that do not depend on the batch."""
+    """A run of one iteration, with a deterministic model whose norms do not depend on the batch."""
     options = {"custom_hooks": [dict(type="DumpGradients", path="")]}
     if kind == "pretrain":
         cfg = pretrain_config(shapes, **options)
@@ -79,23 +79,23 @@ def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_
         for name in gradients:
             gradients[name] = gradients[name] + runner.model.get_parameter(name).grad / 2
         norms.append(runner.model.get_parameter(name).grad.norm())
-    assert abs(norms[0] - norms[1]) > 1e-3 * norms[0]  # different halves
+    assert abs(norms[0] - norms[1]) > 1e-3 * norms[0]  # the halves differ
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, expected in gradients.items():
-        # a gradient of rounding errors only is compared at the scale of the others
+        # tiny gradients are rounding errors: their differences are judged relative to 1e-3 of the largest gradient
         scale = max(expected.abs().max(), 1e-3 * largest)
         assert (dumped["gradients"][name] - expected).abs().max() <= 1e-6 * scale, name
 
 
 def metrics(work_dir: Path) -> dict[str, float]:
-    """The metrics that an evaluation logged under this work dir, without times."""
+    """The metrics that an evaluation logged in its work dir, without times."""
     (file,) = work_dir.glob("*/2*.json")
     return {key: value for key, value in json.loads(file.read_text()).items() if "time" not in key}
 
 
 @pytest.mark.slow
 def test_segmentor_trained_and_evaluated_by_two_processes(odd, tmp_path):
-    """The quickstart's configuration, shrunk on the command line; two processes evaluate five images."""
+    """For five images, two processes report the same mIoU as one process and save label maps that agree."""
     config = ROOT / "seg_configs/quickstart_upernet.py"
     options = f"""data_root={odd}/ade/ model.data_preprocessor.size=(96,96) model.backbone.img_size=96
         model.backbone.arch.embed_dims=32 model.backbone.arch.num_layers=4 model.backbone.init_cfg=None
@@ -122,7 +122,7 @@ def test_segmentor_trained_and_evaluated_by_two_processes(odd, tmp_path):
 
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert one == two and 1 < one["mIoU"] < 99
-    assert validated == one["mIoU"]  # with the first process's BN statistics, as saved
+    assert validated == one["mIoU"]  # it used the first process's BN statistics, which the checkpoint holds
     maps = [{file.name: np.array(Image.open(file)) for file in (tmp_path / f"maps{n}").iterdir()} for n in (1, 2)]
     assert len(maps[0]) == 5 and maps[0].keys() == maps[1].keys()
     for name in maps[0]:
@@ -150,7 +150,7 @@ def test_detector_evaluated_by_two_processes(odd, tmp_path):
     assert call_tool("test.py", config, checkpoint, *arguments) == 0
 
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert one == pytest.approx(two, abs=1e-3)  # they are rounded to that
+    assert one == pytest.approx(two, abs=1e-3)  # CocoMetric rounds to three decimals
     assert one["coco/bbox_mAP"] > 0 and one["coco/segm_mAP"] > 0
     one, two = (pickle.loads((tmp_path / f"{name}.pkl").read_bytes()) for name in ("one", "two"))
     assert [image["img_id"] for image in one] == [image["img_id"] for image in two]
@@ -164,7 +164,7 @@ def test_detector_evaluated_by_two_processes(odd, tmp_path):
 
 @pytest.fixture
 def stub(tmp_path):
-    """A Python that claims to see FAKE_GPUS GPUs, and prints how it is called instead of training."""
+    """A stand-in for Python that reports FAKE_GPUS GPUs and prints its arguments instead of training."""
     path = tmp_path / "bin/python"
     path.parent.mkdir()
     path.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo "$FAKE_GPUS"; else echo "called: $*"; fi\n')
@@ -222,7 +222,7 @@ def test_several_machines(stub):
 
 
 def test_slurm_scripts_start_the_tool_through_srun(tmp_path):
-    """With a stand-in for srun that prints its arguments."""
+    """A stand-in for srun prints its arguments."""
     shutil.copy("/bin/echo", tmp_path / "srun")
     env = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON="python", GPUS="4", SRUN_ARGS="--qos=high")
     result = run_tool("slurm_train.sh", "gpu", "job", "a.py", "--resume", env=env)

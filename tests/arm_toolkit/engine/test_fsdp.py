@@ -1,4 +1,4 @@
-"""Fully sharded pretraining in two gloo processes: equals DDP, and checkpoints hold whole tensors."""
+"""Fully sharded pretraining in two gloo processes equals DDP, and its checkpoints hold whole tensors."""
 
 import re
 
@@ -15,7 +15,7 @@ SHARDED = dict(model_wrapper_cfg=dict(type="fully_shard"))
 
 
 def two_processes(cfg, work_dir, *arguments) -> str:
-    """Train in two processes; returns what the tool printed."""
+    """Train in two processes and return what the tool printed."""
     cfg.train_dataloader.batch_size = 2
     config = work_dir.with_suffix(".py")
     cfg.dump(config)
@@ -44,9 +44,9 @@ def test_sharded_training_equals_ddp(shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [SHARDED, {}], ids=["sharded", "ddp"])
 def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
-    """Four batches an epoch, three a step: the checkpoint after the first epoch keeps the sums of both processes.
+    """With 4 batches per epoch and 3 per step, the checkpoint of the first epoch keeps the gradients of both processes.
 
-    A drawing just before the checkpoint must not lose them.
+    Drawing a reconstruction just before the checkpoint must not lose them.
     """
     every = {
         "default_hooks.checkpoint.interval": 1,
@@ -69,7 +69,7 @@ def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
     start = ("--resume", tmp_path / "whole/epoch_1.pth")
     two_processes(cfg, tmp_path / "rest", *start)
     assert_same_weights(tmp_path / "whole/epoch_2.pth", tmp_path / "rest/epoch_2.pth", rtol=1e-4, atol=1e-5)
-    one = train(pretrain_config(shapes, **every), tmp_path / "one", *map(str, start))  # whole tensors: any launcher
+    one = train(pretrain_config(shapes, **every), tmp_path / "one", *map(str, start))  # one process can load them
     assert one.iter == 8
 
 

@@ -40,13 +40,13 @@ def assert_same(one, two) -> None:
 
 
 def every_iteration(shapes, accumulated: int = 1):
-    """A checkpoint after each of 12 iterations, `accumulated` of them to a step."""
+    """A run of 12 iterations with a checkpoint after each, and an optimizer step every `accumulated` iterations."""
     return pretrain_config(shapes, **EVERY, **{"optim_wrapper.accumulative_counts": accumulated})
 
 
 @pytest.fixture(scope="module")
 def whole(shapes, tmp_path_factory) -> Callable[[int], Path]:
-    """Work dir of the uninterrupted run with so many iterations to a step, trained once."""
+    """Work dir of the uninterrupted run for a number of iterations per step; each is trained once."""
 
     @functools.cache
     def run(accumulated: int = 1) -> Path:
@@ -57,21 +57,21 @@ def whole(shapes, tmp_path_factory) -> Callable[[int], Path]:
     return run
 
 
-# of 4 iterations an epoch; with three to a step, 2 and 8 are in the middle of one
+# 4 iterations per epoch; with three per optimizer step, 2 and 8 are in the middle of a step
 @pytest.mark.parametrize(("stopped", "accumulated"), [(5, 1), (8, 1), (2, 3), (8, 3)])
 def test_resuming_within_an_epoch_is_bit_equal(shapes, whole, tmp_path, stopped, accumulated):
-    """Also at an epoch's end, and in the middle of a sum of gradients."""
+    """The cases include the end of an epoch and the middle of a gradient accumulation."""
     folder = whole(accumulated)
     checkpoint, last = folder / f"iter_{stopped}.pth", folder / "iter_12.pth"
     train(every_iteration(shapes, accumulated), tmp_path / "rest", "--resume", str(checkpoint))
     assert_same(last, tmp_path / "rest/iter_12.pth")
     moved = weights(checkpoint)["mask_token"] - weights(last)["mask_token"]
-    assert moved.abs().max() > 1e-6  # there was something to get wrong
+    assert moved.abs().max() > 1e-6  # the weights moved, so the test can fail
     assert torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint) == []
 
 
 def test_resuming_in_bfloat16_with_a_moving_average_is_bit_equal(shapes, tmp_path):
-    """Two iterations a step: 5 is in the middle of one, 4 at the end of an epoch."""
+    """With two iterations per step, 5 is in the middle of a step and 4 at the end of an epoch."""
     cfg = every_iteration(shapes, accumulated=2)
     cfg.custom_hooks.append(dict(type="WeightEMAHook", decay=0.9))
     train(cfg, tmp_path / "whole", "--amp")
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, whole, tmp_path
     dumped = torch.load(tmp_path / "run/non_finite_batch_0.pth", weights_only=True)
     assert dumped["iteration"] == 6 and len(dumped["inputs"]) == len(dumped["files"]) == 4
     assert all(file in str(error.value) for file in dumped["files"])
-    # the bad batch is now the sixth batch of a run that continues
+    # the resumed run repeats iteration 6, now with a finite loss
     train(cfg, tmp_path / "run", "--resume")
     monkeypatch.setattr(ARMPretrainer, "loss", loss)
     assert_same(whole() / "iter_12.pth", tmp_path / "run/iter_12.pth")
@@ -144,7 +144,7 @@ def test_the_tool_says_it_in_one_line(shapes, tmp_path, monkeypatch, capfd):
 
 
 def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
-    """mmengine truncates `last_checkpoint` before writing it."""
+    """mmengine truncates `last_checkpoint` before writing it, so a killed run can leave it empty."""
     assert newest_checkpoint(tmp_path) is None
     for age, name in enumerate(("iter_9.pth", "iter_10.pth", "best_x.pth")):
         (tmp_path / name).write_bytes(b"")
@@ -160,7 +160,7 @@ def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
 
 @pytest.mark.slow
 def test_killed_five_times_and_resumed(shapes, tmp_path):
-    """kill -9 at random moments, also while a checkpoint is written: the final weights equal an uninterrupted run's."""
+    """After kill -9 at random moments, even while a checkpoint is written, the weights equal an uninterrupted run's."""
     options = EVERY | {"train_cfg.max_epochs": 10, "default_hooks.checkpoint.max_keep_ckpts": 2}
     cfg = pretrain_config(shapes, **options)
     cfg.dump(tmp_path / "config.py")

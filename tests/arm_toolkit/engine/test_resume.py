@@ -28,7 +28,7 @@ TIMES = {"time", "data_time", "images_per_s", "loader_images_per_s"}
 
 @pytest.fixture(scope="module")
 def data(shapes, tmp_path_factory) -> Path:
-    """The shapes, with every other training image of the detector cropped to a portrait, for groups by aspect ratio."""
+    """The shapes, with every other training image of the detector cropped to portrait, for groups by aspect ratio."""
     folder = tmp_path_factory.mktemp("data") / "portraits"
     shutil.copytree(shapes, folder)
     file = folder / "coco/annotations/instances_train2017.json"
@@ -36,7 +36,7 @@ def data(shapes, tmp_path_factory) -> Path:
     for image in content["images"][::2]:
         path = folder / "coco/train2017" / image["file_name"]
         picture = Image.open(path).crop((0, 0, 72, 96))
-        path.unlink()  # a hard link
+        path.unlink()
         picture.save(path)
         image["width"] = 72
         for ann in [ann for ann in content["annotations"] if ann["image_id"] == image["id"]]:
@@ -51,7 +51,7 @@ def data(shapes, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Callable[[str], Path]:
-    """Work dir of the uninterrupted run of each kind, trained once."""
+    """Work dir of the uninterrupted run of a kind; each is trained once."""
 
     @functools.cache
     def run(kind: str) -> Path:
@@ -63,7 +63,7 @@ def whole(data, tmp_path_factory) -> Callable[[str], Path]:
 
 
 def assert_same_curve(one: Path, other: Path, iterations: int) -> None:
-    """Learning rates, losses and gradient norms of all iterations."""
+    """Compare all that was logged in every iteration (learning rates, losses, gradient norms, …) except times."""
     one, other = logged(one), logged(other)
     assert sorted(one) == sorted(other) == list(range(1, iterations + 1))
     assert {"lr", "loss"} < set(one[1])
@@ -74,19 +74,19 @@ def assert_same_curve(one: Path, other: Path, iterations: int) -> None:
 
 
 def scramble() -> None:
-    """Set other random states, as a new process has."""
+    """Change the random states, as a new process would."""
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
 
 
-# kind, iteration at which the run dies, iteration of the checkpoint before, all iterations, last checkpoint
+# kind, iteration at which the run dies, iteration of its last checkpoint, number of iterations, final checkpoint
 RUNS = [("pretrain", 10, 8, 16, "epoch_4.pth"), ("det", 10, 8, 16, "epoch_2.pth"), ("seg", 6, 4, 8, "iter_8.pth")]
 
 
 @pytest.mark.parametrize(("kind", "dies_at", "saved_at", "iterations", "last"), RUNS, ids=CONFIGS)
 def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iterations, last, data, whole, tmp_path):
-    """Also what is drawn at random: crops, colours, drop path, dropout, proposals, and the batches by aspect ratio."""
+    """Random draws continue, too: crops, colours, drop path, dropout, proposals, and the batches by aspect ratio."""
     folder = whole(kind)
     with pytest.raises(Stopped):
         train(CONFIGS[kind](data, custom_hooks=[dict(type="StopAt", iteration=dies_at)]), tmp_path / "parts")
@@ -94,7 +94,7 @@ def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iteration
     scramble()
     runner = train(CONFIGS[kind](data), tmp_path / "parts", "--resume")
     assert before == 1 and runner.iter == iterations
-    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == iterations  # smoothed values continue too
+    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == iterations  # its history continues, too
     resumed = [json.loads(line) for line in Path(runner.log_dir, "vis_data/scalars.json").read_text().splitlines()]
     resumed = [line for line in resumed if "loss" in line]
     assert resumed[-(iterations - saved_at)]["iter"] == saved_at + 1
@@ -104,7 +104,7 @@ def test_resumed_run_equals_the_uninterrupted(kind, dies_at, saved_at, iteration
 
 @pytest.mark.slow
 def test_resumes_in_a_new_process_from_a_given_file(data, whole, tmp_path):
-    """The detector, whose run has most that is drawn at random."""
+    """Uses the detector, whose run draws the most random numbers."""
     det_config(data).dump(tmp_path / "config.py")
     folder = whole("det")
     checkpoint = folder / "epoch_1.pth"
@@ -120,7 +120,7 @@ def test_resumes_in_a_new_process_from_a_given_file(data, whole, tmp_path):
 
 @pytest.mark.slow
 def test_resumes_with_another_number_of_processes(data, tmp_path):
-    """1 process of 4 images, then 2 of 2. Plain SGD: Adam would amplify the rounding errors of a zero gradient."""
+    """1 process of 4 images, then 2 of 2. SGD is used, as Adam would amplify the rounding errors of a zero gradient."""
     sgd = {
         "optim_wrapper.optimizer": dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9),
         "default_hooks.checkpoint.interval": 2,
@@ -136,7 +136,7 @@ def test_resumes_with_another_number_of_processes(data, tmp_path):
     assert sorted(logged(tmp_path / "two")) == list(range(9, 17))
     assert_same_weights(tmp_path / "one/epoch_4.pth", tmp_path / "two/epoch_4.pth", rtol=1e-5, atol=1e-6)
     moved = weights(start)["mask_token"] - weights(tmp_path / "one/epoch_4.pth")["mask_token"]
-    assert moved.abs().max() > 1e-3  # the test can fail
+    assert moved.abs().max() > 1e-3  # the weights moved, so the test can fail
 
 
 def test_a_seed_that_nobody_set_is_resumed_too(data, tmp_path):
@@ -159,7 +159,7 @@ def validated(data, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("kind", [*CONFIGS, "validated"])
 def test_checkpoints_hold_no_foreign_objects(kind, whole, request):
-    """Training state, and the best checkpoint where one is kept: they load with weights_only=True."""
+    """Periodic checkpoints, with their training state, and the best checkpoint load with weights_only=True."""
     folder = request.getfixturevalue("validated") if kind == "validated" else whole(kind)
     files = sorted(folder.glob("*.pth"))
     assert len(files) == 2
@@ -208,7 +208,7 @@ def test_death_in_writing_a_checkpoint_loses_nothing(where, data, tmp_path, monk
 
 
 def test_outdated_checkpoints_are_removed_last_unless_written_again(tmp_path):
-    """A resumed run can write the best checkpoint under the name that is outdated."""
+    """A resumed run can write its best checkpoint under the name of an outdated one, which must then stay."""
     hook = SafeCheckpointHook(by_epoch=False, save_best="mIoU")
     runner = SimpleNamespace(work_dir=str(tmp_path), logger=logging.getLogger(), message_hub=SimpleNamespace())
     runner.message_hub.runtime_info = {}
@@ -219,7 +219,7 @@ def test_outdated_checkpoints_are_removed_last_unless_written_again(tmp_path):
         hook.file_backend.remove(str(file))
     assert hook.file_backend.isfile(str(old)) and again.exists()
     hook.best_ckpt_path = str(again)
-    hook.after_val_epoch(runner, {})  # saves nothing, removes what is outdated
+    hook.after_val_epoch(runner, {})  # saves nothing, but removes outdated checkpoints
     assert not old.exists() and again.exists()
 
 

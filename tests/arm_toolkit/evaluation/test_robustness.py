@@ -19,19 +19,19 @@ from helpers.tools import call_tool, invoke
 
 MODEL = "arm_tiny_patch16_224"
 V2 = "imagenetv2-matched-frequency-format-val"
-NORM = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]  # mean, standard deviation of a channel
+NORM = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]  # mean and standard deviation per channel
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
 
 
 def picture(path: Path, value: int = 128, mode: str = "RGB") -> Path:
-    """Write a tiny image of one grey value; lossless for any suffix."""
+    """Write a tiny image of one grey value, always as PNG: lossless, whatever the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (8, 8), value).convert(mode).save(path, "png")
     return path
 
 
 def value_of(image: Image.Image) -> torch.Tensor:
-    """A transform: (3, 1, 1), the value of the first pixel in each channel."""
+    """A transform that returns the first pixel, (3, 1, 1)."""
     return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32)[:, None, None]
 
 
@@ -97,7 +97,7 @@ def test_real_counts_any_of_several_labels_and_no_image_without(tmp_path):
 
 
 def test_real_images_may_lie_in_class_folders_elsewhere(tmp_path):
-    """An image's number selects its label, not the order of the files."""
+    """The number in an image's name selects its label, not the order of the files."""
     real_json(tmp_path, [1], [2], [3])
     for number, wnid in ((1, SHARK), (2, TENCH), (3, GOLDFISH)):
         picture(tmp_path / "elsewhere" / wnid / val_name(number), number)
@@ -114,7 +114,7 @@ def test_a_and_r_are_judged_among_their_own_classes(name, folder, tmp_path):
     (tmp_path / folder / "README.txt").write_text("as in the archive")
     dataset = open_set(name, tmp_path, value_of)
     assert dataset.classes == [0, 2]
-    assert top1(dataset, prefers(1, 999, 2, 0)) == 75  # classes 1 and 999 are not of the set
+    assert top1(dataset, prefers(1, 999, 2, 0)) == 75  # classes 1 and 999 are not in the set
     assert top1(dataset, prefers(1, 999, 0, 2)) == 25
 
 
@@ -124,7 +124,7 @@ def test_a_and_r_are_judged_among_their_own_classes(name, folder, tmp_path):
 def test_sketch_and_val_are_judged_among_all_classes(name, folder, tmp_path):
     picture(tmp_path / folder / TENCH / "a.JPEG")
     picture(tmp_path / folder / SHARK / "b.JPEG")
-    picture(tmp_path / folder / SHARK / "._b.JPEG")  # what macOS leaves
+    picture(tmp_path / folder / SHARK / "._b.JPEG")  # a metadata file of macOS
     dataset = open_set(name, tmp_path, value_of, tmp_path / folder if folder == "elsewhere" else None)
     assert len(dataset) == 2
     assert top1(dataset, prefers(2)) == 50
@@ -132,9 +132,9 @@ def test_sketch_and_val_are_judged_among_all_classes(name, folder, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_every_picture_becomes_rgb(mode, tmp_path):
+def test_every_image_becomes_rgb(mode, tmp_path):
     path = picture(tmp_path / "val" / SHARK / "a.jpg", 2, "L" if mode == "CMYK" else mode)
-    if mode == "CMYK":  # not in png
+    if mode == "CMYK":  # PNG has no CMYK
         Image.new("CMYK", (8, 8), (0, 0, 0, 253)).save(path, "tiff")
     image, right = open_set("val", tmp_path, value_of)[0]
     assert image.flatten().tolist() == [2, 2, 2]
@@ -150,7 +150,7 @@ def test_preprocessing_squashes_or_keeps_the_ratio():
     assert squashed.shape == kept.shape == (3, 224, 224)
     black, white = (torch.tensor([(v - m) / s for m, s in NORM])[:, None, None] for v in (0.0, 1.0))
     torch.testing.assert_close(kept, black.expand_as(kept))
-    # 256 pixels wide, white up to 51.2; the crop begins at 16
+    # squashed to 256 pixels, white up to column 51.2; the crop begins at column 16
     torch.testing.assert_close(squashed[:, :, :32], white.expand(3, 224, 32))
     torch.testing.assert_close(squashed[:, :, 39:], black.expand(3, 224, 185))
 
@@ -243,13 +243,13 @@ def predicted(model, path: Path, keep_ratio: bool) -> int:
 
 
 def rows(table: str) -> list[list[str]]:
-    """The cells of a Markdown table, without the rule below its titles."""
+    """The cells of a Markdown table, without the line below its header."""
     lines = [line.strip("|").split("|") for line in table.splitlines()]
     return [[cell.strip() for cell in line] for line in lines if not set("".join(line)) <= set(":- ")]
 
 
 def test_the_tool_end_to_end(model, checkpoint, tmp_path):
-    """Folders are named by the model's prediction for a wide image, squashed (V2) or cropped (val)."""
+    """Class folders are named after the model's prediction for a wide image, squashed (V2) or cropped (val)."""
     noise = torch.randint(0, 256, (60, 180, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     wide = tmp_path / "wide.png"
     Image.fromarray(noise.numpy()).resize((720, 240), Image.Resampling.NEAREST).save(wide)
@@ -290,7 +290,7 @@ def test_the_tool_end_to_end(model, checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("pool", "cls_token"), [("token", "middle"), ("token", "tail"), ("avg", "none")])
 def test_the_tool_with_other_pooling_or_class_token(pool, cls_token, model, tmp_path, capsys):
-    """The folder is named by this model's prediction; weights for another model are refused (below)."""
+    """The class folder is named after this model's prediction; weights for another model are refused (below)."""
     noise = torch.randint(0, 256, (40, 40, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     image = tmp_path / V2 / "a.png"
     image.parent.mkdir()
@@ -302,7 +302,7 @@ def test_the_tool_with_other_pooling_or_class_token(pool, cls_token, model, tmp_
         other.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in names})
         return other.eval()
 
-    if pool == "token":  # the three differ, so that an option without effect would show
+    if pool == "token":  # the three predictions differ, so that an option without effect would be noticed
         cases = (("avg", "middle"), ("token", "middle"), ("token", "tail"))
         assert len({predicted(build(*case), image, False) for case in cases}) == 3
     other = build(pool, cls_token)
@@ -317,7 +317,7 @@ def test_the_tool_with_other_pooling_or_class_token(pool, cls_token, model, tmp_
 
 @pytest.fixture
 def tool_refuses(tmp_path, capsys, monkeypatch):
-    """Run the tool in this process on a set R of one image: one line, exit status 2, nothing written or evaluated."""
+    """Run the tool on an ImageNet-R of one image; it must print one line, exit with status 2 and write nothing."""
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "data" / "imagenet-r" / TENCH / "a.jpg")
 

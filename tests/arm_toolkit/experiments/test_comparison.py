@@ -1,4 +1,4 @@
-"""Plans of steps, and the comparison of pretrainings that is built from them."""
+"""Plans of steps, and the comparison of pretraining choices that is built from them."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_steps_wait_for_each_other_and_are_run_once(tmp_path, capsys):
     assert Path(file).read_text() == "abc"
     changed = [steps[0], Step("middle", ("-c", APPEND, file, "B"), ("first",)), steps[2]]
     run_steps(changed, tmp_path / "plan")
-    assert Path(file).read_text() == "abcBc"  # what comes after it, but not what came before
+    assert Path(file).read_text() == "abcBc"  # reruns the steps after it, not those before it
 
 
 def test_a_step_whose_input_changed_is_run_again(tmp_path):
@@ -74,7 +74,7 @@ def comparison(tmp_path) -> Comparison:
     return Comparison(tmp_path / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
 
 
-def test_the_left_out_drive_is_in_no_training(comparison):
+def test_the_held_out_drive_is_in_no_training(comparison):
     comparison.write_lists()
     lists = {name: (comparison.folder / f"{name}.txt").read_text().split() for name in ("training", "held_out")}
     assert lists == dict(training=["a_1", "a_2"], held_out=["b_1"])
@@ -87,13 +87,13 @@ def test_the_left_out_drive_is_in_no_training(comparison):
 
 
 def cells(markdown: str, name: str) -> list[str]:
-    """The other cells of a table's row."""
+    """The cells after the first one in the row `name`."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
     return next(row[1:] for row in rows if row[0] == name)
 
 
 def test_the_results_are_read_from_the_files(comparison):
-    """Of one finished training: its scores, the IoU of the classes from the label maps, its curve."""
+    """One finished training gives its scores, the IoU per class from the label maps, and its curve."""
     comparison.write_lists()
     folder = comparison.folder / "arm_0/finetune"
     for path in (comparison.camvid / "annotations/training/b_1.png", folder / "predictions/b_1.png"):
@@ -157,7 +157,7 @@ def test_the_table_and_the_criterion():
     assert cells(table(results, (0, 1)), "arm") == ["22.0 / 22.5", "+1.8", "13.0 / 12.8", "+2.4", "2.0"]
     lines = verdict(results, (0, 1))
     assert lines[0].endswith(": met") and lines[1].endswith(": met")
-    results["arm"][1]["finetune"]["mIoU"] = 20.9  # one seed loses, the mean would do
+    results["arm"][1]["finetune"]["mIoU"] = 20.9  # one seed loses
     assert verdict(results, (0, 1))[0].endswith("not met")
-    results["arm"][1]["probe"]["mIoU"] = 11.5  # both gain, too little on average
+    results["arm"][1]["probe"]["mIoU"] = 11.5  # both seeds gain, but less than 2 on average
     assert verdict(results, (0, 1))[1].endswith("not met")

@@ -1,6 +1,6 @@
 """The quickstart's report shows the numbers of the files, needs no other file, and copes with missing runs.
 
-All runs here are made up, tiny and wrong on purpose: only how the report reads them is tested.
+All runs here are tiny and invented: the tests check only how the report reads them.
 """
 
 import json
@@ -36,7 +36,7 @@ SCORES = {
 
 
 def make_run(folder: Path, steps: int = 20, state: dict | None = None) -> None:
-    """The log and checkpoint of a training, and its test results if `SCORES` has them."""
+    """Write the log and checkpoint of a training, and its test results if `SCORES` has them."""
     log = folder / "20260101_000000" / "vis_data" / "scalars.json"
     log.parent.mkdir(parents=True)
     lines = [{"loss": 2 - step / steps, "lr": 0.1, "step": step} for step in range(10, steps + 1, 10)]
@@ -67,7 +67,7 @@ def make_pretraining(folder: Path) -> None:
 
 
 def make_detections(path: Path, shapes: Path) -> None:
-    """Every true object is found with a score of 0.9, and once more below the threshold."""
+    """Write predictions that find every true object with a score of 0.9, and once more below the threshold."""
     truth = json.loads((shapes / "coco/annotations/instances_val2017.json").read_text())
     samples = []
     for image in truth["images"]:
@@ -203,7 +203,7 @@ def test_a_missing_folder_or_a_damaged_file_is_a_users_error(tmp_path):
     assert read_json(tmp_path / "missing.json") == {}
 
 
-def test_undefined_ap_is_not_a_number():
+def test_undefined_scores_are_none():
     assert Run(Path(), {"coco/bbox_mAP": -1.0}).points("box AP") is None
     assert Run(Path(), {"mIoU": float("nan")}).points("mIoU") is None
 

@@ -1,8 +1,8 @@
-"""Test-time augmentation of Mask R-CNN: what the views of an image show ends up in one place.
+"""Test-time augmentation of Mask R-CNN: detections in all views are mapped back to the image and merged.
 
-Most tests use a detector that reads its answer off the pixels (a colour channel is a class), so that whatever
-the real pipeline does to an image is what the merging has to undo. Images are made up, oblong, with objects
-that no flip maps to itself.
+Most tests use a detector that reads its detections off the pixels (a colour channel is a class), so that the merging
+has to undo exactly what the real pipeline does to an image. The images are drawn and oblong, and no flip maps an object
+to itself.
 """
 
 import json
@@ -39,7 +39,7 @@ FLIPS = {name: dict(type="RandomFlip", prob=1.0, direction=name) for name in ("h
 
 @pytest.fixture(autouse=True)
 def mmdet_scope():
-    """Other tests in this process use mmseg, which has transforms of the same names."""
+    """Other tests in this process use mmseg, whose transforms have the same names."""
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
@@ -70,14 +70,14 @@ def batch(*images):
 
 
 def corner(y, x, height, width, size=(HEIGHT, WIDTH)):
-    """A thick letter L, `size` bool: no flip maps it to itself."""
+    """Boolean mask of a thick letter L, which no flip maps to itself."""
     mask = np.zeros(size, bool)
     mask[y : y + height, x : x + width // 4] = True
     mask[y + height - height // 4 : y + height, x : x + width] = True
     return mask
 
 
-OBJECTS = [  # (class, brightness, mask), none at the place of another's mirror image
+OBJECTS = [  # (class, brightness, mask); no object is where a flip would put another one
     (0, 250, corner(2, 4, 20, 12)),
     (1, 230, corner(6, 30, 16, 28)),
     (1, 210, corner(26, 58, 20, 20)),
@@ -102,7 +102,7 @@ def picture(tmp_path):
 
 
 class Crops(RoIAlign):
-    """Where a channel is on: 1, where it is off: -1."""
+    """RoIAlign of 1 where a channel is positive and -1 elsewhere."""
 
     num_inputs = 1
 
@@ -113,7 +113,7 @@ class Crops(RoIAlign):
 class PixelRoIHead(StandardRoIHead):
     """Each brightness in channel c is an object of class c, found with brightness / 255 as its score.
 
-    `finds(meta)` says whether a view finds anything.
+    `finds(meta)` decides whether anything is detected in a view.
     """
 
     def __init__(self):
@@ -166,7 +166,7 @@ def tta():
 
 
 def assert_finds(sample: DetDataSample, objects, tolerance=0.0):
-    """Exactly these objects in descending score, boxes within `tolerance` pixels, masks up to jagged outlines."""
+    """Require exactly these objects, in descending score, boxes within `tolerance` pixels and mask IoU above 0.9."""
     found = sample.pred_instances
     objects = sorted(objects, key=lambda item: -item[1])
     assert found.labels.tolist() == [label for label, *_ in objects]
@@ -265,10 +265,10 @@ def test_nms_is_that_of_the_configuration():
 
 
 def test_masks_are_the_mean_of_all_views(tta, picture):
-    """Also the views that did not detect the object: votes count both ways."""
+    """Views that did not detect the object count, too, both for and against a pixel."""
     roi_head, data = tta.module.roi_head, views(picture, [NO_FLIP, *FLIPS.values()])
     roi_head.finds = lambda meta: not meta["flip"]
-    for blank, area in ((1, True), (3, False)):  # in so many of four views the mask head sees nothing
+    for blank, area in ((1, True), (3, False)):  # `blank` of the four views predict empty masks
         seen = iter(range(4))
         roi_head.mask_head.forward = lambda features, seen=seen, blank=blank: (
             torch.full_like(features, -10) if next(seen) < blank else 10 * features
@@ -351,7 +351,7 @@ def photo(tmp_path_factory):
 
 
 def build(photo, with_mask=True):
-    """With random weights, rescaled so that outputs differ between places by more than rounding errors."""
+    """Build with random weights, rescaled so that outputs differ between places by more than rounding errors."""
     torch.manual_seed(0)
     tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=30)
     model = MODELS.build(ConfigDict(type="InstanceTTAModel", tta_cfg=tta_cfg, module=mask_rcnn(with_mask))).eval()
@@ -365,7 +365,7 @@ def build(photo, with_mask=True):
 
 @torch.no_grad()
 def rescale(layer, std, model, photo):
-    """Outputs of mean 0 and this standard deviation in each channel, for one photo."""
+    """Give the layer's outputs mean 0 and standard deviation `std` in each channel, for one image."""
     outputs = []
     handle = layer.register_forward_hook(
         lambda module, inputs, output: outputs.append(output.transpose(0, 1).flatten(1))
@@ -394,7 +394,7 @@ def assert_same(found: InstanceData, expected: InstanceData):
 
 
 def inside(instances: InstanceData) -> float:
-    """The share of the boxes that the masks fill."""
+    """The share of the boxes' area that the masks fill."""
     x1, y1, x2, y2 = instances.bboxes.T
     return float(instances.masks.sum() / ((x2 - x1) * (y2 - y1)).sum())
 
@@ -427,7 +427,7 @@ def test_mirrored_image_gives_the_mirrored_prediction(model, photo, tmp_path):
 
 
 def test_views_take_part_in_the_result(model, photo):
-    """Otherwise the consistency above could come from views that are never used."""
+    """Each view contributes detections to the merged result."""
     (plain,) = model.test_step(views(photo))
     (flip,) = model.test_step(views(photo, [FLIPS["horizontal"]]))
     (both,) = model.test_step(views(photo, [NO_FLIP, FLIPS["horizontal"]]))
@@ -459,9 +459,9 @@ def test_coco_metric_takes_the_result(model, photo, picture, tta, tmp_path):
 
     right = evaluate(tta)
     assert right["coco/bbox_mAP"] > 0.9 and right["coco/segm_mAP_50"] > 0.9
-    assert 0 <= evaluate(model)["coco/segm_mAP"] < 0.5  # random weights: taken, and wrong
+    assert 0 <= evaluate(model)["coco/segm_mAP"] < 0.5  # random weights: accepted, but wrong
     tta.module.roi_head.finds = lambda meta: False
-    assert evaluate(tta) == {}  # as CocoMetric says of an empty result
+    assert evaluate(tta) == {}  # what CocoMetric returns for an empty result
 
 
 def outline(mask):
