@@ -1,4 +1,4 @@
-"""Writes docs/model_zoo.md: every configuration with its size, its cost and the paper's result.
+"""Prints docs/model_zoo.md: every configuration with its size, its cost and the paper's result.
 
     python -m arm_toolkit.analysis.model_zoo > docs/model_zoo.md
 
@@ -49,7 +49,7 @@ Parameters and GFLOPs are those of one forward pass of one image of the given si
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the page: its title, the folder of its configurations, and what is written below it."""
+    """A table of the page: its title, the folder of its configurations, and the notes below it."""
 
     title: str
     folder: str
@@ -103,7 +103,7 @@ def paper_result(path: str) -> str:
 
 
 def image_size(path: str) -> tuple[int, int] | None:
-    """Pixels of the square images that a small detector is tested on; None: what model_info takes."""
+    """(height, width) of a detector's test images if they are resized to a square; None leaves it to `from_config`."""
     steps = load_config(str(ROOT / path)).get("test_pipeline") or []
     scale = next((step.scale for step in steps if step.type == "Resize"), (0, 1))
     return tuple(scale) if path.startswith("det_configs") and scale[0] == scale[1] else None
