@@ -1,6 +1,6 @@
 """Errors that a user can act on: shown as one line, without a traceback.
 
-Imports neither torch nor mmengine, so that every tool prints its help and refuses wrong arguments at once.
+Imports neither torch nor mmengine, so that a tool can print its help and refuse wrong arguments at once.
 """
 
 import logging

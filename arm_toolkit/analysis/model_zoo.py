@@ -41,7 +41,7 @@ The column "paper" repeats what the papers report (ARM's, and STAR's in STAR's t
 configurations at full scale with this toolkit, so it offers no checkpoints and no hashes. The authors' checkpoints load
 through `tools/convert_checkpoint.py`.
 
-Parameters and GFLOPs are those of one forward pass of one image of the given size (height x width).
+GFLOPs are those of one forward pass on one image of the given size (height x width).
 
 {textwrap.fill(MULTIPLY_ADD + " " + SCAN, 120, break_on_hyphens=False)}
 """
@@ -60,7 +60,7 @@ SECTIONS = (
     Section(
         "Detection and instance segmentation: Mask R-CNN on COCO",
         "det_configs",
-        "GFLOPs do not include the RoI heads, whose work depends on the number of boxes. Measured: `mask_rcnn_arm_b`\n"
+        "GFLOPs do not include the RoI heads, whose cost depends on the number of boxes. Measured: `mask_rcnn_arm_b`\n"
         "takes about 63 s per iteration on two CPU processes with one image each.",
     ),
     Section(

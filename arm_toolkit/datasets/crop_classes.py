@@ -1,4 +1,4 @@
-"""Makes a classification data set by cropping the objects of a COCO instance data set."""
+"""Creates a classification data set by cropping the objects of a COCO instance data set."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def write_class_folders(coco: Path, out: Path, min_side: int = 16) -> dict[str, 
 
     Args:
         coco: has annotations/, train2017/ and val2017/.
-        out: folder to make.
+        out: folder to create.
         min_side: skip objects whose box has a side below this many pixels; crowds are skipped too.
 
     Returns:

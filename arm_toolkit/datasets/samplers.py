@@ -96,7 +96,7 @@ class SeededSampler(Sampler):
         while self.infinite or step < len(self):
             ahead, position = divmod(step * self.world_size + self.rank, len(self.dataset))
             if not self.infinite:
-                ahead = 0  # the last samples repeat the first of the same order, so that all processes have as many
+                ahead = 0  # the last samples repeat the first ones, so that all processes have the same number
             if self.epoch + ahead != epoch:
                 epoch = self.epoch + ahead
                 order = self._order(epoch)

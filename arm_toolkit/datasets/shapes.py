@@ -225,7 +225,7 @@ def write_shapes(
     runs on the same machine write the same bytes.
 
     Args:
-        out: folder to make. If it already contains this data set, nothing is written.
+        out: folder to create. If it already contains this data set, nothing is written.
         train, val: number of images per split, 1 to 1,000,000.
         size: side of an image in pixels, at least 96.
         seed: >= 0.

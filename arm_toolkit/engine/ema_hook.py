@@ -8,9 +8,9 @@ from mmengine.registry import HOOKS
 class WeightEMAHook(EMAHook):
     """`ema = decay * ema + (1 - decay) * weights` after every optimizer step, starting from the initial weights.
 
-    Two things differ from mmengine's hook: it starts from the weights after the first step, and it updates at every
-    iteration of an accumulated step. Evaluation uses the average. In a checkpoint `state_dict` holds the average and
-    `ema_state_dict` the weights.
+    mmengine's hook instead starts from the weights after the first step, and updates at every iteration of an
+    accumulated step. Evaluation uses the average. In a checkpoint `state_dict` holds the average and `ema_state_dict`
+    the weights.
     """
 
     def __init__(self, decay: float) -> None:

@@ -1,7 +1,7 @@
 """Fully sharded training (for ARM-H): every process holds only a part of each weight, gradient and optimizer state.
 
-Enabled by `model_wrapper_cfg = dict(type="fully_shard")` in a pretraining configuration. It uses
-PyTorch's `fully_shard`, which keeps the names of the weights and also runs on CPUs. mmengine's wrapper uses the older
+Enabled by `model_wrapper_cfg = dict(type="fully_shard")` in a pretraining configuration. It uses PyTorch's
+`fully_shard`, which keeps the names of the weights and also runs on CPUs. mmengine's wrapper uses the older
 FullyShardedDataParallel, which does neither.
 """
 
@@ -31,7 +31,7 @@ class Shardable(Protocol):
         """Submodules to shard one by one, such as blocks: each gathers its weights only while it computes."""
 
     def forward_methods(self) -> Iterable[str]:
-        """Names of the other methods than `forward` that compute with the weights."""
+        """Names of methods, other than `forward`, that compute with the weights."""
 
 
 def shard(model: nn.Module) -> nn.Module:
