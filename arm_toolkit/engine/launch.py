@@ -151,7 +151,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
 
 
 def newest_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint that a work dir's `last_checkpoint` names, else the newest: a run can die while writing that file."""
+    """The checkpoint that a work dir's `last_checkpoint` names, else the newest: a run can die while writing it."""
     note = work_dir / "last_checkpoint"
     named = note.read_text().strip() if note.is_file() else ""
     if named and Path(named).is_file():
