@@ -1,6 +1,6 @@
 """Errors that a user can act on: shown as one line, without a traceback.
 
-Imports nothing heavy, so that every tool can print its help and refuse wrong arguments at once.
+Imports neither torch nor mmengine, so that a tool can print its help and refuse wrong arguments at once.
 """
 
 import logging
@@ -18,17 +18,17 @@ class ConfigError(ValueError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Training diverged; the message names the iteration, the batch and the remedy."""
+    """Training diverged; the message names the iteration, the saved batch and the remedy."""
 
-    met_alone = True  # every process has its own batch
+    met_alone = True  # the other processes have other batches
 
 
 def user_errors() -> tuple[type[Exception], ...]:
     """The errors that are shown as one line; OSError covers unreadable files and a full disk.
 
-    Write `except user_errors():`, which Python evaluates only when something was raised.
+    Write `except user_errors():`. Python evaluates the call only when something was raised.
     """
-    files = sys.modules.get("arm_backbone.checkpoint.files")  # loads torch and timm; raises nothing until loaded
+    files = sys.modules.get("arm_backbone.checkpoint.files")  # not imported here: it loads torch
     checkpoint_error = (files.CheckpointError,) if hasattr(files, "CheckpointError") else ()
     return (ConfigError, DataError, NonFiniteLoss, OSError, *checkpoint_error)
 
@@ -49,7 +49,7 @@ def run_tool(main: Callable[[], None]) -> None:
     """Run a tool's `main`; on a user's error print one line to stderr and exit with status 2.
 
     With ARM_TRACEBACK=1 the traceback is shown instead. Of several processes only the first prints, unless the error
-    has a true attribute `met_alone` (e.g. one process's unreadable image).
+    has a true attribute `met_alone`: it occurred in this process only, e.g. at an unreadable image.
     """
     try:
         main()
@@ -65,8 +65,8 @@ def run_tool(main: Callable[[], None]) -> None:
         return
     distributed.barrier()
     if distributed.get_backend() == "gloo":
-        # While the interpreter shuts down, gloo's threads now and then abort a process that has finished ("terminate
-        # called without an active exception"). Exit without that shutdown.
+        # During the interpreter's shutdown gloo's threads sometimes abort a finished process ("terminate called without
+        # an active exception"): exit without that shutdown.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -75,6 +75,6 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _process_group():
-    """The module `torch.distributed` if this process belongs to a group, else None; does not import it."""
+    """The module `torch.distributed` if this process belongs to a group, else None. Does not import it."""
     distributed = sys.modules.get("torch.distributed")
     return distributed if distributed is not None and distributed.is_initialized() else None

@@ -1,4 +1,4 @@
-"""Describes this machine's processor or GPU, and sets how the process keeps freed memory."""
+"""Describes this machine's processor or GPU, and lets a CPU process reuse the memory that it frees."""
 
 import ctypes
 import os
@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns each large tensor to the system, and the next one costs a page fault per 4 KiB: up to half
     the time of a scan with gradients. PyTorch caches freed memory on a GPU only. The setting holds for the whole
-    process; the environment variable ARM_KEEP_FREED_MEMORY=0 leaves the C library's defaults.
+    process. With the environment variable ARM_KEEP_FREED_MEMORY=0 this function does nothing.
     """
     if os.environ.get(KEEP_FREED_MEMORY) == "0":
         return False
@@ -53,7 +53,7 @@ def keep_freed_memory() -> bool:
 
 
 def machine() -> str:
-    """One phrase for the device that runs here: the GPU, or the processor and its cores."""
+    """The device in one phrase: the GPU, or the processor and its number of cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()} GPU"
     return f"{cpu_name()}, {os.cpu_count()} cores, no GPU"

@@ -13,7 +13,7 @@
 | `engine.optim_wrapper` | CPUAmpOptimWrapper |
 | `engine.runner` | ARMRunner, CPUDistributedDataParallel |
 
-Configurations name these themselves, because segmentation and pretraining do without them:
+The following modules are not imported here. Only the configurations that need them name them:
 
 | module | registers | needs |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""Markdown tables, aligned so that a terminal shows them well too."""
+"""Markdown tables whose columns are aligned in the source, so that they can be read in a terminal."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,5 +1,5 @@
-# MambaMLP-B: ARM-B's network trained with labels only, 300 epochs from scratch. Paper: 81.2 top-1, and no recipe beyond
-# "supervised". The finetuning recipe without layer decay, for DeiT's 300 epochs, is our reading.
+# MambaMLP-B: ARM-B's network trained with labels only, 300 epochs from scratch. Paper: 81.2 top-1; of the
+# recipe it says only "supervised". Our choice is the finetuning recipe without layer decay, for 300 epochs as in DeiT.
 #
 #   bash tools/dist_train.sh cls_configs/mambamlp_b_in1k.py 8
 #

@@ -3,7 +3,7 @@
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_b.py 8
 #
 # Batch 16 = 8 GPUs x 2 images; 36 epochs of 7,330 iterations.
-# Starts from checkpoints/arm_b_pretrain.pth, which tools/convert_checkpoint.py makes.
+# Starts from checkpoints/arm_b_pretrain.pth, which tools/convert_checkpoint.py writes.
 _base_ = [
     "_base_/mask_rcnn_arm.py",
     "_base_/coco_instance.py",

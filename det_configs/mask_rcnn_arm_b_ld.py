@@ -1,4 +1,4 @@
-# mask_rcnn_arm_b.py with layer-wise learning-rate decay 0.7, ViTDet's value for ViT-B. The paper mentions none.
+# mask_rcnn_arm_b.py with layer-wise learning-rate decay 0.7, ViTDet's value for ViT-B. The paper mentions no decay.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_b_ld.py 8
 #

@@ -1,4 +1,4 @@
-# mask_rcnn_arm_h.py with layer-wise learning-rate decay 0.9, ViTDet's value for ViT-H. The paper mentions none.
+# mask_rcnn_arm_h.py with layer-wise learning-rate decay 0.9, ViTDet's value for ViT-H. The paper mentions no decay.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_h_ld.py 8
 #

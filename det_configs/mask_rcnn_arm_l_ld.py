@@ -1,4 +1,4 @@
-# mask_rcnn_arm_l.py with layer-wise learning-rate decay 0.8, ViTDet's value for ViT-L. The paper mentions none.
+# mask_rcnn_arm_l.py with layer-wise learning-rate decay 0.8, ViTDet's value for ViT-L. The paper mentions no decay.
 #
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_l_ld.py 8
 #

@@ -1,4 +1,4 @@
-# Mask R-CNN on the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads, minutes on one CPU core.
+# Mask R-CNN on the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads. Minutes on one CPU core.
 #   python tools/train.py det_configs/quickstart_mask_rcnn.py
 _base_ = ["_base_/mask_rcnn_arm.py", "_base_/coco_instance.py", "_base_/schedule_36e.py", "_base_/runtime.py"]
 
@@ -18,7 +18,7 @@ model = dict(
     ],
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        # 2 x 2 samples per cell instead of one per pixel, which took a quarter of the time
+        # 2 x 2 samples per bin; the adaptive number (sampling_ratio=0) took a quarter of the time
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),

@@ -1,4 +1,4 @@
-# UperNet on the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads, minutes on one CPU core.
+# UperNet on the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads. Minutes on one CPU core.
 #   python tools/train.py seg_configs/quickstart_upernet.py
 _base_ = ["_base_/upernet_arm.py", "_base_/ade20k.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
 

@@ -1,6 +1,6 @@
 # upernet_arm_b.py with MAE's finetuning recipe for ADE20K: lr 1e-4, weight decay 0.05, layer decay 0.65.
-# Pretrained-only weights have to change more than the paper's 6e-5 and 0.01, which come from supervised Swin, allow
-# for.
+# The paper's lr 6e-5 and weight decay 0.01 come from Swin, which starts from supervised weights; weights that were only
+# pretrained have to change more.
 #
 #   bash tools/dist_train.sh seg_configs/upernet_arm_b_mae_recipe.py 8
 #

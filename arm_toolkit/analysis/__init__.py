@@ -1,1 +1,1 @@
-"""Inspects models: features, reconstructions, parameters and FLOPs."""
+"""Inspects models: features, reconstructions, parameters, FLOPs, and the model zoo."""

@@ -19,7 +19,7 @@ CELL = 1.8  # inches of a cell
 
 
 def open_images(path: str, count: int, max_side: int) -> list[Image.Image]:
-    """The first images under a path as RGB, larger ones shrunk to `max_side` pixels.
+    """The first `count` images under a path as RGB, shrunk if needed so that no side exceeds `max_side` pixels.
 
     Raises:
         DataError: if there are no images, or one of them cannot be read.
@@ -65,7 +65,7 @@ def features_figure(model: ARM, images: list[Image.Image]) -> Figure:
 
 
 def receptive_field_figure(model: ARM, images: list[Image.Image]) -> Figure:
-    """A cell per block: the receptive field of the centre patch, averaged over the images at the model's own size."""
+    """A cell per block: the receptive field of the centre patch, averaged over images cropped to `img_size`."""
     height, width = model.img_size
     fitted = [ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) for image in images]
     fields = receptive_fields(model, torch.cat([normalize(image) for image in fitted]))
@@ -102,7 +102,7 @@ def directions_figure(model: ARM, images: list[Image.Image]) -> Figure:
 
 
 def _blocks(model: ARM) -> list[int]:
-    """Indices of the blocks that a figure shows."""
+    """Indices of the blocks that a figure shows: at most `SHOWN`, the last one included."""
     return sorted({round((i + 1) * model.num_layers / SHOWN) - 1 for i in range(SHOWN)} - {-1})
 
 

@@ -1,4 +1,4 @@
-"""Features of an encoder: principal components, receptive fields, and the share of each scan direction.
+"""Computes what an encoder's figures show: principal components, receptive fields, shares of the scan directions.
 
 Legend: B images, H, W pixels, Gh, Gw patches of a column and a row, C channels, K scan directions, N blocks.
 """
@@ -23,12 +23,12 @@ DIRECTIONS = ("row forward", "row backward", "column forward", "column backward"
 def load_encoder(path: str, scans: int | None = None) -> ARM:
     """The encoder of any checkpoint, with sizes inferred from the weights.
 
-    Two settings cannot be inferred: the patch stride is assumed to be the patch size, and a class token to be in the
-    middle.
+    Two settings are not recorded in the weights: the patch stride, taken to be the patch size, and the place of a class
+    token, taken to be the middle.
 
     Args:
         path: a checkpoint of pretraining, of a backbone, classifier, detector or segmentor, or one of the authors'.
-        scans: 4 copies the single scan of a pretrained model to four, as finetuning does; the checkpoint's if None.
+        scans: 4 copies the single scan of a pretrained model to four, as finetuning does; None keeps the checkpoint's.
 
     Raises:
         CheckpointError: if the file has no ARM weights, or its scans do not fit.
@@ -43,7 +43,7 @@ def load_encoder(path: str, scans: int | None = None) -> ARM:
 
 
 def normalize(image: Image.Image) -> Tensor:
-    """An RGB image as input of the encoder, normalized with ImageNet's mean and deviation, (1, 3, H, W)."""
+    """An RGB image -> the encoder's input (1, 3, H, W), normalized with ImageNet's mean and standard deviation."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return ((torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std).unsqueeze(0)
 
@@ -58,7 +58,8 @@ def layers(model: ARM, images: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]
 def principal_colors(features: Tensor) -> Tensor:
     """Features (Gh, Gw, C) -> their first three principal components as RGB (Gh, Gw, 3) from 0 to 1.
 
-    Each component is scaled from its 2nd to its 98th percentile. Signs are chosen so that most patches are dark.
+    Each component is scaled from its 2nd to its 98th percentile. Its sign is chosen so that its median is not positive:
+    most patches become dark.
     """
     flat = features.flatten(0, 1).double()
     flat = flat - flat.mean(0)
@@ -72,8 +73,9 @@ def principal_colors(features: Tensor) -> Tensor:
 def receptive_fields(model: ARM, images: Tensor, seed: int = 0) -> Tensor:
     """How strongly each pixel affects the features of the centre patch after each block.
 
-    The root mean square, over images and colour channels, of the gradient of a random combination (+1 or -1) of the
-    feature channels: up to a constant, the norm of the features' Jacobian (Luo et al., 2016, who use one channel).
+    The feature channels are summed with random signs; the result is the root mean square, over images and colour
+    channels, of the gradient of that sum. Up to a constant this estimates the norm of the features' Jacobian (Luo et
+    al., 2016, use one channel).
 
     Args:
         images: normalized (B, 3, H, W).
@@ -93,10 +95,10 @@ def receptive_fields(model: ARM, images: Tensor, seed: int = 0) -> Tensor:
 
 
 def radius(field: Tensor, patch_size: int, share: float = 0.5) -> int:
-    """Half the side, in pixels, of the smallest square around the centre patch that holds a share of the field's sum.
+    """Half the side in pixels of the smallest square around the centre patch that contains `share` of the field's sum.
 
     Args:
-        field: (H, W), one block's of `receptive_fields`.
+        field: (H, W), of one block, from `receptive_fields`.
     """
     rows, columns = (
         (torch.arange(size) + 0.5 - (size // patch_size // 2 + 0.5) * patch_size).abs() for size in field.shape
@@ -112,8 +114,8 @@ def radius(field: Tensor, patch_size: int, share: float = 0.5) -> int:
 def direction_shares(model: ARM, images: Tensor) -> Tensor:
     """The norm of each direction's contribution to a token, divided by the sum of the K norms.
 
-    A mixer's output is the mean over its directions, so a direction's contribution is the output of a mixer that has
-    this direction only.
+    A mixer's output is the mean over its directions. A direction's contribution is, up to the factor 1 / K, the output
+    of a mixer with this direction only.
 
     Args:
         images: normalized (B, 3, H, W).

@@ -25,9 +25,9 @@ from ..engine.config import load_config
 from ..errors import ConfigError, one_line
 from ..tables import markdown_table
 
-DET_SIZE, SEG_SIZE = (800, 1280), (512, 512)  # (height, width), where a configuration does not say
+DET_SIZE, SEG_SIZE = (800, 1280), (512, 512)  # (height, width), if the configuration sets no size
 
-# part of an ARM trunk -> how the names of its parameters, or of its operators ("module.operator"), begin
+# part of an ARM trunk -> beginning of the names of its parameters and operators ("module.operator"); first match wins
 TRUNK_PARTS = {
     "patch_embed": r"patch_embed\.",
     "position and class token": r"pos_embed|cls_token|cls_pos_embed",
@@ -51,7 +51,7 @@ SCAN = (
 
 @dataclass
 class Part:
-    """Counts of a part of a model.
+    """The cost of a part of a model.
 
     Attributes:
         parameters: number of weights.
@@ -63,7 +63,7 @@ class Part:
 
 
 class _Forward(nn.Module):
-    """The forward of a model; of a two-stage detector, only what does not depend on the content of the image."""
+    """The forward of a model. Of a two-stage detector: backbone, neck and RPN head, whose cost the image size fixes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class _Forward(nn.Module):
     def forward(self, images: torch.Tensor) -> None:
         if hasattr(self.model, "roi_head"):
             for level in self.model.extract_feat(images):
-                self.model.rpn_head.forward_single(level)  # its forward uses autocast, which meta does not have
+                self.model.rpn_head.forward_single(level)  # its own forward uses autocast, which does not support meta
         else:
             self.model(images)
 
@@ -80,7 +80,7 @@ class _Forward(nn.Module):
 def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[str, Part]:
     """Parameters and FLOPs of every part of a model for one image.
 
-    An ARM trunk is split as in `TRUNK_PARTS`, everything else by the first two module names, ignoring indices.
+    An ARM trunk is split into `TRUNK_PARTS`; other parts are the first two module names, without indices.
 
     Args:
         model: on the meta device.
@@ -109,7 +109,7 @@ def _own_flops(counts: dict[str, dict]) -> dict[str, int]:
     """FLOPs by "module.operator", without those of a module's children.
 
     Args:
-        counts: module name (starting with "_Forward") -> operator -> FLOPs, children included.
+        counts: module name (starting with "_Forward") -> operator -> FLOPs, including those of the children.
     """
     own: Counter = Counter()
     for module, operators in counts.items():
@@ -140,7 +140,7 @@ def part_of(name: str, trunk: str | None) -> str:
 
 
 def from_name(name: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A model of timm's registry on the meta device, built for images of `size`, and the (C, H, W) of its input.
+    """Build a model of timm's registry on the meta device, for images of `size`; also returns its input's (C, H, W).
 
     Args:
         size: (height, width) in pixels; the model's default if None.
@@ -157,20 +157,20 @@ def from_name(name: str, size: tuple[int, int] | None = None) -> tuple[nn.Module
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained_cfg_overlay=overlay)
-    except NotImplementedError:  # some compute their widths with tensors, e.g. RegNets of older timm
+    except NotImplementedError:  # some constructors compute with tensors, e.g. RegNets of older timm
         model = timm.create_model(name, pretrained_cfg_overlay=overlay).to("meta")
     return model, tuple(model.pretrained_cfg["input_size"])
 
 
 def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The model of a configuration on the meta device, and the (C, H, W) of its input.
+    """Build the model of a configuration on the meta device; also returns its input's (C, H, W).
 
     Args:
         size: (height, width) in pixels. If None: the model's own for classification and pretraining, the training crop
             of a segmentor, `DET_SIZE` for a detector.
 
     Raises:
-        ConfigError: for a configuration that cannot be built.
+        ConfigError: if the configuration has no model, or it cannot be built.
     """
     cfg = load_config(path)
     if not cfg.get("model"):

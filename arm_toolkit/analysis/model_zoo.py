@@ -1,4 +1,4 @@
-"""Writes docs/model_zoo.md: every configuration with its size, its cost and the paper's result.
+"""Prints docs/model_zoo.md: every configuration with its size, its cost and the paper's result.
 
     python -m arm_toolkit.analysis.model_zoo > docs/model_zoo.md
 
@@ -41,7 +41,7 @@ The column "paper" repeats what the papers report (ARM's, and STAR's in STAR's t
 configurations at full scale with this toolkit, so it offers no checkpoints and no hashes. The authors' checkpoints load
 through `tools/convert_checkpoint.py`.
 
-Parameters and GFLOPs are those of one forward pass of one image of the given size (height x width).
+GFLOPs are those of one forward pass on one image of the given size (height x width).
 
 {textwrap.fill(MULTIPLY_ADD + " " + SCAN, 120, break_on_hyphens=False)}
 """
@@ -49,7 +49,7 @@ Parameters and GFLOPs are those of one forward pass of one image of the given si
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the page: its title, the folder of its configurations, and what is written below it."""
+    """A table of the page: its title, the folder of its configurations, and the notes below it."""
 
     title: str
     folder: str
@@ -60,7 +60,7 @@ SECTIONS = (
     Section(
         "Detection and instance segmentation: Mask R-CNN on COCO",
         "det_configs",
-        "GFLOPs do not include the RoI heads, whose work depends on the number of boxes. Measured: `mask_rcnn_arm_b`\n"
+        "GFLOPs do not include the RoI heads, whose cost depends on the number of boxes. Measured: `mask_rcnn_arm_b`\n"
         "takes about 63 s per iteration on two CPU processes with one image each.",
     ),
     Section(
@@ -103,7 +103,7 @@ def paper_result(path: str) -> str:
 
 
 def image_size(path: str) -> tuple[int, int] | None:
-    """Pixels of the square images that a small detector is tested on; None: what model_info takes."""
+    """(height, width) of a detector's test images if they are resized to a square; None leaves it to `from_config`."""
     steps = load_config(str(ROOT / path)).get("test_pipeline") or []
     scale = next((step.scale for step in steps if step.type == "Resize"), (0, 1))
     return tuple(scale) if path.startswith("det_configs") and scale[0] == scale[1] else None

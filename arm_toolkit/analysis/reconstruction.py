@@ -1,6 +1,8 @@
 """Draws what a pretraining model predicts: a row per image, with the input, the predictions and the error.
 
-Works with every model that implements `arm_pretrain.protocol.Reconstructs`. Legend: B images, H x W pixels.
+The model must implement `arm_pretrain.protocol.Reconstructs`.
+
+Legend: B images, H x W pixels.
 """
 
 import io
@@ -26,10 +28,10 @@ SIDE = 1.6  # inches of an image
 
 
 def load_pretrainer(path: Path) -> tuple[BaseModel, Config]:
-    """The model of a pretraining checkpoint, which implements `Reconstructs`, and the configuration stored with it.
+    """The model of a pretraining checkpoint, in evaluation mode, and the configuration stored with it.
 
     Raises:
-        CheckpointError: if the file is not such a checkpoint.
+        CheckpointError: if the file is not a pretraining checkpoint, or its model does not implement `Reconstructs`.
     """
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get("meta")
@@ -46,7 +48,7 @@ def load_pretrainer(path: Path) -> tuple[BaseModel, Config]:
 
 
 def load_images(model: BaseModel, crops: ImageCrops, indices: Iterable[int]) -> Tensor:
-    """Images of a data set, normalized by the model's data preprocessor, (B, 3, H, W)."""
+    """Load images of a data set, normalized by the model's data preprocessor, (B, 3, H, W)."""
     return model.data_preprocessor(dict(inputs=[crops[i]["inputs"] for i in indices]), False)["inputs"]
 
 
@@ -56,7 +58,7 @@ def draw(model: BaseModel, images: Tensor, given: int) -> bytes:
     Args:
         model: implements `Reconstructs`.
         images: normalized (B, 3, H, W).
-        given: true units that free-running prediction starts from.
+        given: number of true units that free-running prediction starts from.
 
     Raises:
         ValueError: if the model cannot reconstruct images, or `given` is out of range.

@@ -1,4 +1,4 @@
-"""Shows a pretraining run while it trains: reconstructions, and the loss by position in the image."""
+"""Monitors a pretraining run: reconstructions, and the loss by position in the image."""
 
 import copy
 import io
@@ -22,25 +22,25 @@ from .reconstruction import draw, load_images
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Every `interval` epochs and after the last one, writes what the model predicts for the same images each time.
+    """Shows what the model predicts for some fixed images, every `interval` epochs and after the last one.
 
-    The visualizer gets the figure of `tools/reconstruct.py`, and the mean loss of each position as `position/NAME`
-    (for TensorBoard, Weights & Biases, or the work dir).
+    Sends the figure of `tools/reconstruct.py`, and the mean loss of each position as `position/NAME`, to the visualizer
+    (TensorBoard, Weights & Biases, or files in the work dir).
 
     Args:
-        path, prefix: images, see `ImageCrops`; preferably some that are not trained on. If None, training images,
+        path, prefix: images, see `ImageCrops`; preferably not those of training. If `path` is None, training images,
             evenly spaced.
-        interval: epochs.
+        interval: in epochs.
         count: number of images that the losses are averaged over; rounded down to whole sequences.
         drawn: number of images in the figure.
-        given: true units that free-running prediction starts from; at most all of an image.
+        given: number of true units that free-running prediction starts from, limited to those of an image.
         keep_best: write `best.pth` whenever the mean of the losses is the lowest so far. It has no optimizer state: use
-            it to finetune, not to resume. With a moving average of the weights (`WeightEMAHook`) it holds the average,
-            although the losses are those of the weights themselves.
+            it for finetuning, not for resuming. With a moving average of the weights (`WeightEMAHook`) it holds the
+            average, although the losses are those of the weights themselves.
 
     Raises:
         ValueError: if a number is below 1.
-        ConfigError: before training, if the model or the data set cannot be shown, or the images cannot be read.
+        ConfigError: before training, if the model or the data set is not supported, or `path` has no usable images.
     """
 
     def __init__(
@@ -112,7 +112,8 @@ class ReconstructionHook(Hook):
     def _look(self, model: BaseModel) -> tuple[dict[str, float], bytes | None]:
         """Losses by position, and the figure as PNG if the model predicts pixels.
 
-        Leaves mode and random state as they were. Runs on every process, as sharded weights require.
+        Leaves the model in training mode, and the random state unchanged. Runs in every process, as sharded weights
+        require.
         """
         images: Tensor = self._images
         model.eval()
@@ -127,7 +128,7 @@ class ReconstructionHook(Hook):
 
 
 def _save_if_best(runner, loss: float) -> None:
-    hub = runner.message_hub  # is saved in checkpoints, so that a resumed run knows the lowest loss
+    hub = runner.message_hub  # saved in checkpoints, so that a resumed run knows the lowest loss
     if loss < (hub.get_info("lowest_loss") if "lowest_loss" in hub.runtime_info else math.inf):
         hub.update_info("lowest_loss", loss)
         runner.save_checkpoint(runner.work_dir, "best.pth", save_optimizer=False, save_param_scheduler=False)

@@ -1,1 +1,1 @@
-"""Measures speed and memory of operators and models, side by side."""
+"""Measures the speed and memory of operators and models, side by side in one run."""

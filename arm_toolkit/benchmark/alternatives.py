@@ -15,22 +15,22 @@ from arm_backbone.scan_order import inverse_orders
 
 
 def _in_scan_order(u, delta, B, C, delta_bias, orders) -> list[Tensor]:
-    """u, delta (after softplus), B and C as float32 (B, K, L, .) in the order of each direction."""
+    """u, delta (after softplus), B and C as float32 (B, K, L, .), in each direction's scan order."""
     pick = (slice(None), torch.arange(len(orders), device=u.device).unsqueeze(1), orders)
     u, delta, B, C = (x[pick].float() for x in (u, delta, B, C))
     return [u, F.softplus(delta + delta_bias.unsqueeze(1)), B, C]
 
 
 def _in_token_order(y: Tensor, orders: Tensor) -> Tensor:
-    """(B, K, L, D) in the order of each direction -> mean over directions (B, L, D) in token order."""
+    """(B, K, L, D) in each direction's scan order -> mean over directions (B, L, D) in token order."""
     directions = torch.arange(len(orders), device=y.device).unsqueeze(1)
     return y[:, directions, inverse_orders(orders)].mean(1)
 
 
 def selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> Tensor:
-    """One direction as mamba-ssm's `selective_scan_ref` computes it: all decays and inputs first, then token by token.
+    """One direction as in mamba-ssm's `selective_scan_ref`: all decays and inputs first, then a loop over tokens.
 
-    Arguments and result as in `arm_backbone.ops.selective_scan`, but always with softplus and without a gate.
+    Arguments and result are those of `arm_backbone.ops.selective_scan`, always with softplus and without a gate.
     """
     assert delta_softplus and z is None
     u_f, delta, B, C = (x.float() for x in (u, delta, B, C))
@@ -45,9 +45,9 @@ def selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus: boo
 
 
 def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
-    """All directions at once, with `unbind` instead of indexing, so that the backward takes linear time.
+    """A loop over tokens for all directions at once, with `unbind` instead of indexing: its backward takes linear time.
 
-    Arguments and result as in `arm_backbone.ops.cross_scan`.
+    Arguments and result are those of `arm_backbone.ops.cross_scan`.
     """
     u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
     decays = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).unbind(2)  # each (B, K, D, N)
@@ -61,7 +61,7 @@ def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
 
 
 def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """A parallel prefix scan over the tokens. Arguments and result as in `arm_backbone.ops.cross_scan`.
+    """A parallel prefix scan over the tokens. Arguments and result are those of `arm_backbone.ops.cross_scan`.
 
     Args:
         pscan: mambapy's; both of its arguments and its result are (B, L, D, N).
@@ -77,9 +77,9 @@ def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[
 def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Callable) -> Tensor:
     """One call of mamba-ssm's kernel (or a function like it) for each direction, on rearranged tokens.
 
-    Arguments as in `arm_backbone.ops.cross_scan` but with the tokens last, as that kernel takes them: u is
-    (B, K, D, L). delta, B and C are already in the order of each direction, because they are projections of rearranged
-    tokens. The result is (B, D, L).
+    Arguments are those of `arm_backbone.ops.cross_scan`, but with the tokens last, as that kernel takes them: u is
+    (B, K, D, L). delta, B and C are already in each direction's scan order, because they are projections of rearranged
+    tokens. The result is (B, D, L), in token order.
     """
     total = 0
     for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
@@ -92,7 +92,7 @@ def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: C
 def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_fn: Callable, conv_fn: Callable):
     """The mixer as in the reference code: each direction rearranges the tokens and runs its own convolution and scan.
 
-    Like `mamba_inner_fn`, but it stores what that function recomputes in the backward.
+    Unlike mamba-ssm's `mamba_inner_fn`, it keeps all activations for the backward.
 
     Args:
         conv_fn: causal convolution with SiLU: x (B, D, L), weights (D, W), biases (D,).

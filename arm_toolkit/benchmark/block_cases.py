@@ -1,4 +1,4 @@
-"""Cases of `tools/benchmark.py block`: a block of ARM, its matrix products alone, and the usual arrangement.
+"""Cases of `tools/benchmark.py block`: an ARM block, its matrix products alone, and the usual implementation.
 
 Legend: B batch, L tokens, D channels.
 """
@@ -24,12 +24,12 @@ def block_cases(
 ) -> Iterator[Case]:
     """For each grid the forward, and with `backward` also forward and backward together.
 
-    The first candidate is the block's matrix products ("GEMMs"), then the block on each back end. Variants:
+    The first candidate is the block's matrix products ("GEMMs"), followed by the block on each back end. Variants:
 
-    * under autocast, the products with weights that are already of its type, and with the casts that autocast adds;
-    * under autocast, the forward of a block that is of its type throughout ("weights held");
-    * the backward with more recomputation ("with_cp");
-    * on a GPU, the usual arrangement, and it and ours as CUDA graphs ("graph").
+    * with a dtype other than float32: the products once with weights of that dtype, once with autocast's casts;
+    * with a dtype other than float32: the forward of a block whose weights have that dtype ("weights held");
+    * the backward with activation checkpointing ("with_cp");
+    * on a GPU: the usual implementation, with one mamba-ssm call per direction, and both as CUDA graphs ("graph").
     """
     dim, num_layers = resolve_arch(arch)
     block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
@@ -64,7 +64,7 @@ def block_cases(
                 try:
                     usual = _usual_block(block)
                 except ImportError as error:
-                    case.notes.append(f"the usual arrangement: mamba-ssm cannot be imported ({error})")
+                    case.notes.append(f"four mamba-ssm calls: mamba-ssm cannot be imported ({error})")
                 else:
                     run = _block_run(usual, x, usual_orders, setting, with_backward)
                     case.candidates += launched_and_captured("block, four mamba-ssm calls", run, setting)
@@ -72,7 +72,7 @@ def block_cases(
 
 
 def matrix_products(block: Block, setting: Setting, tokens: int) -> list[tuple[Tensor, Tensor]]:
-    """The block's seven matrix products: inputs (., rows, I) of the setting's type, and weights (., I, O)."""
+    """The block's seven matrix products: inputs (., rows, I) in the setting's dtype, and weights (., I, O)."""
     mixer, mlp, rows = block.mixer, block.mlp, setting.batch * tokens
     linears = [layer.weight for layer in (mixer.in_proj, mixer.out_proj, mlp.w1, mlp.w2, mlp.w3)]
     weights = [weight.detach().mT for weight in (mixer.x_proj_weight, mixer.dt_proj_weight, *linears)]
@@ -80,7 +80,7 @@ def matrix_products(block: Block, setting: Setting, tokens: int) -> list[tuple[T
 
 
 def products_run(products: list[tuple[Tensor, Tensor]], setting: Setting, backward: bool) -> Callable[[], object]:
-    """All products one after another, or with `backward` also their gradients."""
+    """A run of all products one after another, or with `backward` of products and gradients."""
     leaves = [tuple(tensor.detach().requires_grad_() for tensor in pair) for pair in products]
     grads = [torch.randn(*x.shape[:-1], w.shape[-1], dtype=x.dtype, device=x.device) for x, w in leaves]
 

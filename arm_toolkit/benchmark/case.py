@@ -1,4 +1,4 @@
-"""What the benchmark times: candidates that do the same work, and the setting that they run in."""
+"""What the benchmark times: candidates that do the same kind of work, and the setting in which they run."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class Setting:
-    """Where cases run. `dtype` is the type of the scan's inputs, and of autocast elsewhere."""
+    """The setting in which cases run; `dtype` is that of the scan's inputs, and of autocast in all other cases."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -33,7 +33,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tokens of an image, optionally with a class token in the middle."""
+    """A grid of tokens, optionally with a class token in the middle of the sequence."""
 
     height: int
     width: int
@@ -55,7 +55,7 @@ class Candidate:
     """One way to do the work of a case.
 
     Attributes:
-        work: of one run, in the case's unit.
+        work: amount of work in one run, in the case's unit.
         scales: whether the work grows with the case's size, so that times at several sizes form a curve.
         memory: whether peak memory can be measured.
     """
@@ -79,7 +79,7 @@ class Case:
         unit: unit of the work, for a column of work per second.
         tensor: name and bytes of a tensor, for a column of memory in multiples of it.
         memory: whether peak memory is measured.
-        notes: candidates that were left out, and why.
+        notes: candidates that were skipped, and why.
     """
 
     kind: str
@@ -106,7 +106,7 @@ def resolved(setting: Setting, backends: Iterable[str]) -> list[str]:
 
 
 def with_backend(backend: str, run: Callable[[], object]) -> Callable[[], object]:
-    """The run on a given scan back end."""
+    """The same run, on a given scan back end."""
 
     def chosen() -> object:
         with scan_backend(backend):
@@ -116,7 +116,7 @@ def with_backend(backend: str, run: Callable[[], object]) -> Callable[[], object
 
 
 def launched_and_captured(name: str, run: Callable[[], object], setting: Setting, work: float = 1.0) -> list[Candidate]:
-    """A run, and on a GPU also its kernels alone ("graph"), because with small batches the GPU waits for launches."""
+    """A run, and on a GPU also its kernels alone ("graph"): with small batches the GPU waits for launches."""
     candidates = [Candidate(name, run, work)]
     if setting.device.type == "cuda":
         candidates.append(Candidate(f"{name}, graph", captured(run), work, memory=False))
@@ -124,7 +124,7 @@ def launched_and_captured(name: str, run: Callable[[], object], setting: Setting
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """The kernels of a run alone: the first call records a CUDA graph; every call replays it."""
+    """The kernels of a run without their launches: the first call captures a CUDA graph, and every call replays it."""
     graphs = []
 
     def play() -> None:
@@ -132,7 +132,7 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(3):  # warm-up: what happens only once, such as the choice of kernels
+                for _ in range(3):  # warm-up: compilation and the choice of kernels happen only once
                     run()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()

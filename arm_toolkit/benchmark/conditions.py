@@ -1,4 +1,4 @@
-"""The conditions of a measurement: machine, versions, and whether the machine was busy."""
+"""The conditions of a measurement: machine, versions and load."""
 
 import datetime
 import os
@@ -20,7 +20,7 @@ PEAK_MEMORY = {  # how peak memory is measured
 
 
 def conditions(device: torch.device) -> dict:
-    """Hardware, versions, date and load; what does not apply is None."""
+    """Hardware, versions, date and load, by name; an entry that does not apply is None."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     about = dict(cpu=cpu_name(), cores=cores, threads=torch.get_num_threads())
     if native.unavailable() is None:
@@ -37,7 +37,7 @@ def conditions(device: torch.device) -> dict:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory of the machine or the GPU, used or not."""
+    """Total memory of the machine or the GPU in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -49,7 +49,7 @@ def busy_warning(about: dict) -> str | None:
         return None
     return (
         f"the machine is busy: load {about['load']:.1f} on {about['cores']} cores before the start, and this benchmark "
-        f"uses {about['threads']} threads; do not trust the times, and trust the ratios less than usual"
+        f"uses {about['threads']} threads; the times are not reliable, and the ratios less reliable than usual"
     )
 
 

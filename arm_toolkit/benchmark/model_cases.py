@@ -63,7 +63,7 @@ def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] 
     """Inference and a training step of classifiers in timm's registry, which includes ours.
 
     Args:
-        sizes: (H, W); None is the default size of the first classifier.
+        sizes: (H, W) of the images; None is the first classifier's default.
 
     Raises:
         ConfigError: if a name is unknown, or a classifier cannot be built for a size.
@@ -104,11 +104,11 @@ def _classify(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], 
 def pretrain_cases(
     setting: Setting, config: str, options: dict, backends: list[str] = ("auto",), data: str | None = None
 ) -> Iterator[Case]:
-    """A training step of a pretraining configuration on random images, and its data loader alone.
+    """A training step of a pretraining configuration on random images, and with `data` its data loader alone.
 
     Args:
         options: overrides of configuration keys, as in `--cfg-options`.
-        data: images for the data loader (a folder or a list file); without them it is not timed.
+        data: folder or list file of images for the data loader; None does not time it.
 
     Raises:
         ConfigError: if the configuration or the model is invalid.
@@ -138,7 +138,7 @@ def _loader_case(cfg: Config, data: str, images: Tensor, setting: Setting) -> Ca
     if len(loader) == 0:
         raise DataError(f"{data}: its {len(loader.dataset)} images do not fill a batch of {setting.batch}")
     batches = chain.from_iterable(repeat(loader))
-    together = max(1, loader.num_workers)  # batches, because workers deliver in bursts
+    together = max(1, loader.num_workers)  # batches per run, because workers deliver in bursts
 
     def load() -> None:
         for _ in range(together):

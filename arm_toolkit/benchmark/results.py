@@ -1,4 +1,4 @@
-"""Tables, curves and plots of measured rows (see `timing.measure`)."""
+"""Shows measured rows (see `timing.measure`) as tables, fitted exponents and plots."""
 
 from operator import itemgetter
 
@@ -43,7 +43,7 @@ def exponent_table(rows: list[dict]) -> str:
 
 
 def curves(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(kind, candidate) -> pairs of size and seconds, for all that was measured at several sizes."""
+    """(kind, candidate) -> pairs of size and seconds, for candidates that were measured at several sizes."""
     found: dict = {}
     for row in filter(itemgetter("scales"), rows):
         found.setdefault((row["kind"], row["candidate"]), []).append((row["size"], row["seconds"]))

@@ -1,4 +1,4 @@
-"""Cases of `tools/benchmark.py scan`: every scan back end, and what one would use instead.
+"""Cases of `tools/benchmark.py scan`: every scan back end, and the alternatives to it.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
@@ -22,13 +22,13 @@ from .conditions import total_memory
 SCANS = (*BACKENDS, "loop", "unbind", "pscan", "four calls", "exp")
 KERNELS = ("triton", "mamba_ssm", "four calls")  # few enough launches for a CUDA graph
 STATE = 16
-LOOP_TOKENS = 256  # limit for the backward of a loop that indexes: each step fills a whole tensor with zeros
+LOOP_TOKENS = 256  # limit for the backward of indexing loops, which fills a whole tensor per step
 # Tensors of (B, K, L, D, N) held at the peak of (forward, forward and backward), measured
 STATE_TENSORS = {"loop": (3, 7), "unbind": (3, 6), "pscan": (5, 8)}
 
 
 def scan_inputs(setting: Setting, grid: Grid, scans: int, channels: int) -> dict[str, Tensor]:
-    """Arguments of `cross_scan`: distributed as in a fresh model, each direction contiguous as in the mixer."""
+    """Arguments of `cross_scan`, distributed as in a new model, with each direction contiguous as in the mixer."""
     B, K, L, D, N = setting.batch, scans, grid.tokens, channels, STATE
     tokens = dict(u=D, delta=D, B=N, C=N)
     inputs = {name: setting.randn(K, B, L, C).to(setting.dtype).transpose(0, 1) for name, C in tokens.items()}
@@ -49,11 +49,11 @@ def scan_cases(
 ) -> Iterator[Case]:
     """For each grid the forward, and with `backward` also forward and backward together.
 
-    Candidates are all back ends that can run, and the alternatives. On a GPU, those with few kernels are also timed as
-    CUDA graphs.
+    The candidates are all back ends that can run, and the alternatives. On a GPU, those with few kernel launches are
+    also timed as CUDA graphs.
 
     Args:
-        only: names out of `SCANS`; all if None.
+        only: names in `SCANS`; None for all.
     """
     functions, notes = _scan_functions(setting, only or SCANS)
     for grid in grids:
@@ -63,7 +63,7 @@ def scan_cases(
             case = Case("forward and backward" if with_backward else "forward", grid.tokens, "tokens", "", [])
             case.title = f"batch {setting.batch}, {grid}, {channels} channels, scans: {scans}, {setting.type_name}"
             case.tensor = "(B, L, D) float32", setting.batch * grid.tokens * channels * 4
-            case.notes, notes = notes, []  # with the first case only
+            case.notes, notes = notes, []  # shown with the first case only
             for name, function in functions.items():
                 reason = _too_large(name, states, grid.tokens, with_backward, setting.device)
                 if reason:

@@ -13,8 +13,8 @@ from torch.autograd.profiler import profile
 from .case import Case
 from .results import exponent_table, table
 
-SHORTEST = 0.005  # seconds of one measurement; a faster run is called several times in a row, with warm caches
-FEWEST = 3  # rounds, however long they take
+SHORTEST = 0.005  # seconds per measurement; a faster run is called several times in a row, so its caches are warm
+FEWEST = 3  # rounds, even if they take longer than the time limit
 
 
 def run_cases(
@@ -23,7 +23,7 @@ def run_cases(
     """Measure the cases one after another and return all rows.
 
     Args:
-        seconds, repeats: see `interleave`; for each case.
+        seconds, repeats: limits for each case, see `interleave`.
         show: receives the table of each case as soon as it is measured, and the table of exponents at the end.
     """
     rows = []
@@ -52,7 +52,7 @@ def measure(case: Case, device: torch.device, seconds: float, repeats: int) -> l
     peaks = {}
     for candidate in case.candidates.copy():
         try:
-            candidate.run()  # compiles, chooses kernels, creates the optimiser's state
+            candidate.run()  # compiles, chooses kernels, creates the optimizer's state
             if case.memory and candidate.memory:
                 peaks[candidate.name] = peak_memory(candidate.run, device)
         except torch.OutOfMemoryError:
@@ -86,9 +86,9 @@ def interleave(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Call all runs in turns; return the seconds of one call for each run and round.
+    """Call all runs in turns; return, for each run, the seconds per call in each round.
 
-    Each run is first called once, not counted, to find how many calls make a measurement of `SHORTEST` seconds.
+    Each run is first called once, uncounted, to find how many calls make a measurement of `SHORTEST` seconds.
 
     Args:
         seconds: no round starts after this time, but there are at least `FEWEST` rounds.
@@ -118,7 +118,7 @@ def _cuda_clock() -> float:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Peak bytes of tensors during a run, its result included, above what was allocated before."""
+    """Peak bytes of tensors during a run, including its result, beyond those allocated before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

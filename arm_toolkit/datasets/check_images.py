@@ -41,7 +41,7 @@ def check_images(
     names = _list_pictures(path, report)
     if not names:
         if report.ok:
-            report.error(f"no pictures; looked for {', '.join(sorted(EXTENSIONS))}")
+            report.error(f"no images; looked for {', '.join(sorted(EXTENSIONS))}")
         return report
 
     missing, unreadable, modes, sizes = [], [], Counter(), []
@@ -82,10 +82,10 @@ def _list_pictures(path: Path, report: Report) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except OSError as error:
-        report.error(f"cannot be read ({error.strerror}); give a folder or a list of pictures")
+        report.error(f"cannot be read ({error.strerror}); give a folder or a list of images")
         return []
     except UnicodeDecodeError:
-        report.error("is not text; give a folder of pictures, or a list with a path per line")
+        report.error("is not text; give a folder of images, or a list with a path per line")
         return []
     names = [line for line in lines if line]
     twice = [name for name, count in Counter(names).items() if count > 1]

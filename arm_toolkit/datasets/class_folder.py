@@ -1,4 +1,4 @@
-"""Images sorted into one folder per class, as ImageNet is, as an mmengine data set."""
+"""mmengine data set of images in one folder per class, as ImageNet."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from .samplers import seeded
 
 @DATASETS.register_module()
 class ClassFolder(Dataset):
-    """ImageNet's layout, or any folder tree with one folder of images per class.
+    """A classification data set in ImageNet's layout: one folder of images per class.
 
-    An item is dict(inputs=(3, H, W) float tensor, normalised, data_samples=label). If the index carries a seed (see
-    `SampleIndex`), augmentation is a function of it.
+    An item is dict(inputs=normalized float tensor (3, H, W), data_samples=label). If the index carries a seed (see
+    `SampleIndex`), augmentation depends on it alone.
 
     Args:
         data_root: folder that contains the folders `split` and `classes_from`.
-        split: folder with one folder per class.
+        split: name of a folder with one folder per class.
         transform: arguments of `timm.data.create_transform`.
-        classes_from: split whose sorted folder names number the classes.
+        classes_from: the split that defines the classes: label i is its i-th folder name in sorted order.
         on_error, max_skipped: see `arm_images.read.ImageFiles`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Makes a classification data set by cropping the objects of a COCO instance data set."""
+"""Creates a classification data set by cropping the objects of a COCO instance data set."""
 
 import json
 from pathlib import Path
@@ -13,15 +13,15 @@ MARGIN = 1.25  # side of the square crop, relative to the longer side of the box
 
 
 def write_class_folders(coco: Path, out: Path, min_side: int = 16) -> dict[str, int]:
-    """Crop every object of a COCO folder to OUT/{train,val}/CATEGORY/NAME.jpg; all are written, or none.
+    """Crop every object of a COCO folder to OUT/{train,val}/CATEGORY/NAME.jpg; writes all crops or none.
 
     Args:
         coco: has annotations/, train2017/ and val2017/.
-        out: folder to make.
+        out: folder to create.
         min_side: skip objects whose box has a side below this many pixels; crowds are skipped too.
 
     Returns:
-        number of crops by split.
+        number of crops in each split.
 
     Raises:
         DataError: if `out` exists, or an annotation file or image does not.

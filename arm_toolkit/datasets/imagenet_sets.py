@@ -1,6 +1,6 @@
-"""ImageNet-1k validation and the robustness sets V2, ReaL, A, R and Sketch, as data sets.
+"""Data sets that evaluate ImageNet-1k classifiers: validation, and the robustness sets V2, ReaL, A, R and Sketch.
 
-They are read in their public layouts below one root folder:
+They are read in their public layouts from one root folder:
 
     val      val/{wnid}/*
     v2       imagenetv2-matched-frequency-format-val/{0..999}/*
@@ -61,7 +61,7 @@ class ImageNetSet(Dataset):
 
     Args:
         name: key of `TITLES`.
-        samples: (path, indices of the correct classes) of each image.
+        samples: (path, indices of the correct classes) for each image.
         transform: from an RGB image to a tensor.
         classes: class indices that a prediction may take; None for all.
         published: number of images of the complete set.
@@ -99,7 +99,7 @@ class ImageNetSet(Dataset):
 
 @cache
 def class_indices() -> dict[str, int]:
-    """wnid -> class index, which is the wnid's position among the sorted wnids of ImageNet-1k."""
+    """wnid -> class index: the wnid's position among the sorted wnids of ImageNet-1k."""
     return {wnid: i for i, wnid in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
 
 
@@ -112,7 +112,7 @@ def open_set(
         name: key of `TITLES`.
         root: folder of all sets.
         transform: see `ImageNetSet`.
-        val: folder of the ImageNet validation images; `root`/val when None.
+        val: folder of the ImageNet validation images; `root`/val if None.
 
     Raises:
         SetNotFound: if the set does not exist.
@@ -162,7 +162,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _read_real(path: Path) -> list[list[int]]:
-    """ReaL's labels: for each of the 50,000 validation images its class indices, possibly none."""
+    """ReaL's labels: a list of class indices, possibly empty, for each of the 50,000 validation images."""
     remedy = "fetch real.json of google-research/reassessed-imagenet"
     if not path.is_file():
         raise SetNotFound(f"ImageNet-ReaL: {path} does not exist; {remedy}")

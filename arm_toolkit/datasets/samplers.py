@@ -1,4 +1,4 @@
-"""Resumable sampling: the order of images and their augmentation are functions of seed, epoch and index."""
+"""Resumable sampling: the order of images and their augmentation depend on seed, epoch and index only."""
 
 import random
 from collections.abc import Iterator
@@ -55,7 +55,9 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Splits one order over the processes: each takes every n-th entry, so a total batch is the same for any n.
+    """Distributes one order of images over n processes; the images of a total batch are the same for any n.
+
+    Each process takes every n-th image.
 
     Args:
         seed: of the run; None draws one that all processes share.
@@ -79,7 +81,7 @@ class SeededSampler(Sampler):
         self.epoch = epoch
 
     def skip(self, num_samples: int) -> None:
-        """Skip this process's next `num_samples`; mmengine calls it on resuming."""
+        """Skip the next `num_samples` samples of this process; called on resuming."""
         self._skipped += num_samples
 
     def _order(self, epoch: int) -> list[int]:
@@ -94,7 +96,7 @@ class SeededSampler(Sampler):
         while self.infinite or step < len(self):
             ahead, position = divmod(step * self.world_size + self.rank, len(self.dataset))
             if not self.infinite:
-                ahead = 0  # rounding up repeats the beginning of the same order
+                ahead = 0  # the last samples repeat the first ones, so that all processes have the same number
             if self.epoch + ahead != epoch:
                 epoch = self.epoch + ahead
                 order = self._order(epoch)
@@ -104,9 +106,9 @@ class SeededSampler(Sampler):
 
 @TRANSFORMS.register_module()
 class SeedSample(BaseTransform):
-    """Seeds the random transforms that follow it in a training pipeline from the seed of the draw; put it first.
+    """Seeds the random transforms that follow it in a training pipeline. It comes first in the pipeline.
 
-    Does nothing unless `SeededSampler` drew the index.
+    The seed comes from `SeededSampler`; with another sampler nothing is seeded.
     """
 
     def transform(self, results: dict) -> dict:

@@ -1,9 +1,9 @@
-"""Generates "shapes", a small data set to try detection and segmentation without a download.
+"""Generates "shapes", a small data set for trying detection and segmentation without a download.
 
 Discs, squares and triangles overlap on a smooth background. Outline and texture define the class: striped discs,
-chequered squares, dotted triangles. Colours, contrast, area, orientation and place have the same distribution for all
-three, so they do not reveal the class. About one period of a texture fits into a 16 x 16 patch, and textures tilt by a
-few degrees only, so a small stride-16 model distinguishes the classes after about 200 steps of 8 images.
+chequered squares, dotted triangles. Colours, contrast, area, orientation and position have the same distribution for
+all three, so they do not reveal the class. About one period of a texture fits into a 16 x 16 patch, and textures tilt
+by at most 20 degrees, so a small stride-16 model distinguishes the classes after about 200 steps of 8 images.
 
 The same images have COCO instances and ADE-style label maps:
 
@@ -34,14 +34,14 @@ from PIL import Image
 
 from arm_images.errors import DataError
 
-VERSION = 1  # increase it with any change that alters an image or annotation
+VERSION = 1  # increase it if a change alters any image or annotation
 CLASSES = ("disc", "square", "triangle")  # COCO category id = position + 1
 SEG_CLASSES = ("background", *CLASSES)  # stored label = position + 1
 PALETTE = ((90, 90, 90), (230, 60, 60), (60, 190, 75), (70, 110, 240))  # of SEG_CLASSES
 MIN_SIZE = 96
 MAX_COUNT = 1_000_000
-MIN_VISIBLE = 0.3  # of an object's whole area; other layouts are rejected
-MAX_TILT = math.radians(20)  # of a texture, in both directions; outlines turn freely
+MIN_VISIBLE = 0.3  # visible share of each object's whole area; other layouts are rejected
+MAX_TILT = math.radians(20)  # of a texture, in both directions; outlines have any angle
 MIN_CONTRAST = 120  # in brightness, 0..255, between the two colours of a texture
 
 
@@ -65,7 +65,7 @@ class Scene:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        category_ids: N integers, 1 + position in `CLASSES`, from the lowest object to the topmost.
+        category_ids: N integers, 1 + position in `CLASSES`, from the rearmost object to the frontmost.
         masks: (N, H, W) bool, the visible part of each object; they do not overlap.
         whole_areas: (N,) float, area in pixels of each object, hidden parts included.
     """
@@ -133,7 +133,7 @@ class _Placed:
         return cls(kind, tuple(center), side, rng.uniform(0, 2 * math.pi))
 
     def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Signed distance to the outline, negative inside; outside a corner the distance to the nearer side's line."""
+        """Signed distance to the outline, negative inside. Outside a corner: the largest distance to a side's line."""
         u, v = _turn(x - self.center[0], y - self.center[1], self.angle)
         if self.kind == "disc":
             return np.hypot(u, v) - self.side / math.sqrt(math.pi)
@@ -222,10 +222,10 @@ def write_shapes(
     """Write the data set to the folder `out`; it is written completely or not at all.
 
     Images depend on (seed, split, index, size) only, so a larger data set begins with the images of a smaller one. Two
-    runs on one machine write the same bytes.
+    runs on the same machine write the same bytes.
 
     Args:
-        out: folder to make. If it already contains this data set, nothing is written.
+        out: folder to create. If it already contains this data set, nothing is written.
         train, val: number of images per split, 1 to 1,000,000.
         size: side of an image in pixels, at least 96.
         seed: >= 0.
@@ -278,7 +278,7 @@ def _meta(train: int, val: int, size: int, seed: int) -> dict:
 
 
 def _already_there(out: Path, meta: dict, force: bool) -> bool:
-    """Whether `out` is complete already; raises DataError if it must not be written."""
+    """Whether `out` already holds the whole data set; raises DataError if it must not be written."""
     if not out.exists():
         return False
     if not out.is_dir():

@@ -1,4 +1,4 @@
-"""Loads images and label maps; every error names the file."""
+"""Transforms that load images and label maps; every error names the file."""
 
 import logging
 
@@ -12,11 +12,11 @@ from arm_images.errors import DataError
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
-    """mmcv's LoadImageFromFile that reports every decoding error. Images are BGR uint8, greyscale in three channels.
+    """mmcv's LoadImageFromFile that reports every decoding error. Images are BGR uint8, also greyscale ones.
 
     Args:
-        on_error: "raise" stops and names the file. "skip" warns with the file's name; training draws another image
-            instead, while testing stops all the same, because a test set cannot be evaluated in part.
+        on_error: "raise" stops and names the file. "skip" logs a warning with the file's name. Training then draws
+            another image; testing still stops, because a test set cannot be evaluated in part.
         kwargs: of mmcv's LoadImageFromFile.
     """
 
@@ -46,10 +46,10 @@ class LoadLabels(BaseTransform):
 
     Args:
         num_classes: classes are 0 to num_classes - 1.
-        ignore_index: the one other value allowed.
+        ignore_index: the only other value allowed.
 
     Raises:
-        DataError: naming the file, and the wrong label if that is the cause.
+        DataError: for a file that cannot be read, or a wrong label; names the file and the cause.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:

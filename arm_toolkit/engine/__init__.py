@@ -1,1 +1,1 @@
-"""Runs configurations: launch, checks, runner, loops and hooks."""
+"""Trains and tests the models of configurations: launch, checks, runner, loops and hooks."""

@@ -1,6 +1,6 @@
 """Command-line arguments of training and testing.
 
-Imports nothing heavy: `--help` and a wrong argument end before PyTorch and OpenMMLab are loaded.
+Imports neither PyTorch nor OpenMMLab, so that `--help` and a wrong argument end at once.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def check_config_path(path: str) -> None:
 
 
 class ConfigFile(argparse.Action):
-    """An argument that must be the path of a configuration, see `check_config_path`."""
+    """A command-line argument that must be the path of a configuration, see `check_config_path`."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         check_config_path(values)
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
-        help="how several processes are started; the scripts tools/dist_*.sh and slurm_*.sh set it",
+        help="what started the processes, if there are several; tools/dist_*.sh and tools/slurm_*.sh set it",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
@@ -79,6 +79,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amp",
         action="store_true",
-        help="train under bfloat16 autocast, also on a CPU and if the configuration has float32",
+        help="train under bfloat16 autocast, even on a CPU or if the configuration trains in float32",
     )
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch")

@@ -10,15 +10,15 @@ TENSORS = ("state_dict", "ema_state_dict", "accumulated_gradients")  # already p
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook with safe contents and a safe order of writing; `ARMRunner` uses it in its place.
+    """mmengine's CheckpointHook with safe contents and a safe order of writing. `ARMRunner` builds it in its place.
 
-    * A file holds numbers, strings, tensors and containers only, so it loads with `weights_only=True`;
-      `restore_log_buffers` converts the log buffers back on resuming. This covers every checkpoint that the runner
-      saves, not just this hook's.
+    * A file holds only numbers, strings, tensors and containers, so it loads with `weights_only=True`. On resuming,
+      `restore_log_buffers` converts the log buffers back. This covers every checkpoint that the runner saves, not only
+      those of this hook.
     * mmengine removes the outdated checkpoint, then writes the new one: with `max_keep_ckpts=1` a full disk or a kill
-      in between leaves none. Here removal comes last. `ARMRunner.save_checkpoint` makes the writing itself atomic.
+      in between leaves none. Here the removal comes last. `ARMRunner.save_checkpoint` makes the writing itself atomic.
 
-    Arguments are mmengine's.
+    The arguments are mmengine's.
     """
 
     def before_train(self, runner) -> None:
@@ -38,13 +38,13 @@ class SafeCheckpointHook(CheckpointHook):
         self._remove_outdated()
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add what all processes gathered, and convert the rest; runs in the first process."""
+        """Add what all processes gathered, and convert the rest to plain values. Runs in the first process only."""
         checkpoint.update(runner.gathered)
         for key in checkpoint.keys() - set(TENSORS):
             checkpoint[key] = plain(checkpoint[key])
 
     def _remove_outdated(self) -> None:
-        best = getattr(self, "best_ckpt_path_dict", {}).values()  # one of the two, or none without save_best
+        best = getattr(self, "best_ckpt_path_dict", {}).values()  # mmengine sets one of the two, or neither
         self.file_backend.remove_outdated({self.last_ckpt, getattr(self, "best_ckpt_path", None), *best})
 
 
@@ -59,7 +59,7 @@ class _DeferredRemoval:
         self._outdated.append(path)
 
     def remove_outdated(self, current: set[str | None]) -> None:
-        """Remove the noted files, except those written again since (a resumed run can meet its own old names)."""
+        """Remove the noted files, except the current ones: a resumed run can write a file of the same name again."""
         for path in self._outdated:
             if path not in current:
                 self._backend.remove(path)
@@ -70,7 +70,7 @@ class _DeferredRemoval:
 
 
 def plain(value):
-    """Convert numpy values to Python's, and log buffers to dicts of lists, inside nested containers."""
+    """Convert numpy values to Python values, and log buffers to dicts of lists, inside nested containers."""
     if isinstance(value, HistoryBuffer):
         logs, counts = value.data
         return dict(log_history=logs.tolist(), count_history=counts.tolist(), max_length=value.max_length)
@@ -85,7 +85,7 @@ def plain(value):
 
 
 def restore_log_buffers(message_hub: dict) -> None:
-    """Convert the log buffers of a loaded message hub back to mmengine's, in place."""
+    """Convert the log buffers of a loaded message hub back to mmengine's HistoryBuffer, in place."""
     scalars = message_hub["log_scalars"]
     for name, value in scalars.items():
         if isinstance(value, dict):

@@ -23,7 +23,7 @@ ACCEPT_ANYTHING = {"CheckpointHook": HOOKS, "IoUMetric": METRICS}  # their **kwa
 
 
 def named_dicts(node: object, name: str = "") -> Iterator[tuple[str, ConfigDict]]:
-    """Yield the dotted name and the dict of each dict inside a configuration, the outermost first."""
+    """Yield each dict inside a configuration with its dotted name, the outermost first."""
     is_dict = isinstance(node, dict | Config)
     if is_dict:
         yield name, node
@@ -40,7 +40,7 @@ def dicts(node: object) -> Iterator[ConfigDict]:
 
 @contextmanager
 def config_errors(cfg: Config, what: str) -> Iterator[None]:
-    """Turn the errors of constructors into a ConfigError that names the key if it can be found, else `what`."""
+    """Turn errors of constructors into a ConfigError that names the key, or `what` if the key cannot be found."""
     try:
         yield
     except user_errors():
@@ -51,7 +51,7 @@ def config_errors(cfg: Config, what: str) -> Iterator[None]:
 
 
 def _unknown_type(cfg: Config, error: Exception) -> str | None:
-    """Message for a `type` that mmengine does not find in its registry."""
+    """Error message for a `type` that mmengine does not find in its registry."""
     found = re.search(r"(\w+) is not in the (\S+)::([\w -]+) registry", str(error))
     if not found:
         return None
@@ -67,7 +67,7 @@ def _unknown_type(cfg: Config, error: Exception) -> str | None:
 
 
 def _unknown_argument(cfg: Config, error: Exception) -> str | None:
-    """Message for an argument that a constructor does not take."""
+    """Error message for an argument that a constructor does not take."""
     found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not found:
         return None
@@ -86,7 +86,7 @@ def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
         loaders: keys of data loaders, e.g. "train_dataloader".
 
     Raises:
-        DataError: naming the first path that does not exist, or wrong classes.
+        DataError: naming the first path that does not exist, or the first data set with wrong classes.
         ConfigError: if an evaluation would skip unreadable images.
     """
     for loader in loaders:
@@ -124,7 +124,7 @@ def _check_dataset(dataset: dict, where: str) -> None:
 
 
 def _check_classes(dataset: dict, where: str, scope: str | None) -> None:
-    """Check that a COCO data set's classes are in its file; mmdet silently drops others and their objects."""
+    """Check that a COCO data set's classes are in its file, in that order; mmdet silently drops the others."""
     with DATASETS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(dataset["type"]) if isinstance(dataset.get("type"), str) else None
     if not hasattr(kind, "COCOAPI") or not dataset.get("ann_file"):
@@ -170,10 +170,10 @@ def _some(names: list) -> str:
 
 
 def check_arguments(cfg: Config) -> None:
-    """Refuse misspelt arguments of types whose constructors accept any (`ACCEPT_ANYTHING`).
+    """Refuse unknown arguments of the types whose constructors would ignore them (`ACCEPT_ANYTHING`).
 
     Raises:
-        ConfigError: naming the first.
+        ConfigError: naming the first unknown argument.
     """
     for where, node in named_dicts(cfg):
         kind = node.get("type")
@@ -187,7 +187,7 @@ def check_arguments(cfg: Config) -> None:
 
 
 def check_image_size(cfg: Config) -> None:
-    """Check that a pretraining model's `img_size` is the size of the images that its data set makes.
+    """Check that a pretraining model's `img_size` is the size of its data set's images.
 
     Raises:
         ConfigError: if they differ.
@@ -205,7 +205,7 @@ def check_num_classes(cfg: Config) -> None:
     """Check that a classifier has as many classes as its training data has class folders.
 
     Raises:
-        ConfigError: naming both numbers.
+        ConfigError: if the numbers differ.
     """
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     if dataset.get("type") != "ClassFolder":
@@ -221,7 +221,7 @@ def check_num_classes(cfg: Config) -> None:
 
 
 def pretrained_backbone(cfg: Config) -> ConfigDict | None:
-    """The dict whose `init_cfg` names the checkpoint of the ARM backbone, or None."""
+    """The model's first dict with an `init_cfg` of type "Pretrained" (the ARM backbone or classifier), or None."""
     for node in dicts(cfg.get("model")):
         init = node.get("init_cfg")
         if isinstance(init, dict) and init.get("type") == "Pretrained":

@@ -1,4 +1,4 @@
-"""Loads configurations, applies overrides from the command line, and translates names of moved modules."""
+"""Loads configurations, applies overrides from the command line, and knows the new names of moved modules."""
 
 import difflib
 import inspect
@@ -15,7 +15,7 @@ from ..errors import ConfigError, one_line
 from .arguments import check_config_path
 
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
-# read by mmengine, mmdet or our tools besides the Runner's arguments
+# keys that mmengine, mmdet or our tools read in addition to the Runner's arguments
 OTHER_KEYS = frozenset(
     "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model "
     "tta_pipeline".split()
@@ -48,8 +48,9 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     Args:
         path: a .py file.
-        options: values by dotted key. A key must exist, or be a new argument of a dict with a `type`, whose constructor
-            then checks it. `data_root=PATH` replaces that prefix in every data set and evaluator.
+        options: values by dotted key. A key must exist, or be an optional argument: of the Runner, of a data loader, or
+            of a dict with a `type`, whose constructor then checks it. `data_root=PATH` replaces the configuration's
+            data_root wherever a path starts with it.
 
     Raises:
         ConfigError: naming the file or key, the value and the remedy.
@@ -57,7 +58,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     check_config_path(path)
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except Exception as error:  # noqa: BLE001 a configuration is code and can raise anything
+    except Exception as error:  # noqa: BLE001 a configuration is code that can raise anything
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from error
     for name in _custom_imports(cfg):
         if name in MOVED:
@@ -76,10 +77,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 def config_from_text(text: str) -> Config:
-    """The configuration that a training checkpoint contains as text, with its `custom_imports` imported.
+    """The configuration that a training checkpoint contains as text; imports its `custom_imports`.
 
     Modules that have moved get their new names, so that checkpoints of all versions load. A configuration is Python
-    code: reading one runs it.
+    code: reading it executes it.
 
     Raises:
         ConfigError: if a module cannot be imported.

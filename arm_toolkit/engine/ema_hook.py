@@ -1,4 +1,4 @@
-"""Moving average of the weights, which finetuning evaluates (ARM section 4.2, recipes: decay 0.99992)."""
+"""Exponential moving average of the weights, which finetuning evaluates (ARM section 4.2; decay 0.99992)."""
 
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
@@ -8,8 +8,9 @@ from mmengine.registry import HOOKS
 class WeightEMAHook(EMAHook):
     """`ema = decay * ema + (1 - decay) * weights` after every optimizer step, starting from the initial weights.
 
-    mmengine's hook copies the weights at the first step, and counts every iteration of an accumulated step. Evaluation
-    uses the average; in a checkpoint `state_dict` holds the average and `ema_state_dict` the weights.
+    mmengine's hook instead starts from the weights after the first step, and updates at every iteration of an
+    accumulated step. Evaluation uses the average. In a checkpoint `state_dict` holds the average and `ema_state_dict`
+    the weights.
     """
 
     def __init__(self, decay: float) -> None:

@@ -14,7 +14,7 @@ from ..errors import NonFiniteLoss
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stops a run whose loss is not finite before the backward pass, so the weights stay those of the last step.
+    """Stops a run before the backward pass of a non-finite loss, so that the weights stay those of the last step.
 
     Writes the batch to `non_finite_batch_RANK.pth` in the work dir; the error names the batch's files if the data set
     passes them on (as strings in `data_samples`).
@@ -22,7 +22,7 @@ class FiniteLossHook(Hook):
     Patches `update_params` of the run's optimizer wrapper: mmengine calls no hook between loss and backward.
 
     Raises:
-        NonFiniteLoss: in the process whose loss it is.
+        NonFiniteLoss: in the process whose loss is not finite.
     """
 
     def before_train(self, runner) -> None:

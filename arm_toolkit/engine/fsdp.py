@@ -1,7 +1,7 @@
-"""Fully sharded training: every process holds a part of each weight, gradient and optimizer state (for ARM-H).
+"""Fully sharded training (for ARM-H): every process holds only a part of each weight, gradient and optimizer state.
 
-Enabled by `model_wrapper_cfg = dict(type="fully_shard")` in a pretraining configuration. This is PyTorch's
-`fully_shard`, which keeps the names of the weights and also runs on CPUs; mmengine wraps the older
+Enabled by `model_wrapper_cfg = dict(type="fully_shard")` in a pretraining configuration. It uses PyTorch's
+`fully_shard`, which keeps the names of the weights and also runs on CPUs. mmengine's wrapper uses the older
 FullyShardedDataParallel, which does neither.
 """
 
@@ -25,13 +25,13 @@ from ..errors import ConfigError
 
 @runtime_checkable
 class Shardable(Protocol):
-    """What a model offers to be sharded; `arm_pretrain.ARMPretrainer` does."""
+    """The methods that a model needs to be sharded; `arm_pretrain.ARMPretrainer` has them."""
 
     def sharded_parts(self) -> Iterable[nn.Module]:
-        """Submodules to shard one by one, such as blocks: each gathers its weights for its own forward only."""
+        """Submodules to shard one by one, such as blocks: each gathers its weights only while it computes."""
 
     def forward_methods(self) -> Iterable[str]:
-        """Names of the methods besides `forward` that compute with the weights."""
+        """Names of methods, other than `forward`, that compute with the weights."""
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -49,11 +49,11 @@ def shard(model: nn.Module) -> nn.Module:
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
 
     def first_divisible(parameter: nn.Parameter) -> Shard | None:
-        """Dimension to split: not always the first, which is the number of scans (1) in a scan's weights."""
+        """The first dimension that divides evenly. In a scan's weights dimension 0 has size 1 (one scan)."""
         return next((Shard(i) for i, size in enumerate(parameter.shape) if size % processes == 0), None)
 
     for part in (*model.sharded_parts(), model):
-        # reshard the root too: a checkpoint between two forwards needs its gradients as shards
+        # reshard the root too: a checkpoint in the middle of gradient accumulation needs its gradients as shards
         fully_shard(part, mesh=mesh, shard_placement_fn=first_divisible, reshard_after_forward=True)
     for method in model.forward_methods():
         register_fsdp_forward_method(model, method)
@@ -68,12 +68,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights on the CPU in the first process, {} in the others; every process must call this."""
+    """All weights, unsharded and on the CPU, in the first process; {} in the others. Every process must call this."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load whole weights into a sharded model, every tensor matched; every process must call this with the same ones.
+    """Load unsharded weights into a sharded model. Every process must call this with the same weights.
 
     Args:
         where: name of the file, for messages.
@@ -86,7 +86,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None
 
 
 def gather_tensors(tree):
-    """Nested dicts and lists with every tensor whole and on the CPU in the first process, None in the others.
+    """Gather the tensors in nested dicts and lists: unsharded and on the CPU in the first process, None in the others.
 
     For gradients and optimizer state, whose format `torch.distributed.checkpoint.state_dict` would change. Every
     process must call this.
@@ -100,7 +100,7 @@ def gather_tensors(tree):
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor, sharded and placed as the parameter is."""
+    """This process's part of an unsharded tensor, sharded and placed like the parameter."""
     tensor = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
@@ -108,7 +108,7 @@ def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Shard the whole tensors that a checkpoint loaded into an optimizer, in place."""
+    """Shard the unsharded tensors that a checkpoint loaded into an optimizer, in place."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]

@@ -1,4 +1,4 @@
-"""Small hooks of every run: throughput, resumable random numbers, equal buffers, skipped files, one metrics file."""
+"""Small hooks of every run: throughput, resumable random numbers, equal buffers, skipped files, metrics file."""
 
 import random
 import time
@@ -20,8 +20,8 @@ from ..datasets.samplers import mix_seed
 class ThroughputHook(Hook):
     """Logs `images_per_s`: images per second over all processes, data loading included.
 
-    If the data set counts the time that workers spend per image (`ImageCrops.spent`), also logs `loader_images_per_s`,
-    the rate that data loading alone could reach.
+    If the data set records the time that its workers spend (`ImageCrops.spent`), also logs `loader_images_per_s`: the
+    rate that data loading alone could reach.
     """
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class ThroughputHook(Hook):
 
 @HOOKS.register_module()
 class SeedIterationHook(Hook):
-    """Seeds the global generators before each iteration from run seed, iteration and process.
+    """Seeds the global generators before each iteration from the run's seed, the iteration and the rank.
 
-    A resumed run then draws the same drop path, dropout and proposals as an uninterrupted one.
+    A resumed run then draws the same drop paths, dropout and sampled proposals as an uninterrupted one.
     """
 
     priority = "VERY_HIGH"
@@ -69,7 +69,7 @@ class SeedIterationHook(Hook):
 
 @HOOKS.register_module()
 class SameBuffersHook(Hook):
-    """Before validation, copies the first process's buffers to all others, because a checkpoint holds those.
+    """Copies the first process's buffers to all others before validation, since a checkpoint holds the first's.
 
     BatchNorm's running statistics differ between processes (SyncBN's do not).
     """

@@ -46,7 +46,7 @@ def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str
 
 
 def _adapt_to_cpu(cfg: Config, workers: int) -> None:
-    """Replace what needs a GPU, and log what was replaced."""
+    """Replace the parts of a configuration that need a GPU, and log the replacements."""
     changes = []
     keep_freed_memory()
     if cfg.launcher == "none" and "OMP_NUM_THREADS" not in os.environ:
@@ -85,7 +85,7 @@ def build_runner(cfg: Config) -> ARMRunner:
 def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
     """Build the runner and call one of its methods.
 
-    An error before the first batch removes a work dir that did not exist before.
+    If an error occurs before the first batch, a new work dir is removed again.
 
     Args:
         action: "train" or "test".
@@ -100,7 +100,7 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
         return runner, getattr(runner, action)()
     except user_errors() as error:
         if runner is not None and runner.started:
-            error.met_alone = True  # before that, every process raises the same error
+            error.met_alone = True  # an earlier error is the same in every process
         elif is_new and get_rank() == 0:
             shutil.rmtree(cfg.work_dir, ignore_errors=True)
         raise
@@ -132,7 +132,9 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
         cfg.resume = True
         cfg.load_from = newest_checkpoint(Path(cfg.work_dir)) if args.resume == "auto" else args.resume
         if cfg.load_from is None:
-            raise CheckpointError(f"--resume: {cfg.work_dir} contains no checkpoint; omit --resume to start anew")
+            raise CheckpointError(
+                f"--resume: {cfg.work_dir} contains no checkpoint; omit --resume to start from the beginning"
+            )
     if cfg.get("load_from"):
         require_file(cfg.load_from)
     backbone = pretrained_backbone(cfg)
@@ -149,7 +151,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
 
 
 def newest_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint named by `last_checkpoint` in a work dir, else the newest file: a run can die while noting it."""
+    """The checkpoint that a work dir's `last_checkpoint` names, else the newest: a run can die while writing it."""
     note = work_dir / "last_checkpoint"
     named = note.read_text().strip() if note.is_file() else ""
     if named and Path(named).is_file():
@@ -201,14 +203,14 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
 
 
 def _save_results(cfg: Config, out: str) -> None:
-    """Save label maps as PNG in the folder `out` (segmentation), else all predictions in the pickle file `out`."""
+    """Make the evaluators save label maps as PNG in the folder `out` (segmentation), else a pickle file `out`."""
     if cfg.default_scope == "mmseg":
         if Path(out).suffix:
             raise ConfigError(f"--out {out}: segmentation writes one label map per image; give a folder")
         for evaluator in dicts(cfg.test_evaluator):
             if evaluator.get("type") == "IoUMetric":
                 evaluator.output_dir = out
-        os.makedirs(out, exist_ok=True)  # IoUMetric makes it in one process; another may write before that
+        os.makedirs(out, exist_ok=True)  # IoUMetric creates it in the first process; another may write earlier
         return
     if Path(out).suffix not in (".pkl", ".pickle"):
         raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")
@@ -218,7 +220,7 @@ def _save_results(cfg: Config, out: str) -> None:
 
 
 def _draw(cfg: Config, show_dir: str) -> None:
-    """Draw every test image with its predictions into a folder."""
+    """Make a hook draw every test image with its predictions into a folder."""
     show_dir = os.path.abspath(show_dir)
     if cfg.default_scope == "mmseg":
         cfg.visualizer.save_dir = show_dir
@@ -226,4 +228,4 @@ def _draw(cfg: Config, show_dir: str) -> None:
     elif cfg.default_scope == "mmdet":
         cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
     else:
-        raise ConfigError(f"--show-dir {show_dir}: classification draws no images; --out saves its logits")
+        raise ConfigError(f"--show-dir {show_dir}: classification results are not drawn; use --out to save the logits")

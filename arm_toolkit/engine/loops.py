@@ -7,7 +7,7 @@ from torch import nn
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop; resumed from within an epoch it continues with that epoch's next batch.
+    """mmengine's EpochBasedTrainLoop that resumes within an epoch, at the next batch.
 
     Needs `SeededSampler`, whose order follows from seed and epoch. A `CheckpointHook` with by_epoch=False writes
     checkpoints within an epoch.
@@ -15,7 +15,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     def run(self) -> nn.Module:
         if self._iter == (self._epoch + 1) * len(self.dataloader):
-            self._epoch += 1  # resumed after an epoch's last iteration, before that epoch was counted
+            self._epoch += 1  # saved after an epoch's last iteration, before the epoch was counted
         return super().run()
 
     def run_epoch(self) -> None:

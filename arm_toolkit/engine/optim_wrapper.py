@@ -1,4 +1,4 @@
-"""bfloat16 autocast on a CPU, which mmengine's AmpOptimWrapper refuses."""
+"""Optimizer wrapper for bfloat16 autocast on a CPU, which mmengine's AmpOptimWrapper refuses."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Forward under bfloat16 autocast, weights and scan in float32; bfloat16's range needs no loss scaling."""
+    """Runs the forward under bfloat16 autocast, with float32 weights and scan states. No loss scaling is needed."""
 
     @contextmanager
     def optim_context(self, model: nn.Module):

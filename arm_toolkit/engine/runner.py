@@ -1,4 +1,4 @@
-"""mmengine's Runner with strict and safe checkpoints, on GPUs or CPU processes."""
+"""mmengine's Runner with strict and safe checkpoints and resumable random numbers, on GPUs or CPUs."""
 
 import logging
 from pathlib import Path
@@ -49,20 +49,20 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 @RUNNERS.register_module()
 class ARMRunner(Runner):
-    """mmengine's Runner, different in four ways.
+    """mmengine's Runner with four differences.
 
     * A checkpoint must fit the model tensor by tensor.
     * Reading a checkpoint runs no code from it.
-    * A checkpoint is written beside its final place and renamed, so a run that dies leaves no half-written file.
-    * A resumed run draws the random numbers that an uninterrupted one would have drawn.
+    * A checkpoint is written under another name and then renamed, so a run that dies leaves no incomplete file.
+    * A resumed run draws the same random numbers as an uninterrupted one.
 
     It adds hooks that no configuration names: `SameBuffersHook`, `SeedIterationHook`, `SkippedFilesHook` and
     `ThroughputHook` (`arm_toolkit.engine.hooks`). Where a configuration names `CheckpointHook` or `LoggerHook`, it
     builds `SafeCheckpointHook` (`arm_toolkit.engine.checkpoint_hook`) or `OneFileLoggerHook`, with the same arguments.
 
     Attributes:
-        started: whether training or testing has begun, after everything was built and loaded.
-        gathered: parts of the checkpoint being written that all processes compute together, from `_gather`.
+        started: whether training or testing has begun; by then everything is built and loaded.
+        gathered: while a checkpoint is written, the parts of it that all processes compute together (`_gather`).
     """
 
     started = False
@@ -73,7 +73,7 @@ class ARMRunner(Runner):
         self.started = self.started or fn_name in ("before_train", "before_test")
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """As mmengine's; warnings of `arm_images` go to the same console and file, from data loader workers too."""
+        """Like mmengine's; also sends warnings of `arm_images` to the same console and file, even from data workers."""
         logger = super().build_logger(*args, **kwargs)
         logging.getLogger("arm_images").handlers = list(logger.handlers)
         return logger
@@ -132,7 +132,7 @@ class ARMRunner(Runner):
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         if hooks is not None and hooks.get("checkpoint", True) is None:
-            # still needed for what others save: the hook makes the contents plain
+            # other hooks save checkpoints too, whose contents this hook makes plain
             hooks = {**hooks, "checkpoint": dict(type="CheckpointHook", save_last=False)}
         super().register_default_hooks(hooks)
         for hook in (SameBuffersHook(), SeedIterationHook(), SkippedFilesHook(), ThroughputHook()):
@@ -145,7 +145,7 @@ class ARMRunner(Runner):
         super().register_hook(hook, priority)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Like mmengine's, and accepts type "fully_shard" (see `arm_toolkit.engine.fsdp`)."""
+        """Like mmengine's; also accepts the type "fully_shard" (see `arm_toolkit.engine.fsdp`)."""
         if (model_wrapper_cfg or {}).get("type") != "fully_shard":
             return super().wrap_model(model_wrapper_cfg, model)
         if any(isinstance(hook, dict) and "EMA" in hook["type"] for hook in self.cfg.get("custom_hooks") or ()):
@@ -156,12 +156,12 @@ class ARMRunner(Runner):
         return shard(model.to(get_device())) if self.distributed else model.to(get_device())
 
     def _init_model_weights(self) -> None:
-        # A private method, because there is no public one. A sharded model's constructor has initialised it already.
+        # Private, as there is no public method. A sharded model keeps the constructor's initialisation.
         if not is_sharded(self.model):
             super()._init_model_weights()
 
     def load_checkpoint(self, filename: str, map_location="cpu", strict: bool = True, revise_keys: list = ()) -> dict:
-        """Load a checkpoint of exactly this model; the other arguments are mmengine's and have no effect.
+        """Load a checkpoint that fits the model tensor by tensor. mmengine's other arguments have no effect.
 
         Raises:
             CheckpointError: if the file cannot be read or does not fit the model.
@@ -181,7 +181,7 @@ class ARMRunner(Runner):
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Like mmengine's; also restores partially summed gradients, and the order of images of the resumed seed."""
+        """Like mmengine's; also restores partially accumulated gradients and the seed that orders the images."""
         super().resume(filename, *args, **kwargs)
         if is_sharded(self.model):
             shard_optimizer_state(self.optim_wrapper.optimizer)
@@ -194,7 +194,7 @@ class ARMRunner(Runner):
                 sampler.seed = self.seed
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:
-        """Like mmengine's, but atomic: writes beside the final place, then renames. Every process must call this.
+        """Like mmengine's, but atomic: writes under another name, then renames. Every process must call this.
 
         Raises:
             CheckpointError: if it cannot be written (a full disk); earlier checkpoints are kept.
@@ -220,8 +220,8 @@ class ARMRunner(Runner):
     def _gather(self, optimizer: bool) -> dict:
         """The parts of a checkpoint that all processes must compute together.
 
-        Between two steps of an accumulated gradient: the partial sums, averaged over the processes; after resuming,
-        every process continues from the mean. For a sharded model: also weights and optimizer state, whole.
+        In the middle of gradient accumulation: the partial sums, averaged over the processes; after resuming, every
+        process continues from the mean. Of a sharded model: also the unsharded weights and optimizer state.
         """
         gathered, sharded = {}, is_sharded(self.model)
         if optimizer and not self.optim_wrapper.should_update():

@@ -1,8 +1,8 @@
-"""Compares choices of pretraining on photographs, judged by segmenting a drive that is left out of training.
+"""Compares choices of pretraining on photographs, evaluated by segmentation of a drive that no training uses.
 
 One cell is one choice of pretraining (or none) with one seed: pretrain, convert, finetune UperNet, train a linear probe
-on the frozen encoder, evaluate both. The equal-compute cell finetunes from scratch for as long as the arm "arm" takes
-to pretrain and finetune together.
+on the frozen encoder, evaluate both. The equal-compute cell trains UperNet from scratch with the CPU time that "arm"
+spends on pretraining and finetuning together.
 """
 
 import json
@@ -21,7 +21,7 @@ from .figures import smooth
 from .runs import class_iou, read_json, read_losses
 from .steps import Spent, Step, run_steps
 
-ARMS = {  # name -> pretraining configuration
+ARMS = {  # choice of pretraining (an arm of the experiment) -> configuration
     "arm": "pretrain/configs/photographs/arm.py",
     "star": "pretrain/configs/photographs/star.py",
     "order_random": "pretrain/configs/photographs/order_random.py",
@@ -32,7 +32,7 @@ ARMS = {  # name -> pretraining configuration
 FINETUNE = "seg_configs/photographs/upernet_camvid_drive.py"
 PROBE = "seg_configs/photographs/linear_camvid_drive.py"
 EQUAL_COMPUTE = "none_equal_compute"
-# Set before the runs: pretraining helps if every seed gains, and the mean gain is at least this many points of mIoU
+# Fixed before the runs: pretraining helps if every seed gains, and the mean gain is at least this many points of mIoU
 CRITERION = dict(finetune=1.0, probe=2.0)
 
 
@@ -41,13 +41,13 @@ class Comparison:
     """The data and the size of a comparison.
 
     Attributes:
-        folder: for all results.
+        folder: receives all results.
         photographs: list file of the images for pretraining.
         prefix: folder that the paths in the list file are relative to.
         camvid: segmentation data in ADE's layout.
-        held_out: prefix of the frame names of the left-out drive.
+        held_out: prefix of the frame names of the held-out drive.
         seeds: each choice of pretraining is run once per seed.
-        options: configuration keys for every pretraining, e.g. to shorten it.
+        options: `--cfg-options` of every pretraining, e.g. to shorten it.
         finetune_iters: iterations of every finetuning and probe.
     """
 
@@ -61,7 +61,7 @@ class Comparison:
     finetune_iters: int = 250
 
     def run(self) -> Path:
-        """Run the steps that are not finished and write the results; return the path of table.md.
+        """Run the unfinished steps and write the results; return the path of table.md.
 
         Raises:
             DataError: see `write_lists`.
@@ -73,10 +73,10 @@ class Comparison:
         return self.write_results(spent)
 
     def write_lists(self) -> None:
-        """Write the list files: photographs without the left-out drive, and CamVid's training and held-out frames.
+        """Write the list files: photographs without the held-out drive, and CamVid's training and held-out frames.
 
         Raises:
-            DataError: if a folder or file is missing, or if the left-out drive has no frame or every frame.
+            DataError: if a folder or file is missing, or if the held-out drive has no frame or every frame.
         """
         folder = self.camvid / "images/training"
         frames = sorted(path.stem for path in folder.glob("*.jpg"))
@@ -118,7 +118,7 @@ class Comparison:
         return steps
 
     def equal_compute_steps(self, spent: dict[str, Spent]) -> list[Step]:
-        """Training from scratch with the first seed, for the CPU time of ARM's pretraining and finetuning together."""
+        """UperNet from scratch with the first seed, for the CPU time of ARM's pretraining and finetuning."""
         seed = self.seeds[0]
         pretraining, finetuning = (spent[f"arm_{seed}_{kind}"].cpu_seconds for kind in ("pretrain", "finetune"))
         iters = round(self.finetune_iters * (pretraining + finetuning) / finetuning)
@@ -127,7 +127,7 @@ class Comparison:
     def _judged(
         self, cell: str, seed: int, start: Path | None, kinds: dict[str, str], needs: str | None, iters: int
     ) -> Iterator[Step]:
-        """Steps that train and test each of `kinds` (name -> configuration) from a backbone; from scratch if None."""
+        """Steps that train and test each of `kinds` (name -> configuration), from the backbone `start` if given."""
         data, lists = self.camvid.resolve(), self.folder.resolve()
         options = [f"randomness.seed={seed}", f"train_cfg.max_iters={iters}", f"param_scheduler.1.end={iters}"]
         options += [f"train_cfg.val_interval={iters + 1}", f"default_hooks.checkpoint.interval={iters}"]
@@ -148,7 +148,7 @@ class Comparison:
     def write_results(self, spent: dict[str, Spent]) -> Path:
         """Write results.json, curves.png and table.md of the finished steps; return the path of table.md.
 
-        What is not finished shows as a dash.
+        A missing result is shown as a dash.
 
         Args:
             spent: the cost of each finished step, by name.
@@ -232,7 +232,7 @@ def differences(results: dict, arm: str, kind: str, seeds: tuple[int, ...]) -> l
 
 
 def verdict(results: dict, seeds: tuple[int, ...]) -> list[str]:
-    """One line per judgement: whether ARM's own pretraining meets the criterion."""
+    """Lines that say whether ARM's own pretraining meets the criterion, for finetuning and for the probe."""
     lines = []
     for kind, least in CRITERION.items():
         gains = differences(results, "arm", kind, seeds)

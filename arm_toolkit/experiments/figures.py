@@ -15,10 +15,10 @@ from matplotlib.patches import Patch, Rectangle
 from .reconstruction import Reconstruction
 from .runs import Objects
 
-# Okabe and Ito's colours, which stay distinct with the common forms of colour blindness: two for the two starts that
-# are compared, the others for the classes.
+# Okabe and Ito's colours, which remain distinct with the common forms of colour blindness: two for the two compared
+# starts (pretrained, from scratch), the others for the classes.
 ARM_COLOURS = {"AR-pretrained": "#0072B2", "from scratch": "#D55E00"}
-ROW_COLOURS = {  # rows of a table: a start, finetuned or frozen
+ROW_COLOURS = {  # rows of a table: one of the starts, finetuned or as a frozen encoder
     **ARM_COLOURS,
     "frozen encoder, AR-pretrained": ARM_COLOURS["AR-pretrained"],
     "frozen encoder, random": ARM_COLOURS["from scratch"],
@@ -31,7 +31,7 @@ DPI = 190
 
 
 def class_colour(index: int) -> str:
-    """Colour of a class, background not counted; the colours repeat after five."""
+    """Colour of the class with this index, not counting the background; the colours repeat after five."""
     return CLASS_COLOURS[index % len(CLASS_COLOURS)]
 
 
@@ -44,7 +44,7 @@ def smooth(values: Sequence[float], half: int = 2) -> list[float]:
 def loss_curves(
     curves: dict[str, tuple[str, list[tuple[int, float]]]], constant: tuple[float, str] | None = None
 ) -> bytes:
-    """Losses over training steps as PNG: faint as logged, strong smoothed.
+    """Losses over training steps as PNG: as logged (faint lines) and smoothed (strong lines).
 
     Args:
         curves: label -> (colour, pairs of step and loss).
@@ -124,12 +124,12 @@ def segmentations(images: list[np.ndarray], columns: dict[str, list[np.ndarray]]
 
 
 def label_colours(count: int) -> list[str]:
-    """Colours of the labels 1 to `count`: background first, then the classes."""
+    """Colours of the labels 1 to `count`: the background first, then the classes."""
     return [BACKGROUND, *map(class_colour, range(count - 1))]
 
 
 def label_handles(names: list[str]) -> list[Patch]:
-    """Legend entries of label maps; `names` has the background first."""
+    """Legend entries of label maps; the first of `names` is the background."""
     return [Patch(facecolor=colour, label=name) for colour, name in zip(label_colours(len(names)), names)]
 
 

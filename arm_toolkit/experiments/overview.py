@@ -3,9 +3,9 @@
 Example:
   python -m arm_toolkit.experiments.overview work_dirs/quickstart docs/overview.png
 
-Row 1 shows boxes and masks (Mask R-CNN), row 2 label maps (UperNet), row 3 what the pretrained model predicts: each
-patch with the mean and standard deviation of the true patch. All images are generated. They are the first validation
-images, not selected; no model was trained on them.
+Row 1 shows boxes and masks (Mask R-CNN), row 2 label maps (UperNet), row 3 what the pretrained model predicts. Each
+predicted patch takes its mean and standard deviation from the true patch. All images are generated. They are the first
+validation images, not selected; no model was trained on them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from .runs import checkpoint_path, config_path, read_detections, read_json, read
 IMAGES = 2  # per row, each with two panels
 MIN_SCORE = 0.5  # detections below it are not drawn
 COLOURS = 192  # of the PNG's palette: keeps the file small
-# Layout in pixels of a README, which is about 800 pixels wide; the file has SCALE times as many.
+# Layout in pixels as shown in a README, which is about 800 pixels wide; the file has SCALE times as many.
 SCALE = 2
 WIDTH, PANEL, NARROW_GAP, WIDE_GAP = 800, 192, 6, 20
 HEADING, CAPTION, MARGIN, LEGEND = 22, 18, 12, 26
@@ -103,7 +103,7 @@ def _reconstructions(figure: Figure, folder: Path) -> None:
 
 
 def _row(figure: Figure, row: int, heading: str, captions: tuple[str, str]) -> list[list[Axes]]:
-    """The panels of a row, a pair per image, below a heading; the legend is above row 2."""
+    """The panels of a row below a heading, one pair per image. The legend is between rows 1 and 2 (counted from 0)."""
     top = row * ROW + (LEGEND if row == 2 else 0)
     figure.text(
         0, 1 - (top + HEADING / 2) / HEIGHT, heading, fontsize=11, weight="bold", va="center", color=figures.INK
@@ -123,7 +123,7 @@ def _row(figure: Figure, row: int, heading: str, captions: tuple[str, str]) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="work directory of a finished quickstart (your own: it is unpickled)")
+    parser.add_argument("folder", type=Path, help="work directory of your own finished quickstart (it is unpickled)")
     parser.add_argument("path", type=Path, metavar="FILE.png", help="image to write")
     args = parser.parse_args()
     write_overview(args.folder, args.path)

@@ -17,10 +17,10 @@ from ..tables import markdown_table
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; a line break in a cell is kept.
+    """A table of strings; line breaks in cells are kept.
 
     Attributes:
-        dots: text of a row's first cell -> colour of a dot before it (HTML only).
+        dots: text of a row's first cell -> colour of the dot before it (HTML only).
     """
 
     columns: tuple[str, ...]
@@ -43,14 +43,14 @@ class Figure:
 
     @property
     def data_uri(self) -> str:
-        """The image inside a URL, so that the page needs no other file."""
+        """The image as a data URL, so that the page needs no other file."""
         kind = "png" if self.name.endswith(".png") else "jpeg"
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what follows it: a string is a paragraph, a list of strings a bullet list."""
+    """A heading and the parts below it; a string is a paragraph, a list of strings a bullet list."""
 
     title: str
     parts: list[str | list[str] | Table | Figure]
@@ -62,7 +62,7 @@ def render(template: str, title: str, summary: list[str], sections: list[Section
 
 
 def _inline_html(text: str) -> Markup:
-    """Escaped text with code, strong and line breaks as HTML."""
+    """The text as HTML: escaped, with code, strong and line breaks as tags."""
     text = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text, quote=False))
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text).replace("\n", "<br>"))  # noqa: S704 escaped
 

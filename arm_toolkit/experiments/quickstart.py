@@ -1,6 +1,6 @@
-"""The whole workflow on a generated data set: pretrain, convert, finetune, evaluate, report.
+"""Runs the whole workflow on a generated data set: pretrain, convert, finetune, evaluate, report.
 
-Each step is one of the tools, started as a user would start it. On a CPU, independent steps run side by side; on a GPU
+Each step starts one of the tools as a user would. On a CPU, independent steps run side by side; on a GPU
 they run one after another. Finished steps are not repeated.
 
 Example:
@@ -32,7 +32,7 @@ PRETRAIN = "pretrain/configs/quickstart.py"
 
 
 def plan() -> list[Step]:
-    """The steps of the quickstart; of those that can run side by side, the longest come first."""
+    """The steps of the quickstart. Of steps that can run side by side, the longest come first."""
     work_dir, backbone = FOLDER / "pretrain", FOLDER / "backbone.pth"
     # bfloat16 saves a fifth to a third of the time
     amp = ("--amp",) if not torch.cuda.is_available() and cpu_multiplies_bfloat16() else ()

@@ -1,4 +1,4 @@
-"""Runs a pretrained model on images, for the figures of the report.
+"""Runs a pretrained model on images, for the figures of the report and the README.
 
 Legend: R images, H x W pixels each.
 """
@@ -25,10 +25,10 @@ class Reconstruction:
 
     Attributes:
         images: (R, H, W, 3) uint8.
-        means: the images with every predicted patch replaced by its mean, (R, H, W, 3) uint8.
+        means: the images with each predicted patch replaced by the true patch's mean, (R, H, W, 3) uint8.
         predictions: (R, H, W, 3) uint8.
         given: side in pixels of the upper left cluster, which is not predicted.
-        loss: mean over all images of the folder, including those not shown.
+        loss: mean loss of all images in the folder, including those not shown.
         count: number of images in the folder.
     """
 
@@ -42,7 +42,7 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(config: Path, checkpoint: Path, folder: Path, rows: int) -> Reconstruction:
-    """Run a pretrained model on a folder of images (resized centre crops); keep the first `rows` of them.
+    """Run a pretrained model on a folder of images (resized centre crops); keep the predictions of the first `rows`.
 
     Args:
         config: configuration of the pretraining, from its work directory.
@@ -65,7 +65,7 @@ def reconstruct(config: Path, checkpoint: Path, folder: Path, rows: int) -> Reco
 
 
 def _patch_means(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The prediction of a constant: each patch of all clusters but the first becomes its mean."""
+    """The best constant prediction: in all clusters but the first, each patch is replaced by its mean."""
     patches = patchify(images, model.encoder.patch_size)
     where = model.patches[1:].flatten()
     patches[:, where] = patch_statistics(patches[:, where])[0].expand_as(patches[:, where])

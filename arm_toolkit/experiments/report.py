@@ -1,7 +1,7 @@
-"""The quickstart's report: what was run, the results, and what the results do not show.
+"""Writes the quickstart's report: what was run, the results, and what they do not show.
 
-Every number is read from the files in the work directories; a missing run shows as a dash. The same sections are
-written as an HTML page that needs no other file, and as Markdown.
+All numbers come from files in the work directories; a missing result is shown as a dash. The report is written as an
+HTML page that needs no other file, and as Markdown.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ from .runs import (
 )
 
 PRETRAINED, SCRATCH = figures.ARM_COLOURS
-RUNS = (  # work directories of Mask R-CNN and of UperNet, for each row of the results
+RUNS = (  # for each row of the results: work directories of Mask R-CNN and UperNet
     ("det_pretrained", "seg_pretrained"),
     ("det_scratch", "seg_scratch"),
     (None, "probe_pretrained"),
@@ -43,7 +43,7 @@ COMPARED = {  # what is compared -> measure, run with pretraining, run without
     "mIoU on the frozen encoder": ("mIoU", "probe_pretrained", "probe_random"),
 }
 STARTS = {"pretrained": "from the pretrained weights", "scratch": "from scratch", "random": "from random weights"}
-NOISE = 2.0  # points: smaller differences are chance, with one seed and some 60 images
+NOISE = 2.0  # points; with one seed and about 60 images, smaller differences can be chance
 SHOWN = 6  # images in each figure
 MIN_SCORE = 0.5  # detections below it are not drawn
 
@@ -98,7 +98,7 @@ def duration(seconds: float) -> str:
 
 def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> list[str]:
     if not any(run.losses for run in runs.values()):
-        return ["Nothing to report yet: this folder has no log of a training."]
+        return ["Nothing to report yet: this folder has no training log."]
     paragraphs = [_effect(runs)]
     if meta:
         size = meta["parameters"]
@@ -119,7 +119,7 @@ def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> list[str]:
     if steps.get("steps"):
         total = duration(sum(step["seconds"] for step in steps["steps"]))
         paragraphs.append(
-            f"**Time.** On {steps['machine']}, all steps together take {total}. The last call took"
+            f"**Time.** On {steps['machine']}, all steps together take {total}. The last run took"
             f" {duration(steps['total_seconds'])}: some steps run side by side, and finished steps are not repeated."
         )
     return paragraphs
@@ -134,12 +134,12 @@ def _pretraining(run: Run) -> str:
     return (
         f"**Pretraining.** A small ARM{size} learned without labels to predict each part of an image from the parts"
         f" before it: {last_step} steps{took}. Its loss was {first:.2f} when first logged and {last:.2f} at the end;"
-        " predicting the mean of every patch gives 1.00."
+        " predicting each patch's mean gives 1.00."
     )
 
 
 def _comparisons(runs: dict[str, Run]) -> list[tuple[str, float, float, str]]:
-    """What is compared, the points with and without pretraining, and the judgement."""
+    """For each comparison: its name, the points with and without pretraining, and the judgement."""
     result = []
     for what, (measure, with_, without) in COMPARED.items():
         a, b = runs[with_].points(measure), runs[without].points(measure)
@@ -226,7 +226,7 @@ def _caveats(runs: dict[str, Run], meta: dict) -> str:
 
 
 def _curves(runs: dict[str, Run]) -> Section:
-    mean = "Mean squared error of the normalised pixels; predicting the mean of every patch gives 1.0."
+    mean = "Mean squared error of the normalized pixels; predicting each patch's mean gives 1.0."
     curves = (
         ("Pretraining", mean, {PRETRAINED: "pretrain"}, (1.0, "constant predictor")),
         ("Detection", "Loss of Mask R-CNN.", {PRETRAINED: "det_pretrained", SCRATCH: "det_scratch"}, None),
@@ -234,7 +234,7 @@ def _curves(runs: dict[str, Run]) -> Section:
     )
     section = Section(
         "Loss curves",
-        ["Faint: logged values, each a mean over the steps before it. Strong: moving average of 5 logged values."],
+        ["Faint: logged values, each a mean over the preceding steps. Strong: moving average of 5 logged values."],
     )
     for title, caption, names, constant in curves:
         lines = {
@@ -253,16 +253,16 @@ def _reconstructions(folder: Path) -> Section:
     config, checkpoint = config_path(run), checkpoint_path(run)
     title = "What pretraining predicts"
     if not (config and checkpoint and images.is_dir()):
-        return Section(title, ["It is not shown: there is no finished pretraining, or no validation image."])
+        return Section(title, ["Not shown: there is no finished pretraining, or there are no validation images."])
     shown = reconstruct(config, checkpoint, images, SHOWN)
     caption = (
         f"The first {len(shown.images)} validation images, which the model was not trained on. It predicts every"
         f" cluster of {shown.given} × {shown.given} pixels but the first (dotted), each from the true clusters before"
-        " it. It predicts normalised pixels only: each patch is shown with the mean and standard deviation **of the"
-        " true patch**, so coarse brightness comes from the truth. “Patch means” is what a constant predictor gives"
-        " with that help (one mean for all three colours, hence grey). “Absolute error” is in grey levels (0 to 255),"
-        f" averaged over the colours. The loss over all {shown.count} validation images is {shown.loss:.2f} (whole"
-        " images; training uses crops)."
+        " it. It predicts normalized pixels only: each patch is shown with the mean and standard deviation **of the"
+        " true patch**, so coarse brightness comes from the truth. “Patch means” shows what a constant"
+        " prediction gives with that help (grey, because the three colours share one mean). “Absolute error” is in grey"
+        f" levels (0 to 255), averaged over the colours. The loss over all {shown.count} validation images is"
+        f" {shown.loss:.2f} (whole images; training uses crops)."
     )
     return Section(title, [Figure("reconstructions.jpg", figures.reconstructions(shown), caption)])
 
@@ -276,7 +276,7 @@ def _detections(folder: Path) -> Section:
     found = {label: read_detections(path, MIN_SCORE) for label, path in files.items() if path.is_file()}
     annotations = coco / "annotations" / "instances_val2017.json"
     if not found or not annotations.is_file():
-        return Section("Detection", ["It is not shown: there are no predictions of a detector."])
+        return Section("Detection", ["Not shown: there are no predictions of a detector."])
     names, truth = read_truth(annotations)
     truth = dict(list(truth.items())[:SHOWN])
     images = [read_pixels(coco / "val2017" / name) for name in truth]
@@ -298,7 +298,7 @@ def _segmentations(folder: Path, meta: dict) -> Section:
     iou = {label: class_iou(path, truth, len(names)) for label, path in folders.items()}
     iou = {label: values for label, values in iou.items() if values is not None}
     if not iou:
-        return Section("Segmentation", ["It is not shown: there are no predictions of a segmentor."])
+        return Section("Segmentation", ["Not shown: there are no predictions of a segmentor."])
     files = sorted(truth.glob("*.png"))[:SHOWN]
     images = [read_pixels(ade / "images" / "validation" / f"{file.stem}.jpg") for file in files]
     columns = {"truth": truth} | {label: folders[label] for label in figures.ARM_COLOURS if label in iou}
@@ -322,7 +322,7 @@ def _missing(found: dict) -> str:
 
 def _steps(steps: dict) -> Section:
     if not steps.get("steps"):
-        return Section("Steps", ["They are not shown: there is no steps.json."])
+        return Section("Steps", ["Not shown: there is no steps.json."])
     rows = [(s["name"], duration(s["seconds"]), f"`{s['command']}`") for s in steps["steps"]]
     versions = ", ".join(f"{name} {version}" for name, version in steps.get("versions", {}).items())
     note = "`@FOLDER` is the newest checkpoint of that folder. " if "@" in str(rows) else ""

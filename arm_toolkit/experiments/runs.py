@@ -1,4 +1,4 @@
-"""Reads the results that training and testing leave in work directories."""
+"""Reads the results of training and testing from work directories."""
 
 import contextlib
 import io
@@ -41,12 +41,12 @@ class Objects:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation; what is missing is None or empty.
+    """One training and its evaluation; a missing part is None or empty.
 
     Attributes:
         metrics: AP as a fraction and mIoU in percent, as tools/test.py writes them.
         seconds: wall time of the training.
-        parameters: number of values in the checkpoint: of the whole model, and of its backbone.
+        parameters: number of values in the checkpoint, of the whole model and of its backbone.
         losses: pairs of step and loss.
     """
 
@@ -92,12 +92,12 @@ def read_run(folder: Path, steps: dict) -> Run:
 
 
 def config_path(folder: Path) -> Path | None:
-    """The configuration that a run dumped into its work directory; None without one."""
+    """The configuration file that a run saved in its work directory, or None."""
     return next(iter(sorted(folder.glob("*.py"))), None)
 
 
 def checkpoint_path(folder: Path) -> Path | None:
-    """The last checkpoint of a work directory, even after the directory was moved; None without one."""
+    """The last checkpoint of a work directory, found even if the directory was moved, or None."""
     last = folder / "last_checkpoint"
     path = folder / Path(last.read_text().strip()).name if last.is_file() else None
     return path if path and path.is_file() else None
@@ -110,7 +110,7 @@ def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:
 
 
 def read_losses(folder: Path) -> list[tuple[int, float]]:
-    """Pairs of step and loss. A resumed training replaces the steps that it repeats."""
+    """Pairs of step and loss. Steps that a resumed training repeated count once, with their last loss."""
     losses: dict[int, float] = {}
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
         lines = [line for line in map(_parse_log_line, path.read_text().splitlines()) if "loss" in line]

@@ -1,4 +1,4 @@
-"""Runs a plan of commands: steps that depend on each other, two at a time on a CPU; finished steps are skipped."""
+"""Runs a plan of commands that depend on each other, two at a time on a CPU; skips finished ones."""
 
 import hashlib
 import json
@@ -30,10 +30,10 @@ class Step:
 
     Attributes:
         name: also the name of its log file.
-        command: arguments of `python`. Files of this repository are relative to its root, all others to the current
-            folder; `@WORK_DIR` is replaced by the newest checkpoint in that folder.
+        command: arguments of `python`. Python files of this repository are relative to its root, other paths to the
+            current folder. `@WORK_DIR` stands for the last checkpoint in that folder.
         after: names of the steps that it depends on.
-        makes: folder that it writes; removed before the step starts again.
+        makes: folder that it writes; deleted before the step runs again.
         reads: files whose content determines the result.
     """
 
@@ -49,7 +49,7 @@ class Spent(NamedTuple):
 
     Attributes:
         seconds: wall time.
-        cpu_seconds: summed over all cores, start-up included; depends less on other jobs than the wall time.
+        cpu_seconds: summed over all cores, including start-up; less affected by other jobs than the wall time.
         run: identifies this run among all runs of the step.
     """
 
@@ -97,7 +97,7 @@ def finished_steps(folder: Path) -> dict[str, Spent]:
 
 
 def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Spent:
-    """Run a step with its output in logs/NAME.log, unless an earlier run had the same inputs; return its cost."""
+    """Run a step, with its output in logs/NAME.log, unless it has finished with the same inputs; return its cost."""
     done = folder / "done" / f"{step.name}.json"
     inputs = dict(
         command=list(step.command),
@@ -137,7 +137,7 @@ def _read_record(path: Path) -> tuple[dict, Spent] | None:
         record = json.loads(path.read_text())
         return record["inputs"], Spent(**record["spent"])
     except (ValueError, TypeError, KeyError):
-        print(f"{path} is not a complete record; the step counts as not finished", flush=True)
+        print(f"{path} is not a complete record; the step counts as unfinished", flush=True)
         return None
 
 

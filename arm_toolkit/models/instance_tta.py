@@ -1,17 +1,19 @@
 """Test-time augmentation of instance segmentation: merges the predictions for several sizes and flips of an image.
 
-mmdet's DetTTAModel merges boxes only. Here masks are merged too, as in Detectron2's GeneralizedRCNNWithTTA (and Mask
-R-CNN's `aug_test` in mmdet 2.x), boxes first:
+mmdet's DetTTAModel merges boxes only. Here masks are merged too, after the boxes, as in Detectron2's
+GeneralizedRCNNWithTTA and Mask R-CNN's `aug_test` in mmdet 2.x:
 
-1. Detect in every view alone, map all boxes back to the image, and run one NMS per class over them together.
-2. Map each remaining box into every view and predict its mask there; flip the mask probabilities back, average them
+1. Detect boxes in each view separately, map them all back to the image, and run one NMS per class over all of them.
+2. Map each remaining box into every view and predict its mask there. Flip the mask probabilities back, average them
    over the views, then paste and threshold the mean once.
 
-All views contribute to the mask of the same box before anything is rounded to pixels. The alternative, a vote over the
-finished masks of overlapping detections, needs an overlap threshold, blurs boxes that differ, and uses only the views
-that detected the object. It would save nothing: each view's features are computed once and kept (about 0.15 GB for a
-view of 1667 x 1000 and an FPN of 256 float32 channels). Only StandardRoIHead (Mask R-CNN) is supported; heads that
-compute masks differently (cascades, PointRend, Mask Scoring) are refused.
+So all views contribute to the mask of the same box before anything is rounded to pixels. The alternative is a vote over
+the finished masks of overlapping detections. It needs an overlap threshold, blurs boxes that differ, and uses only the
+views that detected the object. It would not save time: here, too, each view's features are computed once. They are kept
+(about 0.15 GB for a view of 1667 x 1000 and an FPN of 256 float32 channels).
+
+Only StandardRoIHead (Mask R-CNN) is supported; heads that compute masks differently (cascades, PointRend, Mask Scoring)
+are refused.
 
 Legend: n instances, C classes of the mask head, h, w its output size, H, W the original image.
 """
@@ -41,7 +43,7 @@ class View(NamedTuple):
 
 
 def flip_boxes(boxes: Tensor, meta: dict) -> Tensor:
-    """Flip boxes as their view is flipped, or back: a flip is its own inverse.
+    """Flip boxes as their view is flipped. The same call flips them back.
 
     Args:
         boxes: `(n, 4)`, x1, y1, x2, y2 in pixels of the original image.
@@ -64,7 +66,7 @@ def image_to_view(boxes: Tensor, meta: dict) -> Tensor:
 
 
 def flip_masks(masks: Tensor, meta: dict) -> Tensor:
-    """Flip masks `(..., h, w)` as their view is flipped, or back."""
+    """Flip masks `(..., h, w)` as their view is flipped. The same call flips them back."""
     return masks.flip(FLIP_DIMS[meta["flip_direction"]]) if meta["flip"] else masks
 
 
@@ -74,9 +76,9 @@ class InstanceTTAModel(BaseTTAModel):
 
     Args:
         module: a two-stage detector with a StandardRoIHead, or its configuration.
-        tta_cfg: `nms`, applied to the boxes of all views together (form as in the detector's `test_cfg.rcnn`);
-            `max_per_img`, instances kept per image.
-        data_preprocessor: replaces the one of a `module` given as a configuration.
+        tta_cfg: `nms`, applied to the boxes of all views together (in the form of the detector's `test_cfg.rcnn`);
+            `max_per_img`, the number of instances kept per image.
+        data_preprocessor: replaces that of `module`, if `module` is a configuration.
 
     Raises:
         ConfigError: if `tta_cfg` has other keys, or for another kind of detector.
@@ -188,7 +190,11 @@ class InstanceTTAModel(BaseTTAModel):
         )
 
     def mask_probs(self, view: View, boxes: list[Tensor]) -> Tensor:
-        """Mask probabilities `(n of all images, C, h, w)` in boxes of the images, from one view, flipped back."""
+        """Mask probabilities `(n of all images, C, h, w)` of the given boxes, predicted in one view and flipped back.
+
+        Args:
+            boxes: for each image `(n, 4)` in pixels of the original image.
+        """
         roi_head, extractor = self.module.roi_head, self.module.roi_head.mask_roi_extractor
         rois = bbox2roi([image_to_view(of_image, meta) for of_image, meta in zip(boxes, view.metas)])  # (n, 5)
         features = extractor(view.features[: extractor.num_inputs], rois)

@@ -1,4 +1,4 @@
-"""Mixup, cutmix and label smoothing as a data preprocessor."""
+"""mmengine data preprocessor with mixup, cutmix and label smoothing."""
 
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
@@ -29,7 +29,7 @@ class MixupPreprocessor(BaseDataPreprocessor):
         if training:
             count = len(data["inputs"])
             if count % 2:
-                raise DataError(f"mixup pairs images: a batch of {count} per device must be even; change batch_size")
+                raise DataError(f"mixup pairs images, but a batch has {count}; give an even batch_size")
             inputs, labels = self.mixup(data["inputs"], data["data_samples"])
             data = dict(inputs=inputs, data_samples=labels)
         return data

@@ -1,5 +1,5 @@
-# ARM with a linear head on the pooled tokens (ARM section 4.2): four scans; the class token in the middle of the
-# sequence is scanned but not read (reference code: --global_pool).
+# ARM with a linear head on the pooled tokens (ARM section 4.2). It scans four times; the class token in the middle of
+# the sequence is scanned, but the head does not read it (reference code: --global_pool).
 model = dict(
     type="ARMClassifier",
     arch="base",

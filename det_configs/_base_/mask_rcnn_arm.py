@@ -24,8 +24,8 @@ model = dict(
         dict(type="ARMPyramid", in_channels=768, norm_cfg=dict(type="GN")),
         dict(type="FPN", in_channels=[768] * 4, out_channels=256, num_outs=5),
     ],
-    # The Float32* parts are mmdet's, run in float32 under bfloat16 autocast: mmcv's RoIAlign and NMS do not support
-    # bfloat16, whose 8 bits would also round a coordinate near 1000 pixels to a multiple of 4.
+    # The Float32* parts are mmdet's, computed in float32 under bfloat16 autocast: mmcv's RoIAlign and NMS do not
+    # support bfloat16, whose 8 significant bits would also round a coordinate near 1000 pixels to a multiple of 4.
     rpn_head=dict(
         type="Float32RPNHead",
         in_channels=256,

@@ -13,7 +13,7 @@ optim_wrapper = dict(
     # no weight decay for norms, biases, pos_embed, class token, A_log and D, selected by name; the learning rate of
     # each block is layer_decay times that of the next
     constructor="ARMOptimWrapperConstructor",
-    paramwise_cfg=dict(layer_decay=1.0),  # none: the paper mentions none
+    paramwise_cfg=dict(layer_decay=1.0),  # no layer decay: the paper mentions none
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),

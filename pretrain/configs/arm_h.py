@@ -7,4 +7,4 @@ train_dataloader = dict(batch_size=64)
 train_cfg = dict(max_epochs=800)
 optim_wrapper = dict(optimizer=dict(lr=3e-4))  # 1.5e-4 x 512 / 256
 auto_scale_lr = dict(base_batch_size=512)
-model_wrapper_cfg = dict(type="fully_shard")  # shards weights, gradients and Adam's moments: 10.6 GB / GPUs
+model_wrapper_cfg = dict(type="fully_shard")  # shards weights, gradients and Adam's moments: 10.6 GB in all

@@ -1,4 +1,4 @@
-# AR pretraining on the generated shapes, for tools/quickstart.sh: minutes on two CPU cores.
+# AR pretraining on the generated shapes, for tools/quickstart.sh. Minutes on two CPU cores.
 #   python tools/pretrain.py pretrain/configs/quickstart.py
 _base_ = ["./_base_/arm_imagenet_1600e.py"]
 

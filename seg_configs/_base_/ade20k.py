@@ -1,4 +1,5 @@
-# ADE20K, 150 classes: the short edge is resized to 512 times 0.5 to 2.0, then cropped to 512 x 512 (mmseg's practice).
+# ADE20K, 150 classes. In training the short edge is resized to 256 to 1024 pixels, then a crop of 512 x 512 is taken,
+# as in mmseg.
 data_root = "data/ade/ADEChallengeData2016/"
 
 train_pipeline = [

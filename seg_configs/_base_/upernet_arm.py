@@ -1,6 +1,6 @@
 # UperNet on ARM-B: four stride-16 maps -> pyramid with strides 4, 8, 16, 32 -> mmseg's UPerHead and auxiliary FCN head.
-# SyncBN throughout (as XCiT, BEiT, MAE), which needs a total batch of about 16; without a GPU tools/train.py replaces
-# it by BN. For one GPU with few images use upernet_arm_b_gn.py.
+# SyncBN throughout, as in XCiT, BEiT and MAE; it needs a total batch of about 16. Without a GPU tools/train.py replaces
+# it by BN (by GN for a batch of 1). For one GPU with few images use upernet_arm_b_gn.py.
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(
@@ -11,8 +11,8 @@ model = dict(
         size=(512, 512),  # training crops of smaller images are padded to this
         pad_val=0,
         seg_pad_val=255,
-        # Sizes that are not multiples of 16 would be padded inside the backbone, and the head would resize the padding
-        # as a part of the image. Padding added here is removed again.
+        # Sizes that are not multiples of 16 would be padded inside the backbone, and the head would treat the padding
+        # as part of the image. Padding added here is removed again.
         test_cfg=dict(size_divisor=32),
     ),
     backbone=dict(

@@ -1,4 +1,4 @@
-# Linear probe on CamVid: ARM-Ti is frozen; one linear classifier reads the four maps of each patch together.
+# Linear probe on CamVid: ARM-Ti is frozen, and one linear classifier reads its four maps together, patch by patch.
 #   python tools/train.py seg_configs/photographs/linear_camvid_drive.py --amp
 _base_ = ["./upernet_camvid_drive.py"]
 

@@ -1,5 +1,6 @@
 # CamVid, tested on a drive that no training frame comes from. (CamVid's own validation frames are taken a second after
-# training frames, which flatters.) tools/compare_pretraining.py writes the two lists; see docs/pretraining.md.
+# training frames, so their mIoU is too high.) tools/compare_pretraining.py writes the two lists of frames and overrides
+# ann_file with them, see docs/pretraining.md. To run this file alone, write the lists to data_root.
 #   python tools/train.py seg_configs/photographs/upernet_camvid_drive.py --amp
 _base_ = ["../upernet_arm_ti_camvid.py"]
 

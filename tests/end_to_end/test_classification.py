@@ -115,7 +115,7 @@ def test_mixup_makes_distributions_in_training_only():
     assert 0.025 < share < 0.975
     plain = preprocess(dict(inputs=images, data_samples=labels), False)
     assert torch.equal(plain["inputs"], images) and torch.equal(plain["data_samples"], labels)
-    with pytest.raises(DataError, match="batch of 3 .* must be even"):
+    with pytest.raises(DataError, match="a batch has 3; give an even batch_size"):
         preprocess(dict(inputs=images[:3], data_samples=labels[:3]), True)
 
 
@@ -314,4 +314,4 @@ def test_nothing_to_draw(folders, tmp_path, capfd):
     arguments = ["--show-dir", tmp_path / "pictures", "--work-dir", tmp_path / "run"]
     config = ROOT / "cls_configs/quickstart_arm.py"
     assert call_tool("test.py", config, weights, *arguments, "--cfg-options", f"data_root={folders}") == 2
-    assert "classification draws no images; --out" in capfd.readouterr().err
+    assert "classification results are not drawn; use --out" in capfd.readouterr().err

@@ -28,8 +28,8 @@ train_dataloader = dict(
         path="data/imagenet/train",
         size=192,
         scale=(0.2, 1.0),  # reference code
-        on_error="raise",  # "skip" replaces an image that cannot be read by the next one,
-        max_skipped=100,  # up to this many, listed at the end
+        on_error="raise",  # "skip" reads the next image in place of an unreadable one, and lists these at the end
+        max_skipped=100,  # with "skip": more unreadable files stop the run
     ),
 )
 
@@ -40,7 +40,7 @@ optim_wrapper = dict(
     dtype="bfloat16",
     optimizer=dict(type="AdamW", lr=1.2e-3, betas=(0.9, 0.95), weight_decay=0.05),
     constructor="ARMOptimWrapperConstructor",
-    paramwise_cfg=dict(decay_exempt="reference"),  # not decayed: norms, biases, D, position tables (A_log is)
+    paramwise_cfg=dict(decay_exempt="reference"),  # as in the reference code, which decays A_log
     clip_grad=dict(max_norm=3.0),
 )
 # The paper says 5 warm-up epochs; the reference code, its README and STAR say 40. Updated every iteration, down to 0.

@@ -1,4 +1,4 @@
-# Ablation: pixel by pixel, as iGPT. Paper: 79.8 top-1 after finetuning. The paper's text says images of 144 x 144
+# Ablation: pixel by pixel, as in iGPT. Paper: 79.8 top-1 after finetuning. The paper's text says images of 144 x 144
 # pixels, its table 144 units; we use images of 12 x 12 pixels, 144 units. Before finetuning, resample the 1 x 1
 # patches: tools/convert_checkpoint.py --patch-size 16.
 #   tools/dist_train.sh pretrain/configs/ablations/pixel_units.py 8     # batch 2048 = 8 GPUs x 256 images

@@ -1,4 +1,4 @@
-# ARM-Ti on a thousand photographs, 20 epochs: compares choices of pretraining on a CPU (docs/pretraining.md).
+# ARM-Ti on a thousand photographs, 20 epochs: the baseline of a comparison on a CPU (docs/pretraining.md).
 # tools/compare_pretraining.py runs the files of this folder and evaluates them by segmentation; this one alone:
 #   python tools/pretrain.py pretrain/configs/photographs/arm.py --data photos.txt --data-prefix data --amp
 _base_ = ["../arm_ti.py"]

@@ -1,4 +1,4 @@
-# As arm.py, but STAR with four images per sequence and an identity separator before each.
+# arm.py, but as in STAR: four images per sequence and an identity separator before each.
 #   python tools/pretrain.py pretrain/configs/photographs/star.py --data photos.txt --data-prefix data --amp
 _base_ = ["./arm.py"]
 

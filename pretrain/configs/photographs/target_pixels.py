@@ -1,4 +1,4 @@
-# As arm.py, but pixels without per-patch normalisation as the target.
+# arm.py, but with pixels without per-patch normalization as the target.
 #   python tools/pretrain.py pretrain/configs/photographs/target_pixels.py --data photos.txt --data-prefix data --amp
 _base_ = ["./arm.py"]
 

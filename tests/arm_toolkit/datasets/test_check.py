@@ -301,7 +301,7 @@ def test_images_of_a_list(pictures, tmp_path):
 
 
 def test_images_nothing_there(tmp_path):
-    assert "no pictures" in only_error(check_images(tmp_path))
+    assert "no images" in only_error(check_images(tmp_path))
     assert "cannot be read" in only_error(check_images(tmp_path / "nowhere"))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x80\x81")
     assert "is not text" in only_error(check_images(tmp_path / "binary"))

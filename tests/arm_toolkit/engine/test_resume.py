@@ -227,7 +227,10 @@ def test_nothing_to_resume_is_one_line(data, tmp_path, capsys):
     cfg = tmp_path / "config.py"
     seg_config(data).dump(cfg)
     for arguments, expected in (
-        (["--resume"], f"error: --resume: {tmp_path}/empty contains no checkpoint; omit --resume to start anew\n"),
+        (
+            ["--resume"],
+            f"error: --resume: {tmp_path}/empty contains no checkpoint; omit --resume to start from the beginning\n",
+        ),
         (
             ["--resume", "gone.pth"],
             "error: gone.pth does not exist; give the path of an existing .pth or .safetensors file\n",

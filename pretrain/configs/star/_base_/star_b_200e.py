@@ -1,5 +1,5 @@
-# STAR-B (arXiv 2603.03806): eight images per sequence, an identity separator before each, 200 epochs; otherwise as
-# ARM-B.
+# STAR-B (arXiv 2603.03806): eight images per sequence, an identity separator before each, 200 epochs; otherwise
+# ARM-B's settings.
 _base_ = ["../../_base_/arm_imagenet_1600e.py"]
 
 model = dict(
