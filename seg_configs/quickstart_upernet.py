@@ -5,7 +5,7 @@ _base_ = ["_base_/upernet_arm.py", "_base_/ade20k.py", "_base_/schedule_160k.py"
 data_root = "work_dirs/quickstart/shapes/ade/"
 metainfo = dict(
     classes=("background", "disc", "square", "triangle"),
-    palette=[[90, 90, 90], [230, 60, 60], [60, 190, 75], [70, 110, 230]],
+    palette=[[90, 90, 90], [230, 60, 60], [60, 190, 75], [70, 110, 240]],
 )
 
 model = dict(

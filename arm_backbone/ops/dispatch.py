@@ -9,8 +9,8 @@
 | `mamba_ssm` | an NVIDIA GPU | the CUDA kernel of the mamba-ssm package |
 
 The folders offer the same functions under the same file names; the Protocols below are their signatures. To add a back
-end, write such a folder and name it in `_FOLDERS`, `BACKENDS` and `unavailable`. Back ends are imported when they are
-first used.
+end, write such a folder, name it in `_FOLDERS`, `BACKENDS` and `unavailable`, and say in `_fastest`, `conv_kernels` and
+`_direct` when it is preferred. Back ends are imported when they are first used.
 """
 
 import functools

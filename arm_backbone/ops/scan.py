@@ -42,7 +42,7 @@ def cross_scan(
         B, C: (B, K, L, N), in token order.
         D, delta_bias: (K, D) or None.
         orders: (K, L); `orders[k, t]` is the token that direction k visits at step t. A plain int64 tensor is validated
-            at each call; `ScanOrders` (such as `scan_orders` returns) once.
+            at each call; `ScanOrders` (from `scan_order.grid_orders`) once.
         delta_softplus: apply softplus to delta (after the bias).
         reduce: "mean" or "sum" over the directions.
         backend: see `resolve_backend`.
