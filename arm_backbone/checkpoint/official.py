@@ -1,7 +1,7 @@
-"""The authors' checkpoints: one table of their names and ours, used in both directions.
+"""Translates the authors' checkpoints to our names and shapes and back, with one table for both ways.
 
-Their files differ from ours in this: blocks are called `layers`; each direction is a tensor of its own with a suffix
-(ours have a leading K); the position embedding is a sequence that includes the class token (ours is a grid); and
+Their files differ from ours: blocks are called `layers`; each direction has its own tensors, with a suffix (ours have a
+leading dimension K); the position embedding is a sequence that includes the class token (ours is a grid); and
 pretraining files hold a constant mask.
 
 Legend: K scan directions, D channels, W taps, C width, M patches, Gh, Gw grid.
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..scan_order import cls_index
 
 SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward
-CLUSTER_PATCHES = 16  # patches per cluster; the authors have one size, 4 x 4
+CLUSTER_PATCHES = 16  # patches per cluster; the authors' code has one size, 4 x 4
 
 # {} stands for the direction's suffix
 _MIXER = {
@@ -93,7 +93,7 @@ def parameter_names(layers: int, decoder_depth: int | None) -> Iterator[tuple[st
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """How many numbers from 0 on, put into `pattern`, give the name of a tensor."""
+    """The number of tensors named `pattern` with 0, 1, 2, ... filled in, up to the first missing one."""
     count = 0
     while pattern.format(count) in state:
         count += 1
@@ -104,10 +104,10 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
     """Rename and reshape the authors' tensors to ours.
 
     Args:
-        cls_token: place of the class token in a classifier's sequence, "middle" or "tail"; files do not record it.
+        cls_token: position of the class token in a classifier's sequence, "middle" or "tail"; files do not record it.
 
     Returns:
-        our tensors, and their name -> our name for each tensor of the file ("" for the mask, which we do not keep).
+        our tensors, and {their name: our name} for each tensor of the file ("" for the mask, which we drop).
 
     Raises:
         ValueError: for an unknown name, a missing direction, or a grid that is not square.
@@ -119,7 +119,7 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
     directions: dict[str, list[Tensor]] = {}
     for theirs, ours, direction in parameter_names(_count(state, "layers.{}.mixer.in_proj.weight"), depth):
         if theirs not in state:
-            continue  # completeness is checked by the conversion, or by loading into a model
+            continue  # conversion, or loading into a model, checks that nothing is missing
         renamed[theirs] = ours
         if direction is None:
             result[ours] = state[theirs]
@@ -158,13 +158,13 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
     """Rename and reshape the tensors of our pretraining model or classifier to the authors'.
 
     Args:
-        cls_token: place of the class token in a classifier's sequence, "middle" or "tail".
+        cls_token: position of the class token in a classifier's sequence, "middle" or "tail".
 
     Returns:
-        their tensors, and their name -> our name for each of them ("" for the mask, which is computed).
+        their tensors, and {their name: our name} for each of them ("" for the mask, which is computed).
 
     Raises:
-        ValueError: for a tensor that their format has no name for, or another number of scans.
+        ValueError: for a tensor without a name in their format, or a wrong number of scans.
     """
     pretrain = "mask_token" in state
     trunk = "encoder." if pretrain else ""
@@ -194,6 +194,6 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
 
 
 def cluster_mask(patches: int) -> Tensor:
-    """Their decoder's attention mask: 0 where a query of cluster a + 1 sees a key of cluster b <= a, else -inf."""
+    """The authors' decoder mask: 0 where a query of cluster a + 1 may attend to a key of cluster b <= a, else -inf."""
     cluster = torch.arange(patches - CLUSTER_PATCHES) // CLUSTER_PATCHES
     return torch.zeros(len(cluster), len(cluster)).masked_fill_(cluster[:, None] < cluster, -torch.inf)
