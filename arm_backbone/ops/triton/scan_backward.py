@@ -41,7 +41,7 @@ def _reverse(
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state before a segment if that after it were 0, and the segment's sum of steps."""
+    """The gradient of the state before a segment if the gradient after it were 0, and the segment's sum of steps."""
     WORDS: tl.constexpr = N // PACK
     pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -85,10 +85,10 @@ def _reverse(
 
 @triton.jit
 def _fold(values, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
-    """Sum pairs of vectors over lanes that differ in a bit, which halves the number of vectors.
+    """Sum pairs of vectors over lanes that differ in one bit, which halves the number of vectors.
 
-    Lanes without the bit hold the sums of the first vector of a pair, lanes with it those of the second. A single
-    vector is summed in all lanes.
+    Lanes where the bit is 0 then hold sums of the first vector of a pair, lanes where it is 1 those of the second. A
+    single vector is summed in all lanes.
     """
     upper = (lane >> BIT) % 2 == 1
     other = lane ^ (1 << BIT)
@@ -112,7 +112,7 @@ def _lane_sums(x):
 
 @triton.jit
 def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, GROUP: tl.constexpr):
-    """Load index, delta, u and gradient of a group's tokens, packed; tokens out of range repeat the nearest."""
+    """Load index, delta, u and gradient of a group's tokens, packed; a token out of range repeats the nearest one."""
     tokens, raws, xs, dys = (), (), (), ()
     for v in tl.static_range(GROUP):
         token = tl.load(order + tl.maximum(tl.minimum(begin + v, end - 1), start)).to(tl.int32)
@@ -132,10 +132,11 @@ def _backward(
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
     SHARED_U: tl.constexpr,
 ):  # fmt: skip
-    """Backward of a segment of a direction of an image, from its last chunk to its first; `done` parts ran before.
+    """Backward of one segment of one direction of an image, from its last chunk to its first.
 
-    grad_u and grad_delta may be u and delta: a program overwrites only what it alone reads, after reading it. `totals`
-    are the gradients of A, D and bias, `partial` those of C and B from a block of channels, in scan order.
+    The first `done` parts (segments of a row) ran in earlier launches. grad_u and grad_delta may be u and delta: a
+    program overwrites only what no other program reads, after reading it. `notes` are the states before each group of a
+    chunk, `totals` the gradients of A, D and bias, `partial` those of C and B from a block of channels, in scan order.
     """
     WORDS: tl.constexpr = N // PACK
     block = tl.program_id(0)
@@ -165,7 +166,7 @@ def _backward(
     program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + block
     note = notes + program * (CHUNK // GROUP * N * CHANNELS) + inner
 
-    # where a lane's sum goes: number i of a word of the token `back` before the group's last, for C or B
+    # each lane stores one sum: for C (whose 0) or B (1), number i_lane of a word, `back` tokens before the group's last
     lane = tl.arange(0, LANES)
     whose, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
     own = (block + whose * tl.num_programs(0)) * tl.num_programs(1) + tl.program_id(1)
@@ -208,13 +209,13 @@ def _backward(
             begin = start + group * GROUP
             steps, inputs, grads = (), (), ()
             for v in tl.static_range(GROUP):
-                there = in_d & (begin + v < stop)  # steps beyond it change nothing
+                there = in_d & (begin + v < stop)  # tokens beyond `stop` get step 0 and change nothing
                 size = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
                 size = tl.where(there, size, 0)
                 steps = steps + (size,)
                 inputs = inputs + (size * _channels(xs[v], PACK, TYPE),)
                 grads = grads + (tl.where(there, _channels(dys[v], PACK, TYPE) / divisor, 0),)
-            # load the next group, and each next word, while this one is computed
+            # load the next group, and below each next word, while the current one is computed
             next_places, next_raws, next_xs, next_dys = _group_inputs(
                 u, delta, grad_y, order, begin - GROUP, start, stop, pairs, in_pairs, GROUP
             )
@@ -225,7 +226,7 @@ def _backward(
             bs, cs = (), ()
             for v in tl.static_range(GROUP):
                 bs, cs = bs + (tl.load(B + places[v] * step_B),), cs + (tl.load(C + places[v] * step_C),)
-            for w in range(WORDS):  # g and sum_a rotate, so that the word's own come first
+            for w in range(WORDS):  # g and sum_a rotate, so that those of the current word come first
                 sums, new_g, new_a = (), (), ()
                 following = tl.minimum(w + 1, WORDS - 1)
                 next_before = _states(note + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
@@ -289,7 +290,7 @@ def _sum_blocks(
     directions, length, rows, segment_length, blocks, used, done,
     N: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradients of C and B of some steps over blocks of channels, and store them at their tokens."""
+    """Sum the gradients of C and B over blocks of channels, for TOKENS steps, and store them at their tokens."""
     part = done + tl.program_id(0)
     row, first = (part % rows).to(tl.int64), part // rows * segment_length
     step, n = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
