@@ -249,7 +249,7 @@ class ARM(ARMTrunk):
             and 7, 11, 15, 23 of 24.
         frozen_stages: -1 trains everything, 0 freezes the embeddings, n freezes them and the first n blocks.
 
-    The other arguments are those of `ARMTrunk`.
+    The other arguments are as in `ARMTrunk`.
 
     Raises:
         ValueError: for an argument out of range; the message names it.

@@ -27,7 +27,7 @@ class ARMClassifier(ARMTrunk):
             pooling.
         drop_rate: dropout before the head.
 
-    The other arguments are those of `ARMTrunk`.
+    The other arguments are as in `ARMTrunk`.
 
     Raises:
         ValueError: for an unknown pooling, or "token" without a class token.

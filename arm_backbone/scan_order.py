@@ -22,9 +22,9 @@ def scan_orders(
     """Orders in which the mixer scans a raster sequence of H * W patches, with or without a class token.
 
     Direction 0 is row-forward, 1 row-backward, 2 column-forward, 3 column-backward; a backward order is the exact
-    reversal of the forward one. A class token is at index H*W // 2 ("middle", reference code) or H*W ("tail", STAR) of
-    the sequence, and both forward orders visit it at the step of that number. The two backward directions therefore
-    read a tail token first.
+    reversal of the forward one. A class token is at index p = H*W // 2 ("middle", reference code) or p = H*W ("tail",
+    STAR) of the sequence, and both forward orders visit it at step p. The backward orders therefore visit a tail token
+    first.
 
     Args:
         scans: 1 (row-forward only) or 4.

@@ -312,8 +312,7 @@ class ARMPretrainer(BaseModel):
 
     @torch.no_grad()
     def free_running(self, images: Tensor, given: int, patches: Tensor | None = None) -> Tensor:
-        """Like `teacher_forced`, but each cluster after the first `given` is predicted from these and from the
-        predictions before it.
+        """Like `teacher_forced`, but only the first `given` clusters are true; later ones follow from predictions.
 
         Raises:
             ValueError: if the model predicts tokens, or unless 1 <= `given` <= M (0 is allowed if the sequence starts

@@ -184,8 +184,8 @@ def scan_backend(name: str) -> Iterator[None]:
 def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> str:
     """Name of the back end that scans tensors of this device and dtype.
 
-    The argument takes precedence over `scan_backend`, and this over the environment variable ARM_SCAN_BACKEND. "auto"
-    is the fastest back end that can run.
+    The argument takes precedence over `scan_backend`, which takes precedence over the environment variable
+    ARM_SCAN_BACKEND. "auto" is the fastest back end that can run.
 
     Raises:
         ValueError: for a back end that is unknown or cannot run here; the message says why, and what to install.

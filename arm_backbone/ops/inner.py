@@ -64,7 +64,7 @@ def mamba_inner(
 
 
 def uses_fused_inner(x: Tensor) -> bool:
-    """Whether `mamba_inner` runs as one autograd function, which saves little for its backward, on tokens like x."""
+    """Whether, for tokens like x, `mamba_inner` runs as one autograd function, which saves little for its backward."""
     return direct_inner(x, taps=1, dtype=compute_dtype(x)) is not None
 
 
