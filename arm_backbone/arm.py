@@ -285,7 +285,7 @@ class ARM(ARMTrunk):
         if not self.out_indices or not all(0 <= i < self.num_layers for i in self.out_indices):
             raise ValueError(f"out_indices={out_indices!r}: give block numbers from 0 to {self.num_layers - 1}")
         if list(self.out_indices) != sorted(set(self.out_indices)):
-            raise ValueError(f"out_indices={out_indices!r}: give block numbers in rising order, each once")
+            raise ValueError(f"out_indices={out_indices!r}: give block numbers in ascending order, each once")
         self.out_norms = nn.ModuleList(nn.LayerNorm(self.embed_dims, eps=NORM_EPS) for _ in self.out_indices)
         if not -1 <= frozen_stages <= self.num_layers:
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {self.num_layers} (all blocks)")
@@ -376,4 +376,4 @@ def init_parameters(model: nn.Module) -> None:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters()")
+            raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters(); add one")

@@ -102,7 +102,7 @@ def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
     if ema and "ema_state_dict" not in checkpoint:
         if not isinstance(checkpoint.get("model_ema"), dict):
             raise CheckpointError(
-                f"no EMA weights: expected a key model_ema or ema_state_dict; found {shorten(list(checkpoint))}"
+                f"no EMA weights: no key model_ema or ema_state_dict among {shorten(list(checkpoint))}; omit --ema"
             )
         checkpoint = checkpoint["model_ema"]
     for key in ("state_dict", "model"):

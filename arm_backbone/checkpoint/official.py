@@ -127,7 +127,9 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
             directions.setdefault(ours, []).append(state[theirs])
     for ours, tensors in directions.items():
         if len(tensors) != (1 if pretrain else len(SUFFIXES)):
-            raise ValueError(f"{ours} exists for {len(tensors)} of {len(SUFFIXES)} directions only")
+            raise ValueError(
+                f"{ours} exists for only {len(tensors)} of {len(SUFFIXES)} directions; use a complete file"
+            )
         stacked = torch.stack(tensors)
         result[ours] = stacked.squeeze(2) if ours.endswith("conv_weight") else stacked  # (K, D, 1, W) -> (K, D, W)
     if "pos_embed" in state:
@@ -150,7 +152,9 @@ def _split_position(table: Tensor, pretrain: bool, cls_token: str) -> dict[str, 
         table = torch.cat([table[:, :position], table[:, position + 1 :]], dim=1)
     side = math.isqrt(table.shape[1])
     if side**2 != table.shape[1]:
-        raise ValueError(f"pos_embed has {table.shape[1]} patches, which is not a square number")
+        raise ValueError(
+            f"pos_embed has {table.shape[1]} patches, which is not a square: give a file with a square grid"
+        )
     return {"encoder.pos_embed" if pretrain else "pos_embed": table.unflatten(1, (side, side)), **result}
 
 
@@ -177,7 +181,8 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
         tensor = state[ours]
         if direction is not None:
             if len(tensor) != (1 if pretrain else len(SUFFIXES)):
-                raise ValueError(f"{ours} has {len(tensor)} scans, the authors' {1 if pretrain else len(SUFFIXES)}")
+                expected = 1 if pretrain else len(SUFFIXES)
+                raise ValueError(f"{ours} has {len(tensor)} scans, but the authors' format {expected}")
             tensor = tensor[direction].unsqueeze(1) if ours.endswith("conv_weight") else tensor[direction]
         result[theirs], renamed[theirs] = tensor, ours
     table = state[f"{trunk}pos_embed"].flatten(1, 2)
@@ -189,7 +194,7 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
         result["mask"], renamed["mask"] = cluster_mask(table.shape[1]), ""
     unknown = state.keys() - set(renamed.values()) - {"cls_pos_embed"}
     if unknown:
-        raise ValueError(f"the authors' format has no place for {', '.join(sorted(unknown)[:5])}")
+        raise ValueError(f"the authors' format has no name for {', '.join(sorted(unknown)[:5])}")
     return result, renamed
 
 

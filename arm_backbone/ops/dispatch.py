@@ -127,19 +127,19 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         return "it computes in float32, and these tensors are float64; use backend='torch'"
     if backend == "cpu":
         if device.type != "cpu":
-            return f"it scans tensors on a CPU, and these are on {device}"
+            return f"it scans tensors on a CPU, but these are on {device}; use 'auto'"
         return _part("cpu", "library").unavailable()
     if backend == "triton":
         return _triton_unavailable(device)
     if device.type != "cuda":
-        return f"it scans tensors on an NVIDIA GPU, and these are on {device}"
+        return f"it scans tensors on an NVIDIA GPU, but these are on {device}; use 'auto'"
     return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
 
 
 def _triton_unavailable(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device; None if they can. Its interpreter (for tests) runs on a CPU."""
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return f"it scans tensors on a GPU, and these are on {device}"
+        return f"it scans tensors on a GPU, but these are on {device}; use 'auto'"
     version = _triton_version()
     if version is None:
         return "triton is not installed; pip install triton"

@@ -86,7 +86,7 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
             given = f"x {tuple(x.shape)} and conv_weight {tuple(conv_weight.shape)}"
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with {given} it must be {shape}")
         if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+            raise ValueError(f"{name} is on {tensor.device}, but x on {x.device}; move both to one device")
 
 
 def _direction_rows(tokens: Tensor) -> Tensor:

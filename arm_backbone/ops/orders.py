@@ -67,7 +67,7 @@ def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -
             f"it must be {expected}"
         )
     if tensor.device != tokens.device:
-        raise ValueError(f"orders is on {tensor.device}, the tokens on {tokens.device}")
+        raise ValueError(f"orders is on {tensor.device}, but the tokens on {tokens.device}; move both to one device")
     return ScanOrders(tensor).tensor if plain else tensor
 
 

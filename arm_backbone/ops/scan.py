@@ -122,7 +122,7 @@ def _check(u, delta, A, B, C, D, delta_bias) -> None:
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} it must be {shape}")
         if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
+            raise ValueError(f"{name} is on {tensor.device}, but u on {u.device}; move both to one device")
     for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a real floating-point tensor, not {tensor.dtype}")

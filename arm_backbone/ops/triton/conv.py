@@ -140,7 +140,7 @@ def _backward(
 def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *others: Tensor) -> None:
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
     if length * x.stride(1) >= 2**31:
-        raise ValueError(f"the Triton convolution takes fewer than 2^31 numbers per image; x is {tuple(x.shape)}")
+        raise ValueError(f"x {tuple(x.shape)} has 2^31 or more numbers per image, too many for Triton; reduce it")
     grid = (triton.cdiv(length, STRETCH), triton.cdiv(channels, CHANNELS), directions * batch)
     if all(grid):
         x, row_x = as_rows(x)
