@@ -178,12 +178,12 @@ def scan_backward(
     grad_B, grad_C = (x.new_empty(i.directions, i.batch, i.length, used) for x in (B, C))
     totals = i.empty(i.segments, i.batch, i.states + 2, i.directions, i.channels)
     constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None, SHARED_U=i.shared)
-    # launch only as many programs at a time as fill the GPU, because each needs its own `notes`
+    # launch only as many programs at a time as fill the GPU, because each needs its own `group_states`
     blocks, parts = i.grid[0], i.rows * i.segments
     together = min(parts, max(1, _programs_at_once(u.device) // max(1, blocks)))
-    notes = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
+    group_states = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
     partial = i.empty(2, blocks, together, i.segment_length, i.states)
-    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, states, carried, notes)
+    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, states, carried, group_states)
     for done in range(0, parts, max(1, together)):
         now = min(together, parts - done)
         arguments = (*tensors, grad_u, grad_delta, totals, partial, *i.sizes(), i.divisor, done)
