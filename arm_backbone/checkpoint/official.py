@@ -128,7 +128,7 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
     for ours, tensors in directions.items():
         if len(tensors) != (1 if pretrain else len(SUFFIXES)):
             raise ValueError(
-                f"{ours} exists for only {len(tensors)} of {len(SUFFIXES)} directions; use a complete file"
+                f"{ours} exists for {len(tensors)} of {len(SUFFIXES)} directions only; use a complete file"
             )
         stacked = torch.stack(tensors)
         result[ours] = stacked.squeeze(2) if ours.endswith("conv_weight") else stacked  # (K, D, 1, W) -> (K, D, W)
@@ -182,7 +182,7 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
         if direction is not None:
             if len(tensor) != (1 if pretrain else len(SUFFIXES)):
                 expected = 1 if pretrain else len(SUFFIXES)
-                raise ValueError(f"{ours} has {len(tensor)} scans, but the authors' format {expected}")
+                raise ValueError(f"{ours} has {len(tensor)} scans, but the authors' format has {expected}")
             tensor = tensor[direction].unsqueeze(1) if ours.endswith("conv_weight") else tensor[direction]
         result[theirs], renamed[theirs] = tensor, ours
     table = state[f"{trunk}pos_embed"].flatten(1, 2)

@@ -53,7 +53,9 @@ class _Packed:
         u, delta, A, B, C, D, delta_bias, orders = inputs
         self.batch, self.directions, self.length, self.channels = u.shape
         if self.length * max(self.channels, A.shape[2]) >= 2**31:
-            raise ValueError(f"u {tuple(u.shape)} has 2^31 or more numbers per image, too many for Triton; use 'torch'")
+            raise ValueError(
+                f"u {tuple(u.shape)} has 2^31 or more numbers per image, too many for Triton; use the back end 'torch'"
+            )
         self.dtype = functools.reduce(torch.promote_types, (delta.dtype, B.dtype, C.dtype), u.dtype)
         pack = 8 // self.dtype.itemsize
         shared = is_shared(u)
