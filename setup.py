@@ -8,7 +8,7 @@ from setuptools.command.build_ext import build_ext
 
 here = Path(__file__).parent
 
-# The CPU kernels: one source for each instruction set, chosen between when they run
+# The CPU kernels: one source, compiled for each instruction set; the set is chosen at run time
 CSRC = "arm_backbone/ops/cpu/csrc"
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-Wno-psabi"]
@@ -17,14 +17,14 @@ INSTRUCTION_SETS = {"plain": [], **({"avx2": ["-mavx2", "-mfma"], "avx512": AVX5
 
 
 class BuildKernels(build_ext):
-    """Builds libarm_cpu.so, a plain C library; where that fails, the model runs on PyTorch's own operators."""
+    """Builds libarm_cpu.so, a plain C library; if that fails, the model runs on PyTorch's own operators."""
 
     def get_ext_filename(self, name: str) -> str:
-        return f"{name.replace('.', '/')}.so"  # without the Python version: it is no Python module
+        return f"{name.replace('.', '/')}.so"  # no Python version in the name: it is not a Python module
 
     def build_extension(self, extension: Extension) -> None:
         target = self.get_ext_fullpath(extension.name)
-        Path(target).unlink(missing_ok=True)  # an older one must not outlive a failure
+        Path(target).unlink(missing_ok=True)  # a failed build must not leave an older library
         build = Path(self.build_temp)
         macros = ["-DARM_X86"] if IS_X86 else []
         objects = self.compiler.compile([f"{CSRC}/interface.cpp"], str(build), extra_postargs=FLAGS + macros)
@@ -46,7 +46,7 @@ def pins(section: str) -> list[str]:
     return found
 
 
-# pretrain/ is imported as arm_pretrain: tools/pretrain.py would shadow a package called pretrain
+# pretrain/ is imported as arm_pretrain, because tools/pretrain.py would shadow a package called pretrain
 pretrain = find_packages("pretrain")
 if (here / "pretrain" / "__init__.py").exists():
     pretrain = ["arm_pretrain", *(f"arm_pretrain.{name}" for name in pretrain)]
@@ -66,17 +66,17 @@ setup(
     package_dir={"arm_pretrain": "pretrain"},
     package_data={
         "arm_backbone": ["ops/cpu/csrc/*"],
-        # configurations are no packages (no __init__.py), so they are data
+        # configurations are data, because their folders are not packages (no __init__.py)
         "arm_pretrain": ["configs/**/*.py"],
         "arm_toolkit": ["experiments/*.j2"],
     },
     ext_modules=[Extension("arm_backbone.ops.cpu.libarm_cpu", [f"{CSRC}/kernels.cpp"], optional=True)],
     cmdclass={"build_ext": BuildKernels},
-    # What a timm user needs, and no more. Lower bounds only, as a library that pins torch fits into
-    # nobody's environment; tested with the versions in tools/versions.txt.
+    # Only what a timm user needs. Lower bounds only, because a library that pins torch fits into hardly any
+    # environment; tested with the versions in tools/versions.txt.
     install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "safetensors>=0.4.3"],
     extras_require={
-        # These need torch installed first, and no build isolation: tools/install.sh does it so
+        # These need torch installed first and no build isolation, as in tools/install.sh
         "openmmlab": pins("openmmlab"),
         "cuda": pins("cuda"),
         "dev": pins("dev"),

@@ -1,8 +1,8 @@
 """ARM, the Mamba vision backbone of "Autoregressive Pretraining with Mamba in Vision", for dense prediction.
 
-`ARM` and `ARMClassifier` depend on the environment. If mmengine is installed, importing this package imports mmengine,
-and they are the registered subclasses in `arm_backbone.openmmlab`, with the same weights and outputs. Otherwise they
-are the plain modules, which `arm_backbone.arm.ARM` and `arm_backbone.classifier.ARMClassifier` are in either case.
+If mmengine is installed, importing this package imports mmengine, and `ARM` and `ARMClassifier` are the registered
+subclasses in `arm_backbone.openmmlab`, with the same weights and outputs. Otherwise they are the plain modules, which
+are always available as `arm_backbone.arm.ARM` and `arm_backbone.classifier.ARMClassifier`.
 """
 
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""The ARM backbone (ARM section 3.3, Table 1): patch and position embedding, MambaMLP blocks, a feature map per level.
+"""The ARM backbone (ARM section 3.3, Table 1): patch and position embedding, MambaMLP blocks, feature maps.
 
 Legend: B batch, H, W image height and width, Gh, Gw grid height and width in tokens, L tokens, C channels.
 """
@@ -44,9 +44,9 @@ EXPENSIVE = [
 
 
 def resolve_with_cp(with_cp: bool | str) -> bool | str:
-    """False, "selective" or "full" for any accepted value of `with_cp`.
+    """Map every accepted value of `with_cp` to False, "selective" or "full".
 
-    True is "full", as in mmdet. "all", the former name of "full", is accepted with a warning.
+    True means "full", as in mmdet. "all", the former name of "full", is accepted with a warning.
 
     Raises:
         ValueError: for any other value.
@@ -66,20 +66,20 @@ def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, w
         x: (B, L, C).
         orders: (K, L).
         with_cp: False keeps all activations; "selective" keeps the results of matmuls and scans and recomputes the
-            rest; "full" keeps the input alone and recomputes the whole block.
+            rest; "full" keeps only the input and recomputes the whole block.
     """
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)
     if with_cp != "selective":
         return checkpoint(block, x, orders, use_reentrant=False)
-    if uses_fused_inner(x):  # the fused mixer already recomputes its cheap parts, faster
+    if uses_fused_inner(x):  # the fused mixer recomputes its cheap parts itself, faster
         return block(x, orders)
     context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
     return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 
 
 def resolve_arch(arch: str | dict) -> tuple[int, int]:
-    """(embed_dims, num_layers) of a name in `ARCHS`, or of a dict with exactly these two keys."""
+    """(embed_dims, num_layers) for a name in `ARCHS`, or for a dict with exactly these two keys."""
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ValueError(
@@ -118,15 +118,15 @@ class ARMTrunk(nn.Module):
 
     Args:
         arch: name in `ARCHS`, or a dict with embed_dims and num_layers.
-        img_size: pixels, one number or (height, width); sets the grid of the position embedding.
+        img_size: pixels, one number or (height, width); determines the grid of the position embedding.
         patch_size, patch_stride: pixels.
         scans: number of scan directions, 1 (pretraining) or 4 (finetuning).
-        cls_token: None, or the place of a class token in the sequence: "middle" (reference code) or "tail" (STAR).
+        cls_token: None, or the position of a class token in the sequence: "middle" (reference code) or "tail" (STAR).
         in_chans: image channels.
-        drop_path_rate: stochastic depth, rising with depth.
+        drop_path_rate: stochastic depth rate, which rises linearly with depth.
         with_cp: activation checkpointing of each block. False: none. "selective": keep the results of matmuls and
-            scans, recompute the rest; with the GPU and CPU kernels a block does nearly that in any case. "full" or
-            True: keep only the block's input, recompute everything.
+            scans, recompute the rest; the GPU and CPU kernels always do nearly that, and then it changes nothing.
+            "full" or True: keep only the block's input, recompute everything.
         reference_init: zero the delta biases of directions 2 to 4, as the reference code does when it trains from
             scratch, instead of giving every direction Mamba's initial step sizes.
 
@@ -166,7 +166,7 @@ class ARMTrunk(nn.Module):
         if cls_token is not None:
             self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims))
             self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims))
-        ARMTrunk.reset_parameters(self)  # before the blocks, so that a seed gives the weights it always gave
+        ARMTrunk.reset_parameters(self)  # before the blocks are built: the order determines the weights of a seed
         self.blocks = nn.ModuleList(
             Block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init)
             for rate in drop_path_rates(drop_path_rate, self.num_layers)
@@ -197,9 +197,9 @@ class ARMTrunk(nn.Module):
         return grid_orders(*grid, self.scans, self.cls_token_position, device=self.pos_embed.device)
 
     def block_outputs(self, x: Tensor, orders: ScanOrders | Tensor) -> Iterator[Tensor]:
-        """Run the blocks one after the other, checkpointed as `with_cp` says, and yield the output of each.
+        """Run the blocks in turn, with activation checkpointing according to `with_cp`, and yield the output of each.
 
-        A block runs when its output is requested, so a caller that stops early pays for no further block.
+        A block runs only when its output is requested, so a caller that stops early does not run the remaining blocks.
 
         Args:
             x: embedded tokens (B, L, C).
@@ -244,12 +244,12 @@ class ARM(ARMTrunk):
     """Backbone for dense prediction: maps images of any size to feature maps at the patch stride.
 
     Args:
-        cls_token: as in `ARMTrunk`, to load a finetuned classifier; the feature maps leave it out.
+        cls_token: as in `ARMTrunk`, to load a finetuned classifier; the feature maps do not contain it.
         out_indices: blocks (from 0) whose outputs are returned. None: four levels by depth, blocks 3, 5, 7, 11 of 12
             and 7, 11, 15, 23 of 24.
-        frozen_stages: -1 trains everything, 0 freezes the embeddings, n also the first n blocks.
+        frozen_stages: -1 trains everything, 0 freezes the embeddings, n freezes them and the first n blocks.
 
-    The other arguments are those of `ARMTrunk`.
+    The other arguments are as in `ARMTrunk`.
 
     Raises:
         ValueError: for an argument out of range; the message names it.
@@ -285,7 +285,7 @@ class ARM(ARMTrunk):
         if not self.out_indices or not all(0 <= i < self.num_layers for i in self.out_indices):
             raise ValueError(f"out_indices={out_indices!r}: give block numbers from 0 to {self.num_layers - 1}")
         if list(self.out_indices) != sorted(set(self.out_indices)):
-            raise ValueError(f"out_indices={out_indices!r}: give block numbers in rising order, each once")
+            raise ValueError(f"out_indices={out_indices!r}: give block numbers in ascending order, each once")
         self.out_norms = nn.ModuleList(nn.LayerNorm(self.embed_dims, eps=NORM_EPS) for _ in self.out_indices)
         if not -1 <= frozen_stages <= self.num_layers:
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {self.num_layers} (all blocks)")
@@ -331,7 +331,11 @@ class ARM(ARMTrunk):
 
 
 def default_out_indices(num_layers: int) -> tuple[int, ...]:
-    """Four levels by depth (XCiT, BEiT, MAE): blocks 3, 5, 7, 11 of 12, and 7, 11, 15, 23 of 24."""
+    """Blocks (from 0) of four levels, as in XCiT, BEiT and MAE: 3, 5, 7, 11 of 12, and 7, 11, 15, 23 of 24.
+
+    Raises:
+        ValueError: for fewer than 4 blocks.
+    """
     if num_layers < 4:
         raise ValueError(f"num_layers={num_layers}: four levels need at least 4 blocks; give out_indices")
     indices = []
@@ -342,9 +346,10 @@ def default_out_indices(num_layers: int) -> tuple[int, ...]:
 
 
 def find_trunk(model: nn.Module) -> tuple[str, ARMTrunk] | tuple[None, None]:
-    """The ARM trunk in a model and the prefix of its parameters' names, "" if it is the model itself.
+    """Find the ARM trunk of a model, or the first of several.
 
-    (None, None) if the model has no trunk; the first one if it has several.
+    Returns:
+        the prefix of the trunk's parameter names ("" if the model is the trunk) and the trunk, or (None, None).
     """
     for name, module in model.named_modules():
         if isinstance(module, ARMTrunk):
@@ -361,8 +366,8 @@ def init_parameters(model: nn.Module) -> None:
         model.to_empty(device="cuda")
         init_parameters(model)
 
-    Calls `reset_parameters()` of every module, children before parents, so that a parent has the last word. The weights
-    follow the same distributions as in an ordinary construction, but differ from it for the same seed.
+    Calls `reset_parameters()` of every module, children before parents, so that a parent can overwrite what its
+    children initialised. The weights have the distributions of an ordinary construction, but differ for the same seed.
 
     Raises:
         TypeError: if a module holds parameters or buffers and has no `reset_parameters`.
@@ -371,4 +376,4 @@ def init_parameters(model: nn.Module) -> None:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters()")
+            raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters(); add one")

@@ -1,4 +1,4 @@
-"""The MambaMLP block (ARM section 3.3): a Mamba mixer and a SwiGLU, each behind LayerNorm and with a residual."""
+"""The MambaMLP block (ARM section 3.3): a Mamba mixer and a SwiGLU, each with a LayerNorm before it and a residual."""
 
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ NORM_EPS = 1e-5
 
 
 class SwiGLU(nn.Module):
-    """`w3(silu(w1 x) * w2 x)` with biases; the hidden width 8/3 dim gives the parameters of an MLP with ratio 4."""
+    """`w3(silu(w1 x) * w2 x)` with biases; hidden width 8/3 dim, for as many parameters as an MLP with ratio 4."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """`x + drop_path(mixer(norm1(x)))`, then `x + drop_path(mlp(norm2(x)))`.
 
-    The operators equal a call of the module they take: `layer_norm(x, norm)` is `norm(x)`, `add_layer_norm(x, y,
-    norm)` is `(x + y, norm(x + y))`, `gated_linear(x, z, linear)` is `linear(x * silu(z))`. A module with hooks, or of
-    another class, is called as it is.
+    The fused operators compute what a call of their module computes: `layer_norm(x, norm)` is `norm(x)`,
+    `add_layer_norm(x, y, norm)` is `(x + y, norm(x + y))`, `gated_linear(x, z, linear)` is `linear(x * silu(z))`. They
+    simply call a module that has hooks or is of another class.
 
     Args:
         dim: channels.
         scans: scan directions K.
         drop_path: stochastic depth rate of both branches, drawn per sample.
-        num_blocks: blocks in the network, which scale the initial out_proj of the mixer.
+        num_blocks: blocks in the network; scales the initial weights of the mixer's out_proj.
         reference_init: as in `MambaMixer`.
     """
 

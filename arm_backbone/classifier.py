@@ -18,7 +18,7 @@ POOLS = ("avg", "token", "")
 class ARMClassifier(ARMTrunk):
     """Trunk, norm, pooling and linear head.
 
-    Images may differ in size from `img_size`: the position embedding is resized.
+    For images of another size than `img_size` the position embedding is resized.
 
     Args:
         num_classes: 0 for features without a head.
@@ -27,7 +27,7 @@ class ARMClassifier(ARMTrunk):
             pooling.
         drop_rate: dropout before the head.
 
-    The other arguments are those of `ARMTrunk`.
+    The other arguments are as in `ARMTrunk`.
 
     Raises:
         ValueError: for an unknown pooling, or "token" without a class token.
@@ -140,7 +140,7 @@ class ARMClassifier(ARMTrunk):
             indices: blocks from 0, negative from the end; a number n means the last n; None means all.
             return_prefix_tokens: return each output as a pair with its class token (B, 1, C).
             norm: apply the last norm to every output.
-            stop_early: run no block after the last one of `indices`.
+            stop_early: skip the blocks after the last one of `indices`; the tokens are then those of that block.
             output_fmt: "NCHW" for maps (B, C, Gh, Gw), "NLC" for patch tokens (B, Gh * Gw, C).
             intermediates_only: return the outputs alone.
 
@@ -173,7 +173,11 @@ class ARMClassifier(ARMTrunk):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the blocks after the last of `indices` (and norm and head); return the indices, counted from 0."""
+        """Remove the blocks after the last of `indices`, with `prune_norm` the norm, with `prune_head` the head.
+
+        Returns:
+            the indices, counted from 0.
+        """
         taken, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:
@@ -190,5 +194,5 @@ class ARMClassifier(ARMTrunk):
         self.with_cp = "full" if enable else False
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns by which timm groups parameters into layers, for its layer decay."""
+        """Patterns with which timm groups parameters into layers, for its layer-wise learning-rate decay."""
         return dict(stem=r"^(?:patch_embed|pos_embed|cls_)", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])

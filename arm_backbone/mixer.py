@@ -14,7 +14,7 @@ from .ops.orders import ScanOrders
 
 
 class MambaMixer(nn.Module):
-    """Mamba-1 in K scan directions that share the projections in and out, and the gate.
+    """Mamba-1 in K scan directions, which share the input projection, the gate and the output projection.
 
     For tokens x (B, L, dim), with t running over the steps of direction k and all products per channel:
 
@@ -24,9 +24,9 @@ class MambaMixer(nn.Module):
         delta_k = softplus(dt_proj_k(r_k) + dt_proj_bias_k)
         h_t = exp(delta_t A_k) h_{t-1} + delta_t B_t u_t       A_k = -exp(A_log_k)
         y_t = <C_t, h_t> + D_k u_t
-        out = out_proj(mean_k(y_k) * silu(z))                  one gate for the mean equals one per direction
+        out = out_proj(mean_k(y_k) * silu(z))                  gating the mean equals gating each direction
 
-    conv, x_proj, dt_proj, A_log and D belong to a direction and have a leading K.
+    Each direction has its own conv, x_proj, dt_proj, A_log and D: these parameters have a leading dimension K.
 
     Args:
         dim: channels of the tokens.
@@ -74,7 +74,7 @@ class MambaMixer(nn.Module):
         self.conv_weight.uniform_(-(taps**-0.5), taps**-0.5)
         self.conv_bias.uniform_(-(taps**-0.5), taps**-0.5)
         self.dt_proj_weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        # softplus(bias) is log-uniform in [0.001, 0.1], at least 1e-4
+        # softplus(bias) is log-uniform in [0.001, 0.1]; the clamp is Mamba's dt_init_floor
         step = torch.empty_like(self.dt_proj_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
         self.dt_proj_bias.copy_(step + torch.log(-torch.expm1(-step)))
         if self.reference_init:

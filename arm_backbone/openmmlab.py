@@ -1,6 +1,6 @@
 """The parts that need mmengine: registered models, the learning-rate schedule and the optimizer constructor.
 
-Models are registered in mmengine's root registry, so that both mmdet's and mmseg's scope find them.
+Models are registered in mmengine's root registry, where both mmdet's and mmseg's scopes find them.
 """
 
 import torch
@@ -86,7 +86,7 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
         """Loss or logits of images.
 
         Args:
-            inputs: normalised images (B, in_chans, H, W).
+            inputs: normalized images (B, in_chans, H, W).
             data_samples: for the loss, labels (B,) or class probabilities (B, num_classes).
             mode: "loss", "tensor" or "predict".
 
@@ -138,8 +138,8 @@ class WarmupCosineLR(_ParamScheduler):
     """`arm_backbone.optim.warmup_cosine` times the peak learning rate of each parameter group.
 
     Args:
-        warmup: length of the warm-up in epochs; use convert_to_iter_based=True to update every iteration.
-        end: length of the schedule in epochs; mmengine fills in that of the training.
+        warmup: length of the warm-up in epochs; set convert_to_iter_based=True to update every iteration.
+        end: length of the schedule in epochs; by default mmengine fills in the length of the training.
         floor: final learning rate as a fraction of the peak.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# By name, not by rank: with a leading dimension of directions, biases and D are matrices.
+# By name, not by rank: biases and D have a leading dimension K, so they are matrices.
 _DENSE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|A_log|D|\w*_bias|bias)$")
 _REFERENCE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|D|\w*_bias|bias)$")
 _NORM = re.compile(r"(^|\.)(norm\d*|\w*norms\.\d+|\w+_norm)\.(weight|bias)$")
@@ -18,7 +18,7 @@ def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
 
     Args:
         name: dotted name, as in `named_parameters()`.
-        parameter: a one-dimensional parameter is exempt whatever its name (norms of necks and heads).
+        parameter: exempt whatever its name if it has at most one dimension (norms of necks and heads).
         rule: "dense" exempts norms, biases, position embedding, class token, A_log and D, as is usual in detection and
             segmentation; "reference" decays A_log, as the authors' code does.
 
@@ -47,14 +47,14 @@ def parameter_groups(
     """Group parameters by learning rate and weight decay, for any torch optimizer.
 
     Args:
-        depth: depth of each backbone parameter by name; other parameters (neck, heads) count as num_layers + 1.
+        depth: name of a backbone parameter -> its depth; other parameters (neck, heads) have depth num_layers + 1.
         num_layers: number of blocks in the backbone.
         lr, weight_decay: of the optimizer, before layer decay and exemptions.
-        layer_decay: factor of the learning rate from one depth to the next lower one; 1.0 for none.
+        layer_decay: factor of the learning rate from one depth to the next lower one; 1.0 for no decay.
         rule: see `is_decayed`.
 
     Returns:
-        dicts with params, param_names, lr, lr_scale and weight_decay; frozen parameters are in none.
+        dicts with params, param_names, lr, lr_scale and weight_decay; frozen parameters are omitted.
 
     Raises:
         ValueError: for an unknown rule.

@@ -10,15 +10,15 @@ NORMS = {
 
 
 class ARMPyramid(nn.Module):
-    """Four maps of one size to four sizes: x4 (deconv, norm, GELU, deconv), x2 (deconv), x1, and x1/2 (max pool).
+    """Resizes four maps of one size: x4 (deconv, norm, GELU, deconv), x2 (deconv), x1, and x1/2 (max pool).
 
     Args:
-        in_channels: channels of every map; the output has as many.
+        in_channels: channels of every input and output map.
         norm_cfg: `type` and arguments of the norm between the two deconvolutions: "BN", "SyncBN" (several GPUs) or
             "GN" (one GPU, small batches).
 
     Raises:
-        ValueError: for an unknown type.
+        ValueError: for an unknown norm type.
     """
 
     def __init__(self, in_channels: int, norm_cfg: dict) -> None:

@@ -22,19 +22,19 @@ def scan_orders(
     """Orders in which the mixer scans a raster sequence of H * W patches, with or without a class token.
 
     Direction 0 is row-forward, 1 row-backward, 2 column-forward, 3 column-backward; a backward order is the exact
-    reversal of the forward one. A class token sits at index H*W // 2 ("middle", reference code) or H*W ("tail", STAR)
-    of the sequence, and at that same step of both forward orders; so a tail token is read first by the two reversed
-    directions.
+    reversal of the forward one. A class token is at index p = H*W // 2 ("middle", reference code) or p = H*W ("tail",
+    STAR) of the sequence, and both forward orders visit it at step p. The backward orders therefore visit a tail token
+    first.
 
     Args:
         scans: 1 (row-forward only) or 4.
         cls_token: None, "middle" or "tail".
 
     Returns:
-        (K, L) int64 permutations, L = H*W, one more with a class token.
+        (K, L) int64 permutations; L = H*W, or H*W + 1 with a class token.
 
     Raises:
-        ValueError: for another number of scans, another class token position, or an empty grid.
+        ValueError: for another number of scans, an unknown class token position, or an empty grid.
     """
     if scans not in (1, 4):
         raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning); give 1 or 4")
@@ -60,12 +60,16 @@ def grid_orders(
     cls_token: str | None = None,
     device: torch.device | str | None = None,
 ) -> ScanOrders:
-    """`scan_orders` that operators trust without validation."""
+    """`scan_orders` as `ScanOrders`, which operators use without validation."""
     return ScanOrders.trusted(scan_orders(height, width, scans, cls_token, device))
 
 
 def cls_index(num_patches: int, cls_token: str | None) -> int | None:
-    """Index of the class token in a sequence of `num_patches` patches plus itself; None without a class token."""
+    """Index of the class token in the sequence of `num_patches` patches and itself; None without a class token.
+
+    Raises:
+        ValueError: for an unknown position.
+    """
     if cls_token not in CLS_POSITIONS:
         raise ValueError(f"cls_token={cls_token!r} is unknown; give None, 'middle' or 'tail'")
     if cls_token is None:
@@ -74,7 +78,7 @@ def cls_index(num_patches: int, cls_token: str | None) -> int | None:
 
 
 def _insert_cls(order: Tensor, position: int) -> Tensor:
-    """Shift the indices of patches from `position` on by one, and visit the class token at step `position`."""
+    """Add 1 to the patch indices from `position` on, and visit the class token at step `position`."""
     order = order + (order >= position)
     return torch.cat([order[:position], order.new_tensor([position]), order[position:]])
 

@@ -51,9 +51,12 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Tensor]:
-    """The state dict of `model` with the tensors of a checkpoint of any kind; timm calls it before loading.
+    """Adapt a checkpoint of any kind to `model`; timm calls this before loading.
 
     Tensors that the file may lack (see `arm_backbone.checkpoint.load`) keep their initial values, with a warning.
+
+    Returns:
+        a complete state dict of `model`.
 
     Raises:
         CheckpointError: if the checkpoint does not fit the model.

@@ -1,6 +1,6 @@
 """Images inside larger files: tar archives and Hugging Face data sets.
 
-Both are opened without unpacking them, and their images can be read in any order.
+Both are read without unpacking them, with random access to their images.
 """
 
 import io
@@ -17,7 +17,7 @@ class TarMember:
     """A file in an uncompressed tar archive.
 
     Attributes:
-        offset, size: where its bytes are in the archive.
+        offset, size: position and number of its bytes in the archive.
         name: its path in the archive.
     """
 
@@ -74,14 +74,14 @@ def is_dataset(folder: Path) -> bool:
 
 
 def dataset_rows(folder: Path) -> list[DatasetRow]:
-    """The images of a Hugging Face data set, which stays memory-mapped and encoded.
+    """The images of a Hugging Face data set, which stays memory-mapped; its images stay encoded.
 
     Args:
         folder: written by `save_to_disk`.
 
     Raises:
-        DataError: without the package `datasets`, or if the data set has several splits, or does not have exactly one
-            column of images.
+        DataError: if the package `datasets` is not installed, or if the data set has splits or does not have exactly
+            one column of images.
     """
     try:
         import datasets

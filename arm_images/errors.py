@@ -1,4 +1,4 @@
-"""The error that unusable data raises."""
+"""The error for data that cannot be used."""
 
 
 class DataError(ValueError):

@@ -24,7 +24,8 @@ def find_images(path: str | os.PathLike, prefix: str | os.PathLike | None = None
         prefix: folder that the lines of a text file are relative to; the text file's own folder if None.
 
     Returns:
-        the images of a folder sorted by path, then those of its archives; the others in their own order.
+        the images of a folder, sorted by path, and then those of its archives; otherwise the images in the order of the
+        archive, data set or list.
 
     Raises:
         DataError: if the path or a listed file does not exist, if there are no images, or if an archive or a data set

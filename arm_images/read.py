@@ -1,4 +1,4 @@
-"""Decodes image files to 8-bit RGB; files that cannot be read stop the run or are skipped."""
+"""Decodes image files to 8-bit RGB; a file that cannot be read stops the run or is skipped."""
 
 import logging
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ logger = logging.getLogger("arm_images")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB. 16-bit greyscale is scaled to 8 bits; PIL alone would clip it at 255."""
+    """Convert an image to 8-bit RGB, whatever its mode. 16-bit greyscale is scaled; PIL alone would clip it at 255."""
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
@@ -23,17 +23,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageFiles(list):
-    """A list of image files, and the policy for files that cannot be read.
+    """A list of image files with a policy for files that cannot be read.
 
-    Data loader workers share the record of skipped files, so that the limit holds for all workers together.
+    Data loader workers share the record of skipped files, so that the limit applies to all workers together.
 
     Args:
         files: from `find_images`.
         on_error: "raise" to stop at a file that cannot be read, "skip" to log it and read the next one instead.
-        max_skipped: with "skip", the number of different files per process that may be skipped before the run stops.
+        max_skipped: with "skip", how many different files each training process may skip before the run stops.
 
     Raises:
-        ValueError: for another `on_error`.
+        ValueError: for an unknown `on_error`.
     """
 
     def __init__(self, files: Iterable[ImageFile], on_error: str = "raise", max_skipped: int = 100) -> None:
@@ -45,7 +45,7 @@ class ImageFiles(list):
 
     @property
     def skipped(self) -> np.ndarray:
-        """(n,) bool, which files were skipped so far."""
+        """(n,) bool: the files that were skipped so far."""
         return self._skipped.values
 
     def load_rgb(self, index: int, upright: bool = True) -> tuple[Image.Image, int]:
@@ -58,7 +58,7 @@ class ImageFiles(list):
             the image, and the index of the file it was read from (a later one if files were skipped).
 
         Raises:
-            DataError: if the file cannot be read; with "skip", if more than `max_skipped` files cannot be read.
+            DataError: if the file cannot be read; with "skip", if more than `max_skipped` files or all cannot be read.
         """
         for offset in range(len(self)):
             position = (index + offset) % len(self)

@@ -12,7 +12,7 @@ class SharedFlags:
     """Booleans in shared memory.
 
     Workers that are forked or spawned with these flags read and write the same memory. `copy.deepcopy` and `pickle`
-    give flags with the same values in memory of their own.
+    copy the values into separate memory.
 
     Attributes:
         values: (n,) bool, a view of the shared memory.
@@ -26,7 +26,7 @@ class SharedFlags:
         self.values = np.frombuffer(memory, dtype=bool)
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        if get_spawning_popen() is not None:  # a worker starts; only then can the memory itself be sent
+        if get_spawning_popen() is not None:  # a worker is being spawned; only then can memory itself be pickled
             return _attached, (self._memory,)
         return _copied, (self.values.copy(),)
 

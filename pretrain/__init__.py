@@ -1,7 +1,7 @@
 """Autoregressive pretraining of ARM and STAR for mmengine (imported as `arm_pretrain`).
 
-`arm_pretrainer` puts the parts together: `clusters`, `sequence`, `separators`, `decoder`, and `targets` or
-`tokenizers`. `data` makes the crops. `protocol` says what a pretraining model needs to work with the tools and hooks.
+`arm_pretrainer` combines the parts: `clusters`, `sequence`, `separators`, `decoder`, and `targets` or `tokenizers`.
+`data` crops the images. `protocol` describes what tools and hooks need of a pretraining model.
 """
 
 from .arm_pretrainer import ARMPretrainer

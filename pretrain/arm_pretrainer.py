@@ -1,7 +1,7 @@
 """Autoregressive pretraining of ARM (section 3.2) and STAR (section 3): read clusters in order, predict the next one.
 
-Legend: B images, N images of a sequence, M clusters of an image, P patches of a cluster, Gh, Gw patches of a column and
-a row, L encoder tokens, Lq predicted tokens, C channels of the encoder, E of the decoder.
+Legend: B images, N images of a sequence, M clusters of an image, P patches of a cluster, Gh, Gw grid height and width
+in patches, L encoder tokens, Lq predicted tokens, C encoder channels, E decoder channels.
 """
 
 import torch
@@ -24,34 +24,34 @@ from .targets import normalized_pixels, patch_statistics, patchify, target_name,
 
 @MODELS.register_module()
 class ARMPretrainer(BaseModel):
-    """Reads the clusters of one image, or of several, with one causal scan, and predicts each from those before it.
+    """Reads the clusters of one or several images with one causal scan, and predicts each cluster from those before it.
 
     Choices where STAR's paper gives no details:
 
     * The batch size counts images, not sequences.
-    * A separator's target is its own constant, the same for every pixel of a token and not normalized; the target of a
-      learned embedding is 0.
-    * The last cluster of a sequence predicts the separator of the image that would follow. Without separators, the last
-      cluster of an image predicts the first cluster of the next image.
+    * The target of a constant separator is its constant, for every pixel of a token and not normalized; the target of a
+      learned separator is 0.
+    * If a sequence starts with a separator, its last cluster predicts the separator of the image that would follow.
+      Without separators, the last cluster of an image predicts the first cluster of the next image.
     * The position embeddings of separators are learned, in the encoder and in the decoder.
 
     Implements `arm_pretrain.protocol.Reconstructs` and `arm_toolkit.engine.fsdp.Shardable`.
 
     Args:
         arch: size of the encoder, see `arm_backbone.arm.ARCHS`.
-        img_size: pixels, one number or (height, width); must divide into clusters.
+        img_size: pixels, one number or (height, width); a multiple of the cluster size.
         patch_size: pixels; 1 with `cluster_side=1` predicts pixel by pixel (iGPT).
         cluster_side: side of a cluster in patches (4: 64 pixels).
         order: of the clusters, see `arm_pretrain.clusters.ORDERS`.
         target: "normalized_pixels", the pixels of a patch, normalized per patch (MAE's `norm_pix_loss`; the former
-            spelling "normalised_pixels" is accepted); "pixels", the pixels as they are; or a dict that builds a
+            spelling "normalised_pixels" is accepted); "pixels", without this normalization; or the configuration of a
             tokenizer (`arm_pretrain.tokenizers`), whose tokens are predicted.
         decoder_dim: E, a multiple of 64.
         decoder_depth: number of decoder blocks.
-        images_per_sequence: N; the batch must be a multiple of it (STAR Table 4).
+        images_per_sequence: N; the batch size must be a multiple of it (STAR Table 4).
         separator: dict of `type`, `value` and `position`, see `arm_pretrain.separators`; None for no separators.
-        with_cp: recompute encoder blocks in the backward, see `arm_backbone.arm.ARMTrunk`.
-        data_preprocessor: mmengine's, which normalizes raw images.
+        with_cp: activation checkpointing of the encoder, see `arm_backbone.arm.ARMTrunk`.
+        data_preprocessor: configuration of mmengine's data preprocessor, which normalizes the images.
 
     Raises:
         ValueError: if the image does not divide into clusters, or for an unknown order, target or separator.
@@ -88,7 +88,7 @@ class ARMPretrainer(BaseModel):
         self.tokenizer: nn.Module | None = None
         out_dim = 3 * patch_size**2
         if isinstance(target, dict):
-            # bypasses nn.Module, so that the tokenizer is not a submodule: neither trained nor saved with the model
+            # bypass nn.Module, so that the tokenizer is not a submodule and is neither trained nor saved with the model
             object.__setattr__(self, "tokenizer", MODELS.build(target))
             out_dim = self.tokenizer.vocab_size
         self.target = target if isinstance(target, dict) else target_name(target)
@@ -142,7 +142,7 @@ class ARMPretrainer(BaseModel):
 
     @property
     def predicts_pixels(self) -> bool:
-        """Whether the targets are pixels, not tokens of a tokenizer."""
+        """Whether the targets are pixels rather than a tokenizer's tokens."""
         return self.tokenizer is None
 
     @property
@@ -151,7 +151,7 @@ class ARMPretrainer(BaseModel):
         return len(self.patches)
 
     def sharded_parts(self) -> list[nn.Module]:
-        """Modules that fully sharded training shards one by one."""
+        """Modules that fully sharded training shards individually."""
         return [*self.encoder.blocks, *self.decoder.blocks]
 
     def forward_methods(self) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ class ARMPretrainer(BaseModel):
         return Sequence(images, self.pattern, self.patches.shape[1], 0 if separator is None else separator.shape[1])
 
     def draw_patches(self) -> Tensor:
-        """(M, P) raster indices of each cluster's patches, in the order of prediction. "random" draws at every call."""
+        """(M, P) raster indices of each cluster's patches, in the order of prediction; "random" draws at each call."""
         return self.patches[cluster_order(*self.clusters, self.order).to(self.patches.device)]
 
     def _grouped(self, tokens: Tensor, patches: Tensor, images: int) -> Tensor:
@@ -204,7 +204,7 @@ class ARMPretrainer(BaseModel):
             per_sequence: N, either 1 or `images_per_sequence`.
 
         Returns:
-            (B / N, Lq, number of a patch's values, or the size of the tokenizer's vocabulary)
+            (B / N, Lq, values per patch, or size of the tokenizer's vocabulary)
         """
         patches = self.draw_patches() if patches is None else patches
         skips = self.encode(images, patches, per_sequence)
@@ -228,8 +228,8 @@ class ARMPretrainer(BaseModel):
             inputs: normalized images (B, 3, H, W).
 
         Returns:
-            mode "loss": dict(loss=mean squared error, or cross entropy of tokens); "tensor": `predict_clusters`;
-            "predict": `teacher_forced`.
+            with mode "loss" dict(loss=mean squared error, or cross entropy of tokens), with "tensor" the predictions of
+            `predict_clusters`, with "predict" the images of `teacher_forced`.
         """
         if mode == "predict":
             return self.teacher_forced(inputs)
@@ -262,10 +262,10 @@ class ARMPretrainer(BaseModel):
         """Mean loss of each predicted cluster and of the separators.
 
         Args:
-            images: normalized (B, 3, H, W), whole sequences.
+            images: normalized (B, 3, H, W), B a multiple of `images_per_sequence`.
 
         Returns:
-            "cluster_K" for the K-th cluster in the order of prediction, counted from 1, and "separator" -> loss.
+            dict of "cluster_K" (the K-th cluster in the order of prediction, counted from 1) and "separator" -> loss.
         """
         patches = self.draw_patches()
         predictions = self.predict_clusters(images, patches, self.images_per_sequence)
@@ -279,7 +279,7 @@ class ARMPretrainer(BaseModel):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, given: int) -> Reconstruction:
-        """Images predicted from the true past, and free-running from the first `given` clusters (in the same order).
+        """Predict images from the true past, and free-running from the first `given` clusters, in one cluster order.
 
         Raises:
             ValueError: if the model predicts tokens, or `given` is out of range.
@@ -296,10 +296,10 @@ class ARMPretrainer(BaseModel):
 
     @torch.no_grad()
     def teacher_forced(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Images in which every predicted cluster replaces the true one, predicted from the true clusters before it.
+        """Images in which each cluster is replaced by its prediction from the true clusters before it.
 
-        All clusters are predicted if the sequence starts with a separator, otherwise all but the first. Normalized
-        pixels get the mean and deviation of the true patch.
+        All clusters are predicted if the sequence starts with a separator, otherwise all but the first. Predictions of
+        normalized pixels are rescaled with the mean and deviation of the true patch.
 
         Args:
             images: normalized (B, 3, H, W).
@@ -312,8 +312,7 @@ class ARMPretrainer(BaseModel):
 
     @torch.no_grad()
     def free_running(self, images: Tensor, given: int, patches: Tensor | None = None) -> Tensor:
-        """Like `teacher_forced`, but only the first `given` clusters are true: each later one is predicted from these
-        and from the predictions before it.
+        """Like `teacher_forced`, but only the first `given` clusters are true; later ones follow from predictions.
 
         Raises:
             ValueError: if the model predicts tokens, or unless 1 <= `given` <= M (0 is allowed if the sequence starts
@@ -338,7 +337,7 @@ class ARMPretrainer(BaseModel):
     def _predicted(self, past: Tensor, truth: Tensor, patches: Tensor) -> Tensor:
         """`truth` with every predicted cluster replaced by its prediction from the preceding clusters of `past`."""
         if self.tokenizer is not None:
-            raise ValueError("the model predicts tokens, not pixels; only a model of pixels can be reconstructed")
+            raise ValueError("the model predicts tokens, not pixels; only a model of pixels can reconstruct images")
         predictions = self.predict_clusters(past, patches)[:, self.sequences[1].of_image(0).to(past.device)]
         where = patches[self._predicted_steps()].flatten()
         pixels = patchify(truth, self.encoder.patch_size)

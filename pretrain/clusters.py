@@ -20,7 +20,7 @@ def cluster_patches(height: int, width: int, side: int) -> Tensor:
         (M, P) int64, raster indices of patches.
 
     Raises:
-        ValueError: if the grid does not divide into clusters, or if it is a single cluster.
+        ValueError: if the grid does not divide into clusters, or is a single cluster.
     """
     if height % side or width % side:
         raise ValueError(
@@ -42,7 +42,7 @@ def cluster_order(rows: int, columns: int, order: str) -> Tensor:
     Args:
         rows, columns: grid size in clusters.
         order: one of `ORDERS`. "row_backward" and "column_backward" reverse each row or column, as in ARM's ablation;
-            "reverse" reverses the whole of "row_forward"; "random" draws a new permutation at every call.
+            "reverse" reverses "row_forward" as a whole; "random" draws a new permutation at each call.
 
     Returns:
         (M,) int64 permutation of the row-major cluster indices.

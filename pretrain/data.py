@@ -19,21 +19,21 @@ class ImageCrops(Dataset):
     """A data set of random resized crops and horizontal flips, as in the reference code (scale 0.2 to 1, bicubic).
 
     An item is dict(inputs=(3, H, W) uint8 RGB tensor, data_samples=path of the file). If the index has an attribute
-    `seed` (see `arm_toolkit.datasets.samplers`), the crop depends on it alone.
+    `seed` (see `arm_toolkit.datasets.samplers`), this seed alone determines the random crop and flip.
 
     Args:
         path, prefix: see `arm_images.find.find_images`.
         size: pixels, one number or (height, width).
-        scale: range of a crop's area relative to the image.
-        augment: False takes the largest centre crop of this shape instead, resized.
+        scale: range of the crop's area as a fraction of the image.
+        augment: False for the largest centre crop with the aspect ratio of `size`, resized to `size`.
         on_error, max_skipped: see `arm_images.read.ImageFiles`.
 
     Attributes:
         files: the images found.
-        spent: (2,) float64, seconds that items took and number of items, summed over all data loader workers.
+        spent: (2,) float64, seconds spent on items and number of items, summed over all data loader workers.
 
     Raises:
-        DataError: if there are no images, or if they cannot be read.
+        DataError: if there are no images; for an item, see `ImageFiles.load_rgb`.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class Decoder(nn.Module):
         encoder_dim: C.
         dim: E, a multiple of 64 (one head per 64 channels).
         depth: number of blocks; each reads one skip feature.
-        out_dim: number of values predicted per patch.
+        out_dim: number of predicted values per patch.
 
     Raises:
         ValueError: if `dim` is not a multiple of 64.
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
         Args:
             query: (B, Lq, E).
             skips: `depth` tensors (B, L, C).
-            sequence: says which encoder tokens each query may attend to.
+            sequence: determines which encoder tokens each query may attend to.
 
         Returns:
             (B, Lq, out_dim)

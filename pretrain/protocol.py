@@ -1,6 +1,6 @@
 """The interface of a pretraining model for tools and hooks, in addition to mmengine's `forward`.
 
-A model trains without it; the tools and hooks that need it raise one line if a model does not have it. (The interface
+A model can be trained without it; tools and hooks that need it raise a one-line error for such a model. (The interface
 for sharding is `arm_toolkit.engine.fsdp.Shardable`.)
 
 Legend: B images.
@@ -17,8 +17,8 @@ class Reconstruction:
     """Images as a model predicts them.
 
     Attributes:
-        columns: title -> normalized images (B, 3, H, W); the first entry is the one whose error is shown.
-        note: what a reader must know to judge them; "" for nothing.
+        columns: title -> normalized images (B, 3, H, W); the error is shown for the first entry.
+        note: what a reader must know to judge the images, or "".
     """
 
     columns: dict[str, Tensor]
@@ -46,7 +46,7 @@ class Reconstructs(Protocol):
         """Predict normalized images (B, 3, H, W).
 
         Args:
-            given: number of true units that a model starts from when it continues with its own predictions.
+            given: number of true units after which the model continues from its own predictions.
 
         Raises:
             ValueError: if `predicts_pixels` is False, or `given` is out of range.

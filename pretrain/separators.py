@@ -19,9 +19,9 @@ class SeparatorOptions:
     """The argument `separator` of `ARMPretrainer`.
 
     Attributes:
-        type: "none"; "token", a single token; "cluster", as many tokens as a cluster has.
-        value: what the tokens hold, see `separator_values`.
-        position: where they are, see `image_pattern`.
+        type: "none"; "token", a single token; "cluster", as many tokens as a cluster has patches.
+        value: the values of these tokens, see `separator_values`.
+        position: their position in the sequence, see `image_pattern`.
 
     Raises:
         ValueError: for an unknown type, value or position.
@@ -39,7 +39,7 @@ class SeparatorOptions:
 
 
 def image_pattern(clusters: int, columns: int, position: str | None) -> list[int]:
-    """One image's part of a sequence: the steps of its clusters (from 0), with SEPARATOR where a separator is.
+    """One image's part of a sequence: the steps of its clusters (from 0), and SEPARATOR for each separator.
 
     Args:
         clusters: number of clusters.
@@ -61,10 +61,10 @@ def separator_values(value: str, tokens: int, channels: int) -> Tensor:
 
     Args:
         value: "zeros"; "ones"; "identity", the S tokens as a square image whose diagonal is 1 and the rest 0;
-            "embedding" (learned), the zeros that it starts from here.
+            "embedding" (learned), zeros that the caller initialises.
 
     Raises:
-        ValueError: for an identity whose number of tokens is not a square.
+        ValueError: for "identity" if the number of tokens is not a square.
     """
     if value == "ones":
         return torch.ones(1, tokens, channels)

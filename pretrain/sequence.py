@@ -29,9 +29,8 @@ class Element:
 class Sequence:
     """The elements that the encoder reads, and those that the decoder predicts from the preceding ones.
 
-    Without separators, the last cluster of an image predicts the first cluster of the next image. With separators, if
-    the sequence starts with one, the last cluster also predicts the separator of the image that would follow
-    (STAR equation 7).
+    Without separators, the last cluster of an image predicts the first cluster of the next image. If the sequence
+    starts with a separator, its last cluster predicts the separator of the image that would follow (STAR equation 7).
 
     Args:
         images: N.
@@ -81,7 +80,7 @@ class Sequence:
         ]
         return torch.cat(parts, 1)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 a model keeps its sequences as long as it lives
+    @functools.lru_cache(maxsize=4)  # noqa: B019 a model keeps its sequences anyway
     def visible(self, device: torch.device) -> Tensor:
         """(Lq,) int64: predicted token i may attend to the first `visible[i]` encoder tokens."""
         pairs = zip(self.query_lengths, self.visible_lengths, strict=True)

@@ -1,6 +1,6 @@
 """Pixel targets: the values of each patch, normalized per patch (ARM section 4.1, MAE's `norm_pix_loss`) or not.
 
-Legend: B images, Gh, Gw patches of a column and a row, p pixels of a patch's side, H = Gh * p, W = Gw * p.
+Legend: B images, Gh, Gw grid height and width in patches, p side of a patch in pixels, H = Gh * p, W = Gw * p.
 """
 
 from torch import Tensor
@@ -38,7 +38,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch (..., C), both (..., 1). As in the reference code, with n - 1."""
+    """Mean and (as in the reference code, unbiased) standard deviation of each patch (..., C), both (..., 1)."""
     mean = patches.mean(-1, keepdim=True)
     return mean, (patches.var(-1, keepdim=True) + EPS).sqrt()
 

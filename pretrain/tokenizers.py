@@ -3,7 +3,7 @@
 A tokenizer is a module with an attribute `vocab_size` and a forward from normalized images (B, 3, H, W) to int64 tokens
 (B, Gh * Gw) in raster order. It is frozen and not saved with the model that uses it; the configuration names its file.
 
-Legend: B images, Gh, Gw patches of a column and a row, V tokens of the vocabulary, C values of a patch.
+Legend: B images, Gh, Gw grid height and width in patches, V tokens of the vocabulary, C values of a patch.
 """
 
 import math
@@ -25,10 +25,10 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the pretrai
 
 @MODELS.register_module()
 class KMeansTokenizer(nn.Module):
-    """The index of the nearest centroid of each normalized patch.
+    """Maps each normalized patch to the index of the nearest centroid.
 
     Args:
-        checkpoint: centroids, from `tools/fit_tokenizer.py`.
+        checkpoint: file of centroids, written by `tools/fit_tokenizer.py`.
         patch_size: pixels.
 
     Raises:
@@ -40,7 +40,7 @@ class KMeansTokenizer(nn.Module):
         centroids = model_state(read_checkpoint(checkpoint)).get("centroids")
         if centroids is None or centroids.shape[1] != 3 * patch_size**2:
             raise CheckpointError(
-                f"{checkpoint} has no centroids for patches of {patch_size} pixels; make it with tools/fit_tokenizer.py"
+                f"{checkpoint} has no centroids for patches of {patch_size} pixels; run tools/fit_tokenizer.py"
             )
         self.vocab_size, self.patch_size = len(centroids), patch_size
         self.register_buffer("centroids", centroids)
@@ -52,7 +52,7 @@ class KMeansTokenizer(nn.Module):
 
 
 def sample_patches(crops: ImageCrops, count: int, patch_size: int) -> list[Tensor]:
-    """Normalized patches of randomly chosen images, with a progress bar.
+    """Normalized patches of randomly chosen images; shows a progress bar.
 
     Args:
         count: number of images; all of them if there are fewer.
@@ -123,9 +123,9 @@ class _DVAEBlock(nn.Module):
 
 @MODELS.register_module()
 class DVAETokenizer(nn.Module):
-    """The encoder of DALL-E's discrete VAE with 8192 tokens, read from a local file.
+    """The encoder of DALL-E's discrete VAE, with weights from a local file.
 
-    The encoder has stride 8, so images are resized until a patch covers 8 x 8 pixels.
+    The encoder has stride 8, so images are resized to 8 x 8 pixels per patch.
 
     Args:
         checkpoint: state dict whose weights are named `w` and `b`, as in the original, or `weight` and `bias`.
@@ -138,7 +138,7 @@ class DVAETokenizer(nn.Module):
     """
 
     GROUPS, BLOCKS = 4, 2
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images' normalization
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which the images are normalized, for 0 to 1
     EPS = 0.1  # DALL-E maps [0, 1] to [0.1, 0.9]
 
     def __init__(self, checkpoint: str, patch_size: int = 16, width: int = 256, vocab_size: int = 8192) -> None:

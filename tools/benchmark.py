@@ -1,11 +1,11 @@
-"""Measure speed and memory side by side in one run: interleaved repetitions, medians, ratios to the first candidate.
+"""Measure speed and memory of several candidates in one run: interleaved repetitions, medians, ratios to the first one.
 
 Examples:
-  the scan on all back ends, and its alternatives (below):
+  the scan with all back ends and with alternatives (below):
     python tools/benchmark.py scan --grid 14x14 32x32 64x64 --scans 1 --backward --json scan.json
-  how its time grows with the number of tokens:
+  how the time of the scan grows with the number of tokens:
     python tools/benchmark.py scan --grid 32x32 32x64 64x64 64x128 128x128 --only cpu torch --plot scan.png
-  an ARM-B block relative to its matrix products alone (14x14+1: with a class token):
+  an ARM-B block, compared with its matrix products alone (14x14+1: with a class token):
     python tools/benchmark.py block --grid 14x14+1 64x64 --backward
     python tools/benchmark.py block --grid 14x14+1 --dtype bfloat16 --backends auto torch
   classifiers of this project and of timm:
@@ -20,11 +20,11 @@ Besides our back ends (reference, torch, ...), `scan` times:
   unbind      a loop over all directions at once, whose backward takes linear time
   pscan       the parallel scan of mambapy (pip install --no-deps mambapy)
   four calls  mamba-ssm's kernel, once for each direction (GPU only)
-  exp         exponentials alone, compared per exponential (CPU only): torch.exp in the second-level cache, and the
-              kernels' own in registers ("bare exp")
+  exp         exponentials alone, compared per exponential (CPU only): torch.exp in the L2 cache, and the kernels' own
+              in registers ("bare exp")
 
-On a GPU, `scan` and `block` time their main candidates a second time as CUDA graphs ("graph"). These show the kernels
-alone; without a graph, small batches wait for the CPU to launch the kernels.
+On a GPU, `scan` and `block` also time their main candidates as CUDA graphs ("graph"), which show the kernels alone.
+Without a graph, small batches wait for the CPU to launch the kernels.
 """
 
 import argparse
@@ -79,13 +79,13 @@ def parse() -> argparse.Namespace:
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if a GPU is available")
     common.add_argument("--threads", type=positive, metavar="N", help="CPU threads (PyTorch's default)")
     common.add_argument(
-        "--seconds", type=float, metavar="S", default=10, help="time for each table, at least 3 repetitions (10)"
+        "--seconds", type=float, metavar="S", default=10, help="seconds per table, for at least 3 repetitions (10)"
     )
     common.add_argument(
         "--repeats", type=positive, metavar="N", default=200, help="maximum number of repetitions (200)"
     )
-    common.add_argument("--json", metavar="FILE", help="write the measurements and the machine to a file")
-    common.add_argument("--plot", metavar="FILE.png", help="draw the measurements")
+    common.add_argument("--json", metavar="FILE", help="write the measurements and facts about the machine to a file")
+    common.add_argument("--plot", metavar="FILE.png", help="plot the measurements")
     backends = argparse.ArgumentParser(add_help=False)
     choices = ("auto", *BACKENDS)
     backends.add_argument(
@@ -114,15 +114,15 @@ def parse() -> argparse.Namespace:
     scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as in ARM-B)")
     scan.add_argument("--only", nargs="+", choices=SCANS, metavar="NAME", help=f"time only these: {', '.join(SCANS)}")
     block = tools.add_parser(
-        "block", parents=[tokens, backends, common], help="a block relative to its matrix products"
+        "block", parents=[tokens, backends, common], help="a block, compared with its matrix products"
     )
     block.add_argument("--arch", choices=ARCHS, default="base", help="architecture (base)")
     model = tools.add_parser("model", parents=[common], help="classifiers by timm name")
     model.add_argument("names", nargs="+", metavar="NAME", help="name in timm's registry")
-    sizes = dict(type=image_size, nargs="+", metavar="N", help="image sizes in pixels, one number or HxW")
+    sizes = dict(type=image_size, nargs="+", metavar="N", help="image sizes in pixels, each one number or HxW")
     model.add_argument("--img-size", default=[None], **sizes)
     pretrain = tools.add_parser("pretrain", parents=[config, backends, common], help="a pretraining configuration")
-    pretrain.add_argument("--data", metavar="PATH", help="folder or list of images, to also time the data loader")
+    pretrain.add_argument("--data", metavar="PATH", help="folder or list of images; also time the data loader")
     dense = tools.add_parser("dense", parents=[config, backends, common], help="backbone and neck of a configuration")
     dense.add_argument("--img-size", default=[(512, 512)], **sizes)
     return parser.parse_args()

@@ -1,12 +1,12 @@
-"""Compare choices of AR pretraining on photographs: ARM, STAR, random order, patch units, raw pixels, none.
+"""Compare variants of AR pretraining on photographs: ARM, STAR, random order, patch units, raw pixels, none.
 
-They are judged by semantic segmentation of a drive that is left out of all training. This takes hours on a CPU;
-finished steps are not repeated.
+The measure is semantic segmentation of a held-out drive, which is excluded from all training. This takes hours on a
+CPU; a second run skips the finished steps.
 
 Examples, with a list of photographs and CamVid in ADE's layout (images/training, annotations/training, meta.json):
     python tools/compare_pretraining.py --photographs data/photos.txt --prefix data --camvid data/camvid \\
         --held-out 0006R0
-  the table of what is finished so far, from another terminal:
+  the table of the steps finished so far, from another terminal:
     python tools/compare_pretraining.py --photographs data/photos.txt --prefix data --camvid data/camvid \\
         --held-out 0006R0 --report
 """
@@ -24,14 +24,16 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True, help="text file with one path per line")
     parser.add_argument("--prefix", type=Path, required=True, help="folder that these paths are relative to")
     parser.add_argument("--camvid", type=Path, required=True, help="segmentation data in ADE's layout")
-    parser.add_argument("--held-out", required=True, help="prefix of the frame names of the left-out drive")
-    parser.add_argument("--folder", type=Path, default=Path("work_dirs/comparison"), help="results (%(default)s)")
+    parser.add_argument("--held-out", required=True, help="prefix of the held-out drive's frame names")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("work_dirs/comparison"), help="folder for the results (%(default)s)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of every training (0 1)")
-    parser.add_argument("--epochs", type=int, help="epochs of every pretraining (default: as configured)")
+    parser.add_argument("--epochs", type=int, help="epochs of every pretraining (default: the configuration's)")
     parser.add_argument(
         "--finetune-iters", type=int, default=250, help="iterations of every finetuning and probe (%(default)s)"
     )
-    parser.add_argument("--report", action="store_true", help="run nothing; write the table of what is finished so far")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the table of the finished steps")
     args = parser.parse_args()
     comparison = Comparison(
         folder=args.folder,

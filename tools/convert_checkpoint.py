@@ -5,7 +5,7 @@ finetuning file of the authors; its keys show which. If any tensor is unaccounte
 status is not 0. Only the base requirements are needed (torch, timm, numpy, safetensors).
 
 Examples:
-  a pretrained model, as a start for Mask R-CNN and UperNet (one scan is copied to four):
+  a pretrained model, to start Mask R-CNN and UperNet from (one scan is copied to four):
     python tools/convert_checkpoint.py work_dirs/arm_b/epoch_1600.pth checkpoints/arm_b_pretrain.pth --to backbone
   the moving average of the authors' finetuned classifier:
     python tools/convert_checkpoint.py checkpoint-99.pth checkpoints/arm_b_in1k.pth --to classifier --ema
@@ -21,7 +21,7 @@ from arm_toolkit.errors import ConfigError, run_tool
 
 
 def grid_of(size: list[int], patch: int, stride: int) -> tuple[int, int]:
-    """Grid (height, width) in tokens of an image of one or two sizes in pixels, without padding."""
+    """Grid (Gh, Gw) in tokens of an image, without padding; `size` is [side] or [height, width] in pixels."""
     if len(size) > 2 or min(size) < patch:
         raise ConfigError(
             f"--img-size {' '.join(map(str, size))}: give one size, or height and width, of at least {patch} pixels"
@@ -50,8 +50,8 @@ def main() -> None:
         "--cls-token",
         choices=("middle", "tail", "none"),
         default="middle",
-        help="place of the class token in the authors' classifiers, which their files do not record (STAR's is at the "
-        "tail); none: the target has no class token",
+        help="position of the class token in the authors' classifiers, which their files do not record (STAR: tail); "
+        "none: the target has no class token",
     )
     parser.add_argument("--ema", action="store_true", help="convert the moving average of the weights")
     parser.add_argument("--trust", action="store_true", help="unpickle any object in SOURCE, which can execute code")

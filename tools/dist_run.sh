@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start a tool in several processes on this machine; dist_train.sh and dist_test.sh call this.
+# Starts a tool in several processes on this machine; called by dist_train.sh and dist_test.sh.
 #   dist_run.sh TOOL CONFIG [CHECKPOINT] PROCESSES [arguments of TOOL]
 set -euo pipefail
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,13 +17,13 @@ shift "$inputs_count"
 processes=$1
 shift
 if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: the number of GPUs (of CPU processes without a GPU) must be 1 or more, not '$processes'" >&2
+    echo "error: the number of GPUs (without a GPU, of CPU processes) must be 1 or more, not '$processes'" >&2
     exit 2
 fi
 
 python=${PYTHON:-python}
 if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
-    python=$tools/../.venv/bin/python # made by tools/install.sh
+    python=$tools/../.venv/bin/python # created by tools/install.sh
 fi
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -eq 0 ]; then
@@ -39,8 +39,8 @@ fi
 
 nodes=${NNODES:-1}
 if [ "$nodes" -gt 1 ]; then
-    : "${MASTER_ADDR:?several machines need MASTER_ADDR, the address of the first}"
-    rendezvous=(--nnodes="$nodes" --node_rank="${NODE_RANK:?several machines need NODE_RANK, 0 on the first}"
+    : "${MASTER_ADDR:?several machines need MASTER_ADDR, the address of the first one}"
+    rendezvous=(--nnodes="$nodes" --node_rank="${NODE_RANK:?several machines need NODE_RANK, 0 on the first one}"
         --master_addr="$MASTER_ADDR" --master_port="${PORT:-29500}")
 elif [ -n "${PORT:-}" ]; then
     rendezvous=(--nnodes=1 --master_addr=127.0.0.1 --master_port="$PORT")

@@ -1,6 +1,6 @@
-"""Fit a small tokenizer for discrete targets: k-means over normalized patches of images.
+"""Fit a small tokenizer for discrete targets: k-means on normalized image patches.
 
-Example:
+Example, followed by pretraining with the tokenizer:
     python tools/fit_tokenizer.py data/imagenet/train checkpoints/kmeans_512.safetensors --tokens 512 --images 2000
     python tools/pretrain.py pretrain/configs/ablations/target_tokens.py
 """

@@ -1,7 +1,8 @@
-"""k-nearest-neighbour accuracy of an encoder's features: nothing is trained or tuned.
+"""Measure the k-nearest-neighbour accuracy of an encoder's features; nothing is trained or tuned.
 
-CHECKPOINT can be of any kind. Give a configuration with its number of scans: cls_configs/arm_b_linear.py (one causal
-scan) for AR-pretrained weights, cls_configs/arm_b_in1k.py (four scans) for finetuned weights.
+The checkpoint can be of any kind. Give a configuration with the checkpoint's number of scans:
+cls_configs/arm_b_linear.py (one causal scan) for AR-pretrained weights, cls_configs/arm_b_in1k.py (four scans) for
+finetuned weights.
 
 Example:
     python tools/knn.py cls_configs/arm_b_linear.py work_dirs/arm_b/epoch_1600.pth --cfg-options data_root=PATH
@@ -18,12 +19,14 @@ def main() -> None:
     parser.add_argument(
         "config",
         action=ConfigFile,
-        help="classification configuration: model, validation data and their preprocessing",
+        help="classification configuration: model, training and validation images, preprocessing",
     )
     parser.add_argument("checkpoint", help="the encoder's weights, of any kind")
     parser.add_argument("--k", type=int, default=20, help="number of neighbours (20)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="temperature of the vote's weights (0.07)")
-    parser.add_argument("--cfg-options", nargs="+", action=Options, metavar="KEY=VALUE", help="override keys")
+    parser.add_argument("--temperature", type=float, default=0.07, help="temperature of the votes' weights (0.07)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Options, metavar="KEY=VALUE", help="override configuration keys"
+    )
     args = parser.parse_args()
     if args.k < 1 or args.temperature <= 0:
         raise ConfigError(f"--k {args.k} --temperature {args.temperature}: both must be positive")

@@ -1,4 +1,4 @@
-"""Print the parameters and FLOPs of a model, part by part, including the selective scan. Loads no weights.
+"""Print the parameters and FLOPs of each part of a model, including the selective scan. Loads no weights.
 
 Examples:
   a classifier, one of ours or of timm:

@@ -1,4 +1,4 @@
-"""Generate the small data set "shapes", crop class folders from COCO, or check a data set before training.
+"""Generate the small data set "shapes", crop COCO's objects into class folders, or check a data set before training.
 
 Examples:
     python tools/prepare_data.py shapes data/shapes --train 400 --val 60
@@ -91,12 +91,12 @@ def parse_args() -> argparse.Namespace:
         help="generate the data set shapes",
         epilog="Example: python tools/prepare_data.py shapes data/shapes --train 400 --val 60",
     )
-    command.add_argument("out", metavar="OUT", type=Path, help="folder to make")
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     command.add_argument("--train", type=int, default=400, help="training images (400)")
     command.add_argument("--val", type=int, default=60, help="validation images (60)")
     command.add_argument("--size", type=int, default=192, help="side of an image in pixels (192)")
     command.add_argument("--seed", type=int, default=0, help="random seed (0)")
-    command.add_argument("--force", action="store_true", help="replace shapes with other parameters in OUT")
+    command.add_argument("--force", action="store_true", help="replace a data set in OUT that has other parameters")
 
     command = commands.add_parser(
         "classes",
@@ -104,19 +104,19 @@ def parse_args() -> argparse.Namespace:
         epilog="Example: python tools/prepare_data.py classes data/shapes/coco data/shapes_classes",
     )
     command.add_argument("coco", metavar="COCO", type=Path, help="folder with annotations/, train2017/, val2017/")
-    command.add_argument("out", metavar="OUT", type=Path, help="folder to make")
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to write")
 
     check = commands.add_parser("check", help="check a data set")
     kinds = check.add_subparsers(dest="kind", required=True)
-    decode = dict(action="store_true", help="decode every image too (slow)")
+    decode = dict(action="store_true", help="also decode every image (slow)")
 
     kind = kinds.add_parser(
         "coco", help="COCO instances", epilog="Example: python tools/prepare_data.py check coco data/coco"
     )
     kind.add_argument("root", metavar="ROOT", type=Path, help="COCO folder, or one annotation file")
     kind.add_argument("--images", type=Path, help="folder of the images, if ROOT is a file")
-    kind.add_argument("--splits", nargs="+", default=["train2017", "val2017"], help="(train2017 val2017)")
-    kind.add_argument("--classes", nargs="+", help="category names that the file must have")
+    kind.add_argument("--splits", nargs="+", default=["train2017", "val2017"], help="splits (train2017 val2017)")
+    kind.add_argument("--classes", nargs="+", help="category names that the file must contain")
     kind.add_argument("--decode", **decode)
 
     kind = kinds.add_parser(
@@ -125,8 +125,8 @@ def parse_args() -> argparse.Namespace:
         epilog="Example: python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150",
     )
     kind.add_argument("root", metavar="ROOT", type=Path, help="folder with images/ and annotations/")
-    kind.add_argument("--num-classes", type=int, default=150, help="classes, without the ignored 0 (150)")
-    kind.add_argument("--splits", nargs="+", default=list(ADE_SPLITS), help=f"({' '.join(ADE_SPLITS)})")
+    kind.add_argument("--num-classes", type=int, default=150, help="number of classes, without the ignored 0 (150)")
+    kind.add_argument("--splits", nargs="+", default=list(ADE_SPLITS), help=f"splits ({' '.join(ADE_SPLITS)})")
     kind.add_argument("--decode", **decode)
 
     kind = kinds.add_parser(

@@ -4,7 +4,8 @@ Examples:
     python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32
     python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data  # lines are relative to data/
     python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
-On several devices: tools/dist_train.sh CONFIG GPUS.
+
+On several devices, use tools/dist_train.sh CONFIG GPUS.
 """
 
 import argparse
@@ -30,7 +31,10 @@ def main() -> None:
         "--data-prefix", metavar="DIR", help="folder that the lines of the text file are relative to (default: its own)"
     )
     parser.add_argument(
-        "--epochs", type=int, metavar="N", help="replaces the recipe's; warm-up is scaled in proportion"
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="instead of the recipe's number; the warm-up is scaled with it",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per device")
     add_train_arguments(parser)
@@ -50,12 +54,12 @@ def main() -> None:
     if args.batch_size is not None:
         cfg.train_dataloader.batch_size = args.batch_size
     if args.epochs is not None:
-        _shorten(cfg, args.epochs)
+        _rescale(cfg, args.epochs)
     train(cfg, args, Path(path).stem if args.config else f"pretrain_{args.model}")
 
 
-def _shorten(cfg, epochs: int) -> None:
-    """Scale the schedule to a run of `epochs`, with at least one epoch of warm-up."""
+def _rescale(cfg, epochs: int) -> None:
+    """Scale the schedule to `epochs`, with at least one epoch of warm-up."""
     if epochs < 2:
         raise ConfigError(f"--epochs {epochs}: give at least 2, of which one is warm-up")
     schedule = cfg.param_scheduler

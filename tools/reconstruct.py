@@ -1,7 +1,7 @@
 """Draw what a pretrained model predicts.
 
-One row per image: the input, each cluster predicted from the true clusters before it, free-running prediction from the
-first --given clusters, and the error of the second column.
+Each row is an image: the input, each cluster predicted from the true clusters before it, the free-running prediction
+from the first --given clusters, and the error of the second column.
 
 Example:
     python tools/reconstruct.py work_dirs/arm_ti/epoch_20.pth photographs/ --out work_dirs/reconstruction.png --given 3
@@ -27,7 +27,11 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=4, metavar="N", help="number of images to draw (%(default)s)")
     parser.add_argument(
-        "--given", type=int, default=1, metavar="N", help="true clusters that free running starts from (%(default)s)"
+        "--given",
+        type=int,
+        default=1,
+        metavar="N",
+        help="true clusters that free-running starts from (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of a random cluster order (%(default)s)")
     args = parser.parse_args()

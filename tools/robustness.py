@@ -1,4 +1,4 @@
-"""Top-1 accuracy of a classifier on ImageNet-V2, -ReaL, -A, -R and -Sketch, and on ImageNet's validation set.
+"""Measure a classifier's top-1 accuracy on ImageNet-V2, -ReaL, -A, -R and -Sketch, and on ImageNet's validation set.
 
 CHECKPOINT is a file of any kind that contains a classifier of the 1000 ImageNet classes. To evaluate the moving average
 in one of the authors' files, convert it first:
@@ -11,12 +11,12 @@ ROOT contains the sets in their public layouts:
   a        imagenet-a/{wnid}/*, predicted among its 200 classes
   r        imagenet-r/{wnid}/*, predicted among its 200 classes
   sketch   sketch/{wnid}/* or imagenet-sketch/{wnid}/*
-  val      val/{wnid}/* (or --val), only if named by --sets
+  val      val/{wnid}/* (or --val), only if --sets names it
 
 Examples:
   evaluate on all robustness sets in ROOT and print a Markdown table:
     python tools/robustness.py checkpoints/arm_b_in1k.pth --model arm_base_patch16_224 --data data/robustness
-  evaluate on two sets, with the validation images elsewhere, and write the table to a file too:
+  evaluate on two sets, with the validation images elsewhere, and also write the results to a JSON file:
     python tools/robustness.py checkpoints/arm_b_in1k.pth --model arm_base_patch16_224 --data data/robustness \\
       --sets real val --val data/imagenet/val --out work_dirs/robustness.json
 """
@@ -69,32 +69,32 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="classifier, .pth or .safetensors")
     parser.add_argument("--model", required=True, metavar="NAME", help="timm name, e.g. arm_base_patch16_224")
-    parser.add_argument("--data", required=True, type=Path, metavar="ROOT", help="folder of the sets")
+    parser.add_argument("--data", required=True, type=Path, metavar="ROOT", help="folder that contains the sets")
     parser.add_argument(
         "--sets",
         nargs="+",
         choices=("val", "v2", "real", "a", "r", "sketch"),
         metavar="SET",
-        help="val, v2, real, a, r, sketch (default: all but val that exist in ROOT)",
+        help="val, v2, real, a, r, sketch (default: those in ROOT, except val)",
     )
     parser.add_argument("--val", type=Path, metavar="FOLDER", help="ImageNet validation images (default: ROOT/val)")
     parser.add_argument(
         "--keep-ratio",
         action="store_true",
-        help="resize the short side, instead of squashing the image to a square as the reference code does",
+        help="resize the short side; by default the image is squashed to a square, as in the reference code",
     )
     parser.add_argument("--global-pool", choices=("avg", "token"), default="avg", help="the model's pooling (avg)")
     parser.add_argument(
-        "--cls-token", choices=("middle", "tail", "none"), default="middle", help="place of its class token (middle)"
+        "--cls-token", choices=("middle", "tail", "none"), default="middle", help="position of its class token (middle)"
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch (64)")
     parser.add_argument("--workers", type=int, default=4, help="processes that load images; 0 loads in this one (4)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results to a JSON file")
     return parser.parse_args()
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse arguments that cannot work, before anything is loaded."""
+    """Refuse invalid arguments before anything is loaded."""
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size {args.batch_size}: give at least 1")
     if args.workers < 0:

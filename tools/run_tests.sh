@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite, from a fresh clone alone: environment, lint, tests. See usage below.
+# Runs the whole test suite from a fresh clone: environment, lint, tests. See usage below.
 set -euo pipefail
 
 usage() {
@@ -7,9 +7,9 @@ usage() {
 Usage: bash tools/run_tests.sh [--no-slow] [--help] [PYTEST-ARGUMENTS...]
 
 Installs the environment (tools/install.sh), checks the style (ruff) and runs the test suite (pytest, one worker per
-core). Exits with an error if any of the three fails.
+core, at most 8). Exits with an error if any of the three fails.
 
-  --no-slow   only the quick part: leaves out real trainings, installations and ahead-of-time compilation
+  --no-slow   skip the slow tests: real trainings, installations, several processes, ahead-of-time compilation
 
 Other arguments go to pytest; -n 0 runs without workers, for a debugger.
 
@@ -20,7 +20,7 @@ TEXT
 }
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # it would take those for the cores
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # nproc would report these instead of the cores
 workers=$((cores < 8 ? cores : 8))                        # each takes up to 2 GB
 arguments=(-n "$workers" --dist loadgroup --no-loadscope-reorder --durations=10)
 for argument in "$@"; do
@@ -41,5 +41,5 @@ tests=0
 "$python" -m pytest "${arguments[@]}" || tests=$?
 
 # Last, so that pytest's output does not hide it
-[ "$lint" = 0 ] || echo "run_tests: ruff check found something (above the tests)" >&2
+[ "$lint" = 0 ] || echo "run_tests: ruff check failed (see above the tests)" >&2
 [ "$lint" = 0 ] && [ "$tests" = 0 ]

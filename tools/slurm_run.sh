@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start a tool through srun; slurm_train.sh and slurm_test.sh call this.
+# Starts a tool with srun; called by slurm_train.sh and slurm_test.sh.
 #   slurm_run.sh TOOL PARTITION JOB_NAME CONFIG [arguments of TOOL]
 set -euo pipefail
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,7 +16,7 @@ shift 2
 command -v srun >/dev/null || { echo "error: srun is not installed here; on one machine use tools/dist_${tool%.py}.sh" >&2; exit 2; }
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-# shellcheck disable=SC2086 # SRUN_ARGS holds several words
+# shellcheck disable=SC2086 # SRUN_ARGS may hold several words
 exec srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
     "${PYTHON:-python}" -u "$tools/$tool" "$@" --launcher=slurm

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate under Slurm.
+# Evaluates under Slurm.
 #   GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS="" \
 #       tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py]
 # The variables are optional; these are their defaults.

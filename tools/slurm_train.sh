@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train under Slurm.
+# Trains under Slurm.
 #   GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS="" \
 #       tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
 # The variables are optional; these are their defaults.

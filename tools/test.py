@@ -1,6 +1,6 @@
 """Evaluate a trained model: box and mask AP of a detector, mIoU of a segmentor, top-1 accuracy of a classifier.
 
-Example, drawing every test image with its predictions (on several devices: tools/dist_test.sh):
+Example that also draws every test image with its predictions (on several devices use tools/dist_test.sh):
     python tools/test.py seg_configs/upernet_arm_ti_camvid.py work_dirs/camvid/iter_300.pth --show-dir predictions
 """
 
@@ -20,7 +20,9 @@ def main() -> None:
         help="save the predictions: a folder of label maps (segmentation), or a .pkl file (detection: instances, "
         "classification: logits)",
     )
-    parser.add_argument("--show-dir", help="draw every test image with its predictions into this folder (not classes)")
+    parser.add_argument(
+        "--show-dir", help="draw every test image with its predictions into this folder (not for classification)"
+    )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation, several scales and flips (not for classification)"
     )

@@ -1,6 +1,6 @@
 """Train the model of a configuration: detection, segmentation, classification or pretraining.
 
-Example, on one device (on several: tools/dist_train.sh):
+Example on one device (on several use tools/dist_train.sh):
     python tools/train.py seg_configs/upernet_arm_ti_camvid.py --cfg-options train_cfg.max_iters=300
 """
 

@@ -1,7 +1,7 @@
-"""Draw an encoder's features, receptive fields, and the share of each scan direction.
+"""Draw an encoder's features, its receptive fields, and the share of each scan direction.
 
 Writes into a folder:
-  features.png         images at full size, and the principal components of their patch features as colours
+  features.png         images (up to --max-side), and the principal components of their patch features as colours
   receptive_field.png  how strongly each pixel affects the centre patch after each block
   directions.png       with four scans: each direction's contribution per patch, and averaged per block
 
@@ -27,10 +27,13 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=4, metavar="N", help="number of images to draw (%(default)s)")
     parser.add_argument(
-        "--scans", type=int, choices=(1, 4), help="4 copies a single scan to four (default: the checkpoint's)"
+        "--scans",
+        type=int,
+        choices=(1, 4),
+        help="scan directions; 4 copies one scan to four (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--max-side", type=int, default=1024, metavar="N", help="pixels; larger images are shrunk (%(default)s)"
+        "--max-side", type=int, default=1024, metavar="N", help="larger images are shrunk to N pixels (%(default)s)"
     )
     args = parser.parse_args()
     if args.count < 1 or args.max_side < 16:

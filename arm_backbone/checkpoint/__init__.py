@@ -1,1 +1,1 @@
-"""Checkpoints: reading, writing, converting and loading them, with an account of every tensor."""
+"""Reads, writes, converts and loads checkpoints, and accounts for every tensor."""

@@ -1,4 +1,4 @@
-"""An account of every tensor of a checkpoint and of a model, and a description of those that do not match."""
+"""Accounts for every tensor of a checkpoint and of a model, and describes those that do not match."""
 
 from collections import Counter
 from collections.abc import Container
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-_SHOWN = 5  # names in a message
+_SHOWN = 5  # names listed in a message
 
 
 def describe_mismatch(
@@ -46,7 +46,7 @@ class Accounting:
     """What happened to every tensor of a file and of a model; `str()` gives a summary.
 
     Attributes:
-        used: model key -> how its tensor was made ("copied", "one scan copied to 4", ...).
+        used: model key -> how its tensor was obtained ("copied", "one scan copied to 4", ...).
         dropped: file key -> reason why the model does not use it.
         new: model key -> reason why the file may lack it; the tensor keeps its initial value.
     """

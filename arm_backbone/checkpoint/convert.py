@@ -1,7 +1,7 @@
 """Converts a checkpoint of any kind into any other kind that its tensors allow, and accounts for every tensor.
 
-A kind is recognised by its keys: "pretrain", "backbone", "classifier" and "dense" (a detector or segmentor) come from
-this toolkit, "official-pretrain" and "official-finetune" from the authors' code.
+The keys of a checkpoint show its kind: "pretrain", "backbone", "classifier" and "dense" (a detector or segmentor) come
+from this toolkit, "official-pretrain" and "official-finetune" from the authors' code.
 """
 
 import re
@@ -35,10 +35,10 @@ _REST = {  # prefixes of the keys outside the trunk, and what they hold
 
 
 def detect_kind(state: dict[str, Tensor]) -> str:
-    """The kind of a checkpoint, recognised by its keys (see the module).
+    """The kind of a checkpoint (see the module's docstring), recognised by its keys.
 
     Raises:
-        CheckpointError: if it is none of them.
+        CheckpointError: if the keys are those of no kind.
     """
     probe = "blocks.0.mixer.in_proj.weight"
     if is_official(state):
@@ -59,13 +59,13 @@ class Weights:
 
     Args:
         state: tensors by name.
-        cls_token: place of the class token in the sequence of an official classifier, which its file does not record.
+        cls_token: position of the class token in the authors' classifier, which their files do not record.
 
     Attributes:
         kind: kind of the file.
-        family: the kind of ours that corresponds to it ("pretrain" for "official-pretrain").
+        family: the corresponding kind of this toolkit ("pretrain" for "official-pretrain").
         trunk: tensors of `ARMTrunk` by its names.
-        rest: all other tensors by our names; `rest_is` says what they are.
+        rest: all other tensors by our names; `rest_is` describes them.
         accounting: what happened to the tensors so far.
 
     Raises:
@@ -108,14 +108,14 @@ class Weights:
             raise CheckpointError(f"{len(unknown)} tensors of a {self.kind} checkpoint are unknown: {shorten(unknown)}")
 
     def drop(self, name: str, reason: str) -> None:
-        """Remove a tensor of the trunk or of the rest."""
+        """Remove a tensor of the trunk or of the rest, and record the reason."""
         self.trunk.pop(name, None)
         self.rest.pop(name, None)
         self.accounting.used.pop(name, None)
         self.accounting.dropped |= dict.fromkeys(self._sources[name], reason)
 
     def keep(self, names: list[str]) -> dict[str, Tensor]:
-        """Return these tensors of the rest and drop the others."""
+        """Drop all tensors of the rest but these, and return them."""
         for name in [name for name in self.rest if name not in names]:
             self.drop(name, self.rest_is)
         self.accounting.used |= dict.fromkeys(self.rest, "copied")
@@ -146,7 +146,7 @@ class Weights:
             self.accounting.used["pos_embed"] = f"resized from {size} to {'x'.join(map(str, grid))}"
 
     def fit_patch_size(self, size: int) -> None:
-        """Resample the patch embedding's kernel to another patch size in pixels (FlexiViT's pseudo-inverse)."""
+        """Resample the patch embedding's kernel to a patch size in pixels (FlexiViT's pseudo-inverse)."""
         name = "patch_embed.proj.weight"
         kernel = self.trunk.get(name)
         if kernel is not None and kernel.shape[-1] != size:
@@ -154,7 +154,7 @@ class Weights:
             self.accounting.used[name] = f"resampled from patches of {kernel.shape[-1]} to {size} pixels"
 
     def fit_in_chans(self, channels: int) -> None:
-        """Sum or repeat the patch embedding's kernel for another number of image channels (timm's rule)."""
+        """Sum or repeat the patch embedding's kernel to match a number of image channels (timm's rule)."""
         name = "patch_embed.proj.weight"
         kernel = self.trunk.get(name)
         if kernel is not None and kernel.shape[1] != channels:
@@ -183,21 +183,23 @@ def convert(
         target: one of `TARGETS`.
         grid: (Gh, Gw) to resize the position embedding to; None keeps its size.
         patch_size: pixels to resample the patch embedding to; None keeps its size.
-        cls_token: place of the class token in the sequence of the authors' classifiers, "middle" or "tail"; None
-            removes it, and makes classifiers without one.
+        cls_token: position of the class token in the authors' classifiers, "middle" or "tail"; None: the target has
+            no class token.
 
     Returns:
         the tensors of the target, and the accounting.
 
     Raises:
-        CheckpointError: if the file lacks what the target needs, or a tensor has an unknown name or another shape.
+        CheckpointError: if the file lacks what the target needs, or a tensor has an unknown name or a wrong shape.
     """
     weights = Weights(state, cls_token or "middle")
     pretraining = target in ("pretrain", "official-pretrain")
     if pretraining and weights.family != "pretrain":
         raise CheckpointError(f"a {weights.kind} checkpoint has no pretraining decoder; --to {target} needs one")
     if pretraining and (grid or patch_size):
-        raise CheckpointError(f"--to {target}: the decoder needs its own image and patch size; do not change them")
+        raise CheckpointError(
+            f"--to {target}: the decoder needs its own image and patch size; omit --img-size and --patch-size"
+        )
     weights.fit_scans(1 if pretraining else 4)
     if grid:
         weights.fit_grid(grid)
@@ -221,27 +223,27 @@ def convert(
     if not target.startswith("official"):
         return result, weights.accounting
     if classifier and cls_token is None:
-        raise CheckpointError(f"--to {target}: the authors' classifier has a class token; give its place")
+        raise CheckpointError(f"--to {target} needs a class token; give --cls-token middle or tail")
     try:
         result, renamed = to_official(result, cls_token or "middle")
     except ValueError as error:
         raise CheckpointError(f"--to {target}: {error}") from None
     used = weights.accounting.used
-    weights.accounting.used = {theirs: used.get(ours, "made from the sizes") for theirs, ours in renamed.items()}
+    weights.accounting.used = {theirs: used.get(ours, "computed from the grid") for theirs, ours in renamed.items()}
     return result, weights.accounting
 
 
 def arch_of(state: dict[str, Tensor]) -> dict:
     """Arguments of `ARMTrunk` that match the weights of a checkpoint of any kind.
 
-    Two things are not recorded in the weights: the patch stride, taken to be the patch size, and the place of a class
-    token, taken to be the middle.
+    Weights do not record the patch stride, which is assumed to be the patch size, nor the position of a class token,
+    which is assumed to be the middle.
 
     Returns:
         dict with arch, img_size, patch_size, patch_stride, scans, cls_token and in_chans.
 
     Raises:
-        CheckpointError: if the file holds no ARM model, has a tensor with an unknown name, or is not complete.
+        CheckpointError: if the weights are not those of an ARM model, contain an unknown name, or are not complete.
     """
     trunk = Weights(state).trunk
     for name, dimensions in (("pos_embed", 4), ("patch_embed.proj.weight", 4), ("blocks.0.mixer.D", 2)):

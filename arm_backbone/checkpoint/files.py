@@ -1,7 +1,7 @@
 """Reads checkpoint files without running code from them, and writes files completely or not at all.
 
-A file is a training checkpoint of this toolkit (`state_dict` and `meta`), one of the authors' (`model`, `args`, perhaps
-`model_ema`), a converted `.pth`, or a `.safetensors` file.
+A checkpoint file is a training checkpoint of this toolkit (`state_dict` and `meta`) or of the authors (`model`, `args`,
+perhaps `model_ema`), a converted `.pth`, or a `.safetensors` file.
 """
 
 import argparse
@@ -30,14 +30,14 @@ class CheckpointError(ValueError):
 def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
     """Load a checkpoint file without running code from it.
 
-    Tensors, numbers, strings, containers and argparse.Namespace are allowed.
+    The file may hold tensors, numbers, strings, containers and argparse.Namespace.
 
     Args:
         path: `.pth` (or any other PyTorch file) or `.safetensors`.
         trust: unpickle any object, which can run code. Only for files whose origin you know.
 
     Returns:
-        what the file holds; for safetensors a dict with `state_dict` and `meta`.
+        the contents of the file; for safetensors a dict with `state_dict` and `meta`.
 
     Raises:
         CheckpointError: for a missing, broken or unsafe file, or one that does not hold a dict.
@@ -79,7 +79,7 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
 
 
 def require_file(path: str | os.PathLike) -> None:
-    """Raise a CheckpointError that says how to make the file if it does not exist."""
+    """Raise a CheckpointError with a remedy if the file does not exist."""
     path = Path(path)
     if path.is_file():
         return
@@ -93,16 +93,16 @@ def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
     """The tensors of the model in a checkpoint, from its key `state_dict` or `model`, or from the dict itself.
 
     Args:
-        ema: take the moving average of the weights. The authors' files hold it in `model_ema`, ours in `state_dict`,
-            because evaluation uses it.
+        ema: take the moving average of the weights. The authors' files hold it in `model_ema`. Ours hold it in
+            `state_dict`, because evaluation uses it, and the plain weights in `ema_state_dict`.
 
     Raises:
-        CheckpointError: if the checkpoint holds no such tensors.
+        CheckpointError: if the checkpoint does not hold these tensors.
     """
     if ema and "ema_state_dict" not in checkpoint:
         if not isinstance(checkpoint.get("model_ema"), dict):
             raise CheckpointError(
-                f"no EMA weights: expected a key model_ema or ema_state_dict; found {shorten(list(checkpoint))}"
+                f"no EMA weights: no key model_ema or ema_state_dict among {shorten(list(checkpoint))}; omit --ema"
             )
         checkpoint = checkpoint["model_ema"]
     for key in ("state_dict", "model"):
@@ -118,11 +118,11 @@ def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file or a new folder beside its final place, then rename it: readers never see half of it.
+    """Write a file or a new folder next to its final place, then rename it: readers never see an incomplete one.
 
     Yields:
-        the path to write to, `path` with ".part" appended; nothing exists there at first, and what the block wrote is
-        removed if it raises.
+        the path to write to: `path` with ".part" appended. It does not exist at first; if the block raises, what it
+        wrote there is removed.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
@@ -151,7 +151,7 @@ def write_checkpoint(
         key: key of the tensors in a `.pth`; the authors' code reads "model".
 
     Raises:
-        CheckpointError: for another file name extension.
+        CheckpointError: for any other file name extension.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

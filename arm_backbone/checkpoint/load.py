@@ -1,4 +1,4 @@
-"""Loads weights into models: every tensor is matched, or new for a stated reason, or loading stops with an error."""
+"""Loads weights into models: a tensor that is neither matched nor new or dropped for a stated reason is an error."""
 
 from torch import Tensor, nn
 
@@ -17,11 +17,11 @@ MAY_START_FRESH = {
 
 
 def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], Accounting]:
-    """The tensors of a checkpoint of any kind under the model's names and in its shapes.
+    """Adapt a checkpoint of any kind to the names and shapes of a model.
 
     One scan is copied to the model's number of scans; position embedding, patch size and image channels are adapted.
-    Decoders, heads and norms that the model does not have are dropped, and so is a classification head for another
-    number of classes.
+    Decoders, heads and norms that the model does not have are dropped, as is a classification head for another number
+    of classes.
 
     Args:
         model: trunk, backbone or classifier; it is not changed.
@@ -32,7 +32,7 @@ def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[di
         tensors by the model's names, and the accounting, whose `new` lists the tensors that keep their initial values.
 
     Raises:
-        CheckpointError: if a tensor of the file or of the model is left over, or if shapes differ.
+        CheckpointError: if a tensor of the file or of the model has no match, or if shapes differ.
     """
     target = model.state_dict()
     try:
@@ -70,7 +70,7 @@ def load_trunk(model: ARMTrunk, state: dict[str, Tensor], where: str) -> Account
 
 
 def load_exact(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a whole model; file and model must have the same tensors.
+    """Load a complete model; file and model must have the same tensors.
 
     Args:
         where: name of the file, for messages.
@@ -85,13 +85,13 @@ def load_exact(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
 def require_match(
     target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None
 ) -> None:
-    """Require a file's tensors to be those of a model.
+    """Check that a file has the tensors of a model, in the same shapes.
 
     Args:
-        may_miss: names that the file need not have.
+        may_miss: names that the file may lack.
 
     Raises:
-        CheckpointError: naming what is missing, unknown or of another shape, and the remedy.
+        CheckpointError: names the tensors that are missing, unknown or of another shape, and the remedy.
     """
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
     problem = describe_mismatch(*shapes, may_miss or {})

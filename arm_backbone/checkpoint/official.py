@@ -1,7 +1,7 @@
-"""The authors' checkpoints: one table of their names and ours, used in both directions.
+"""Translates the authors' checkpoints to our names and shapes and back, with one table for both ways.
 
-Their files differ from ours in this: blocks are called `layers`; each direction is a tensor of its own with a suffix
-(ours have a leading K); the position embedding is a sequence that includes the class token (ours is a grid); and
+Their files differ from ours: blocks are called `layers`; each direction has its own tensors, with a suffix (ours have a
+leading dimension K); the position embedding is a sequence that includes the class token (ours is a grid); and
 pretraining files hold a constant mask.
 
 Legend: K scan directions, D channels, W taps, C width, M patches, Gh, Gw grid.
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..scan_order import cls_index
 
 SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward
-CLUSTER_PATCHES = 16  # patches per cluster; the authors have one size, 4 x 4
+CLUSTER_PATCHES = 16  # patches per cluster; the authors' code has one size, 4 x 4
 
 # {} stands for the direction's suffix
 _MIXER = {
@@ -93,7 +93,7 @@ def parameter_names(layers: int, decoder_depth: int | None) -> Iterator[tuple[st
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """How many numbers from 0 on, put into `pattern`, give the name of a tensor."""
+    """The number of tensors named `pattern` with 0, 1, 2, ... filled in, up to the first missing one."""
     count = 0
     while pattern.format(count) in state:
         count += 1
@@ -104,10 +104,10 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
     """Rename and reshape the authors' tensors to ours.
 
     Args:
-        cls_token: place of the class token in a classifier's sequence, "middle" or "tail"; files do not record it.
+        cls_token: position of the class token in a classifier's sequence, "middle" or "tail"; files do not record it.
 
     Returns:
-        our tensors, and their name -> our name for each tensor of the file ("" for the mask, which we do not keep).
+        our tensors, and {their name: our name} for each tensor of the file ("" for the mask, which we drop).
 
     Raises:
         ValueError: for an unknown name, a missing direction, or a grid that is not square.
@@ -119,7 +119,7 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
     directions: dict[str, list[Tensor]] = {}
     for theirs, ours, direction in parameter_names(_count(state, "layers.{}.mixer.in_proj.weight"), depth):
         if theirs not in state:
-            continue  # completeness is checked by the conversion, or by loading into a model
+            continue  # conversion, or loading into a model, checks that nothing is missing
         renamed[theirs] = ours
         if direction is None:
             result[ours] = state[theirs]
@@ -127,7 +127,9 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
             directions.setdefault(ours, []).append(state[theirs])
     for ours, tensors in directions.items():
         if len(tensors) != (1 if pretrain else len(SUFFIXES)):
-            raise ValueError(f"{ours} exists for {len(tensors)} of {len(SUFFIXES)} directions only")
+            raise ValueError(
+                f"{ours} exists for {len(tensors)} of {len(SUFFIXES)} directions only; use a complete file"
+            )
         stacked = torch.stack(tensors)
         result[ours] = stacked.squeeze(2) if ours.endswith("conv_weight") else stacked  # (K, D, 1, W) -> (K, D, W)
     if "pos_embed" in state:
@@ -150,7 +152,9 @@ def _split_position(table: Tensor, pretrain: bool, cls_token: str) -> dict[str, 
         table = torch.cat([table[:, :position], table[:, position + 1 :]], dim=1)
     side = math.isqrt(table.shape[1])
     if side**2 != table.shape[1]:
-        raise ValueError(f"pos_embed has {table.shape[1]} patches, which is not a square number")
+        raise ValueError(
+            f"pos_embed has {table.shape[1]} patches, which is not a square: give a file with a square grid"
+        )
     return {"encoder.pos_embed" if pretrain else "pos_embed": table.unflatten(1, (side, side)), **result}
 
 
@@ -158,13 +162,13 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
     """Rename and reshape the tensors of our pretraining model or classifier to the authors'.
 
     Args:
-        cls_token: place of the class token in a classifier's sequence, "middle" or "tail".
+        cls_token: position of the class token in a classifier's sequence, "middle" or "tail".
 
     Returns:
-        their tensors, and their name -> our name for each of them ("" for the mask, which is computed).
+        their tensors, and {their name: our name} for each of them ("" for the mask, which is computed).
 
     Raises:
-        ValueError: for a tensor that their format has no name for, or another number of scans.
+        ValueError: for a tensor without a name in their format, or a wrong number of scans.
     """
     pretrain = "mask_token" in state
     trunk = "encoder." if pretrain else ""
@@ -177,7 +181,8 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
         tensor = state[ours]
         if direction is not None:
             if len(tensor) != (1 if pretrain else len(SUFFIXES)):
-                raise ValueError(f"{ours} has {len(tensor)} scans, the authors' {1 if pretrain else len(SUFFIXES)}")
+                expected = 1 if pretrain else len(SUFFIXES)
+                raise ValueError(f"{ours} has {len(tensor)} scans, but the authors' format has {expected}")
             tensor = tensor[direction].unsqueeze(1) if ours.endswith("conv_weight") else tensor[direction]
         result[theirs], renamed[theirs] = tensor, ours
     table = state[f"{trunk}pos_embed"].flatten(1, 2)
@@ -189,11 +194,11 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
         result["mask"], renamed["mask"] = cluster_mask(table.shape[1]), ""
     unknown = state.keys() - set(renamed.values()) - {"cls_pos_embed"}
     if unknown:
-        raise ValueError(f"the authors' format has no place for {', '.join(sorted(unknown)[:5])}")
+        raise ValueError(f"the authors' format has no name for {', '.join(sorted(unknown)[:5])}")
     return result, renamed
 
 
 def cluster_mask(patches: int) -> Tensor:
-    """Their decoder's attention mask: 0 where a query of cluster a + 1 sees a key of cluster b <= a, else -inf."""
+    """The authors' decoder mask: 0 where a query of cluster a + 1 may attend to a key of cluster b <= a, else -inf."""
     cluster = torch.arange(patches - CLUSTER_PATCHES) // CLUSTER_PATCHES
     return torch.zeros(len(cluster), len(cluster)).masked_fill_(cluster[:, None] < cluster, -torch.inf)

@@ -14,13 +14,13 @@ from .orders import ScanOrders, order_tensor
 
 
 def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Tensor) -> Tensor:
-    """Depthwise convolution along each scan order, zero before the first step, then SiLU.
+    """Causal depthwise convolution along each scan order (zeros before the first step), then SiLU.
 
     Args:
         x: (B, L, D), in token order.
-        weight: (K, D, W), of any floating-point dtype; the last tap is the current token, the first the one W - 1 steps
-            before.
-        bias: (K, D), likewise.
+        weight: (K, D, W), of any floating-point dtype; the last tap applies to the current token, the first to the
+            token W - 1 steps before.
+        bias: (K, D), of any floating-point dtype.
         orders: (K, L); `orders[k, t]` is the token that direction k visits at step t. A plain int64 tensor is validated
             at each call.
 

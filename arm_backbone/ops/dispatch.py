@@ -1,4 +1,4 @@
-"""Decides which back end runs: the only file that knows them.
+"""Decides which back end runs; no other file knows the back ends.
 
 | back end | runs on | what it is |
 | --- | --- | --- |
@@ -42,16 +42,16 @@ class ScanKernels(Protocol):
     def scan_forward(
         self, inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool
     ) -> tuple[Tensor, Tensor]:
-        """y (B, L, D), and states (., B, K, N, D): with `keep` those for the backward, with `last` the final one."""
+        """y (B, L, D), and states (n, B, K, N, D): with `keep` those for the backward, with `last` the final one."""
 
     def scan_backward(
         self, grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
     ) -> list[Tensor]:
-        """Gradients of the first seven inputs, which share no memory; D and delta_bias have one even if they are None.
+        """Gradients of the first seven inputs, also for a D or delta_bias that is None; they share no memory.
 
         Args:
             states: from a forward with `keep`.
-            in_place: write the gradients of u and delta over them; both must be laid out by direction.
+            in_place: overwrite u and delta with their gradients; both must be laid out by direction.
         """
 
 
@@ -66,7 +66,7 @@ class ConvKernels(Protocol):
     """`conv.py` of a back end."""
 
     def supports_conv(self, taps: int) -> bool:
-        """Whether a convolution of this many taps can run."""
+        """Whether the kernels support this number of taps."""
 
     def conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
         """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
@@ -91,7 +91,7 @@ class NormKernels(Protocol):
     """`norm.py` of a back end: LayerNorm (`centered`) or RMSNorm, of x or of x + branch."""
 
     def supports_norm(self, x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
-        """Whether the kernels take these dtypes and give `dtype`."""
+        """Whether the kernels support these input dtypes and the output dtype `dtype`."""
 
     def norm_forward(
         self,
@@ -127,19 +127,19 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         return "it computes in float32, and these tensors are float64; use backend='torch'"
     if backend == "cpu":
         if device.type != "cpu":
-            return f"it scans tensors on a CPU, and these are on {device}"
+            return f"it scans tensors on a CPU, but these are on {device}; use 'auto'"
         return _part("cpu", "library").unavailable()
     if backend == "triton":
         return _triton_unavailable(device)
     if device.type != "cuda":
-        return f"it scans tensors on an NVIDIA GPU, and these are on {device}"
+        return f"it scans tensors on an NVIDIA GPU, but these are on {device}; use 'auto'"
     return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
 
 
 def _triton_unavailable(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device; None if they can. Its interpreter (for tests) runs on a CPU."""
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return f"it scans tensors on a GPU, and these are on {device}"
+        return f"it scans tensors on a GPU, but these are on {device}; use 'auto'"
     version = _triton_version()
     if version is None:
         return "triton is not installed; pip install triton"
@@ -160,9 +160,9 @@ _selected: str | None = None
 
 @contextmanager
 def scan_backend(name: str) -> Iterator[None]:
-    """Choose the back end of all scans in a `with` block, in every thread; it overrides ARM_SCAN_BACKEND.
+    """Choose the back end of all scans, in every thread, inside a `with` block; it overrides ARM_SCAN_BACKEND.
 
-    Run the backward inside as well if it recomputes the forward (`with_cp`).
+    If the backward recomputes the forward (`with_cp`), run it inside the block, too.
 
     Args:
         name: one of `BACKENDS`, or "auto" for the fastest.
@@ -184,10 +184,11 @@ def scan_backend(name: str) -> Iterator[None]:
 def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> str:
     """Name of the back end that scans tensors of this device and dtype.
 
-    The argument decides, then `scan_backend`, then the variable ARM_SCAN_BACKEND; "auto" is the fastest that can run.
+    The argument takes precedence over `scan_backend`, which takes precedence over the environment variable
+    ARM_SCAN_BACKEND. "auto" is the fastest back end that can run.
 
     Raises:
-        ValueError: for a name that is unknown or cannot run here; says why and what to install.
+        ValueError: for a back end that is unknown or cannot run here; the message says why, and what to install.
     """
     source = "backend"
     if backend == "auto" and _selected is not None:
@@ -216,12 +217,12 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _warn_slow(reason: str) -> None:
-    warnings.warn(f"Selective scan in plain PyTorch, 5 to 10 times slower: {reason}", stacklevel=2)
+    warnings.warn(f"Selective scan in plain PyTorch, about 10 times slower: {reason}", stacklevel=2)
 
 
 @functools.cache
 def _part(backend: str, part: str):
-    """The module `part` of a back end's folder."""
+    """Import the module `part` of a back end's folder."""
     return import_module(f".{_FOLDERS[backend]}.{part}", __package__)
 
 
@@ -244,7 +245,7 @@ def conv_kernels(x: Tensor, taps: int) -> ConvKernels:
 
 
 def _direct(*tensors: Tensor | None, dtype: torch.dtype) -> str | None:
-    """Back end ("triton" or "cpu") whose kernels can be called on these tensors without the dispatcher, or None.
+    """Back end ("triton" or "cpu") whose kernels can be called on these tensors without PyTorch's dispatcher, or None.
 
     Args:
         dtype: of the computation.
@@ -261,7 +262,11 @@ def _direct(*tensors: Tensor | None, dtype: torch.dtype) -> str | None:
 
 
 def direct_gate(x: Tensor, z: Tensor, *others: Tensor | None) -> GateKernels | None:
-    """Gate kernels that can be called directly on x and z, beside the other tensors; None if there are none."""
+    """Gate kernels that can be called directly on x and z, or None.
+
+    Args:
+        others: further tensors of the same autograd function.
+    """
     if x.ndim < 2 or x.dtype != z.dtype or x.shape != z.shape:
         return None
     backend = _direct(x, z, *others, dtype=x.dtype)
@@ -269,14 +274,18 @@ def direct_gate(x: Tensor, z: Tensor, *others: Tensor | None) -> GateKernels | N
 
 
 def direct_norm(x: Tensor, branch: Tensor | None, *others: Tensor | None, dtype: torch.dtype) -> NormKernels | None:
-    """Norm kernels that can be called directly on x and branch and give `dtype`; None if there are none."""
+    """Norm kernels that can be called directly on x and branch with output dtype `dtype`, or None.
+
+    Args:
+        others: further tensors of the same autograd function.
+    """
     backend = _direct(x, branch, *others, dtype=dtype) if x.ndim > 1 else None
     kernels = _part(backend, "norm") if backend else None
     return kernels if kernels and kernels.supports_norm(x, branch, dtype) else None
 
 
 def direct_inner(*tensors: Tensor, taps: int, dtype: torch.dtype) -> tuple[ConvKernels, ScanKernels] | None:
-    """Convolution and scan kernels of the chosen scan back end that can be called directly; None if there are none."""
+    """Convolution and scan kernels of the chosen scan back end if they can be called directly, or None."""
     backend = _direct(*tensors, dtype=dtype)
     if backend is None or backend != resolve_backend(tensors[0].device, dtype):
         return None

@@ -1,4 +1,4 @@
-"""SiLU gate, of the mixer's output and inside the SwiGLU, and the linear layer after it."""
+"""SiLU gate (of the mixer's output and of the SwiGLU), optionally fused with the linear layer after it."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from .library import compute_dtype, is_plain, no_double_backward
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:
     """`x * silu(z)` for tensors of one shape.
 
-    With kernels one pass, which saves only x and z for the backward. torch.compile fuses the plain expression.
+    Kernels compute it in one pass and save only x and z for the backward. torch.compile fuses the plain expression.
     """
     kernels = direct_gate(x, z)
     return x * F.silu(z) if kernels is None else _Gate.apply(x, z, kernels)
@@ -20,7 +20,7 @@ def silu_gate(x: Tensor, z: Tensor) -> Tensor:
 def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
     """`linear(x * silu(z))`; with kernels the layer's input is not saved but recomputed in the backward.
 
-    A layer that is more than an `nn.Linear` (a subclass, hooks, another `forward`) is called as it is.
+    A layer that is not a plain `nn.Linear` (a subclass, with hooks or with another `forward`) is simply called.
     """
     fused = torch.is_grad_enabled() and x.dtype == compute_dtype(x) and is_plain(linear, nn.Linear)
     kernels = direct_gate(x, z, linear.weight, linear.bias) if fused else None

@@ -1,4 +1,4 @@
-"""The part of a mixer between its projections in and out (ARM section 3.3): convolution, projections and scan.
+"""The inside of a mixer, between in_proj and out_proj (ARM section 3.3): convolution, projections and scan.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank of delta, W convolution taps.
 """
@@ -25,14 +25,15 @@ def mamba_inner(
     delta_bias: Tensor,
     orders: ScanOrders | Tensor,
 ) -> Tensor:
-    """Causal convolution, the projections that make delta, B and C, and the selective scan, along K scan orders.
+    """Causal convolution, the projections to delta, B and C, and the selective scan, along K scan orders.
 
     With kernels this is one autograd function: it saves x, the projections' output and the chunk states, recomputes the
     rest, and writes the gradients of the scan's inputs over the inputs.
 
     Args:
         x: (B, L, D), in token order.
-        conv_weight: (K, D, W), conv_bias: (K, D), as in `cross_conv`.
+        conv_weight: (K, D, W), as in `cross_conv`.
+        conv_bias: (K, D).
         x_proj_weight: (K, R + 2 N, D).
         dt_proj_weight: (K, D, R).
         A_log: (K, D, N); the scan's A is -exp(A_log).
@@ -63,7 +64,7 @@ def mamba_inner(
 
 
 def uses_fused_inner(x: Tensor) -> bool:
-    """Whether `mamba_inner` of tokens like x is one autograd function, which saves little for its backward."""
+    """Whether, for tokens like x, `mamba_inner` runs as one autograd function, which saves little for its backward."""
     return direct_inner(x, taps=1, dtype=compute_dtype(x)) is not None
 
 
@@ -85,11 +86,11 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
             given = f"x {tuple(x.shape)} and conv_weight {tuple(conv_weight.shape)}"
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with {given} it must be {shape}")
         if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+            raise ValueError(f"{name} is on {tensor.device}, but x on {x.device}; move both to one device")
 
 
 def _direction_rows(tokens: Tensor) -> Tensor:
-    """(B, K, L, .) -> (K, B L, .): all rows of a direction, for one matmul per direction."""
+    """(B, K, L, C) -> (K, B L, C): all tokens of a direction as one matrix, for one matmul per direction."""
     return tokens.transpose(0, 1).flatten(1, 2)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def by_direction(x: Tensor) -> Tensor:
-    """(B, K, L, C) -> (K, B, L, C), contiguous; a view if x is laid out by direction already."""
+    """(B, K, L, C) -> (K, B, L, C), contiguous; a view if x is already laid out by direction."""
     return x.transpose(0, 1).contiguous()
 
 
@@ -19,7 +19,7 @@ def is_shared(x: Tensor) -> bool:
 def as_rows(x: Tensor) -> tuple[Tensor, int]:
     """x (..., L, C) with contiguous channels, and its row stride; copied only if needed.
 
-    A part of a projection's output, for example, is not copied.
+    A slice of a projection's output channels, for example, is not copied.
     """
     strides, step = [1], x.stride(-2)
     for size in (1, *reversed(x.shape[1:-1])):

@@ -1,4 +1,4 @@
-"""Operators and PyTorch: registration with the dispatcher, autocast, and every private name of torch that is used.
+"""Registration of operators with PyTorch's dispatcher; all private names of torch that the operators use are here.
 
 `define_op` is like `torch.library.custom_op`, without its per-call aliasing and schema checks, which cost 7 % of a
 196-token CPU scan.
@@ -16,11 +16,11 @@ _LIBRARY = torch.library.Library("arm", "FRAGMENT")
 
 
 def define_op(name: str, run: Callable, fake: Callable) -> OpOverload:
-    """Register the operator `arm::name`, with the schema of `run`'s annotations.
+    """Register the operator `arm::name`, with the schema inferred from `run`'s annotations.
 
     Args:
-        run: computes on any device; its results must not share memory with its arguments or with each other.
-        fake: the same for tensors without data, for torch.compile and torch.export.
+        run: the implementation, on any device; its results must not share memory with its arguments or each other.
+        fake: the implementation on tensors without data, for torch.compile and torch.export.
     """
     _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -48,7 +48,7 @@ def no_double_backward(backward: Callable) -> Callable:
 
 
 def register_backward(operator: OpOverload, setup_context: Callable, backward: Callable) -> None:
-    """Give an operator a backward; `setup_context` and `backward` are those of a `torch.autograd.Function`."""
+    """Register an operator's backward; `setup_context` and `backward` are as in a `torch.autograd.Function`."""
 
     def run(keyset, *args):
         with torch._C._AutoDispatchBelowAutograd():
@@ -64,7 +64,7 @@ def register_backward(operator: OpOverload, setup_context: Callable, backward: C
         return (None, *backward(ctx, *grads))
 
     methods = dict(forward=staticmethod(forward), backward=staticmethod(without_keyset))
-    function = type(operator._opname, (torch.autograd.Function,), methods)  # graphs and traces show its name
+    function = type(operator._opname, (torch.autograd.Function,), methods)  # graphs and traces show this name
 
     def choose(keyset, *args):
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):

@@ -1,6 +1,6 @@
-"""Selective scan by the CUDA kernel of the stock `mamba-ssm` package (1.2 and 2.x): one call for all directions.
+"""Selective scan with the CUDA kernel of the stock `mamba-ssm` package (1.2 and 2.x): one call for all directions.
 
-The kernel allows B and C to differ between groups of channels, so each direction becomes a group.
+In the kernel, B and C may differ between groups of channels, so each direction becomes a group.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """

@@ -8,11 +8,11 @@ from .library import compute_dtype, is_plain, no_double_backward
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """`norm(x)`; under autocast the result has autocast's dtype, computed in float32.
+    """`norm(x)`; kernels, which run under autocast only, compute in float32 and return autocast's dtype.
 
     Args:
-        norm: `nn.LayerNorm` (with or without bias) and `nn.RMSNorm` over the last axis use kernels; another module, or
-            one with hooks, is called as it is.
+        norm: `nn.LayerNorm` (with or without bias) or `nn.RMSNorm` over the last axis can use kernels; any other
+            module, or one with hooks, is simply called.
     """
     kernels = _kernels(norm, x, None)
     if kernels is None:
@@ -34,11 +34,11 @@ def _bias(norm: nn.Module) -> Tensor | None:
 
 
 def _eps(norm: nn.Module, x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps if norm.eps is None else norm.eps  # as RMSNorm's default
+    return torch.finfo(x.dtype).eps if norm.eps is None else norm.eps  # RMSNorm's default
 
 
 def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels | None:
-    """Kernels for this norm; None where the module is called instead: always without autocast."""
+    """Kernels for this norm; None if the module must be called instead, as always without autocast."""
     dtype = compute_dtype(x)
     if dtype == x.dtype or not any(is_plain(norm, kind) for kind in (nn.LayerNorm, nn.RMSNorm)):
         return None

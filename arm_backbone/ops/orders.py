@@ -1,4 +1,4 @@
-"""Token orders that kernels can trust: validated once, when they are made.
+"""Token orders that kernels can trust, because they are validated once, on construction.
 
 Legend: K scan directions, L tokens.
 """
@@ -12,14 +12,14 @@ from .library import define_op
 class ScanOrders:
     """Orders in which K directions visit L tokens: `tensor[k, t]` is the token that direction k visits at step t.
 
-    Kernels read and write memory at these indices: an entry out of range would corrupt memory, a missing one leave
-    results undefined. Operators that get a plain tensor validate it at each call; this class validates it once.
+    Kernels read and write memory at these indices: an index out of range would corrupt memory, a missing index would
+    leave results undefined. Operators validate a plain tensor at each call; this class validates it once, on the CPU.
 
     Args:
-        orders: (K, L) int64; each row is a permutation of 0 to L - 1. Validated on the CPU.
+        orders: (K, L) int64; each row is a permutation of 0 to L - 1.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: for another shape or dtype, or for a row that is not a permutation.
     """
 
     __slots__ = ("tensor",)
@@ -53,7 +53,7 @@ class ScanOrders:
 
 
 def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -> Tensor:
-    """The (K, L) tensor of orders for K directions of tokens (..., L, D); a plain tensor is validated first.
+    """The (K, L) tensor of `orders` for K directions of tokens (..., L, D); a plain tensor is validated first.
 
     Raises:
         ValueError: for another shape or device, or if a plain tensor does not hold permutations.
@@ -67,7 +67,7 @@ def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -
             f"it must be {expected}"
         )
     if tensor.device != tokens.device:
-        raise ValueError(f"orders is on {tensor.device}, the tokens on {tokens.device}")
+        raise ValueError(f"orders is on {tensor.device}, but the tokens on {tokens.device}; move both to one device")
     return ScanOrders(tensor).tensor if plain else tensor
 
 

@@ -11,7 +11,7 @@ from .scan_inputs import ScanInputs, divisor
 
 
 def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) and the final state (B, K, D, N); computes in any float dtype, at least float32."""
+    """y (B, L, D) and the final state (B, K, D, N); computes in float32, or in float64 if u is float64."""
     dtype, out_dtype = torch.promote_types(inputs.u.dtype, torch.float32), inputs.u.dtype
     u, delta, A, B, C = (x.to(dtype) for x in inputs[:5])
     D, delta_bias, orders = inputs[5:]

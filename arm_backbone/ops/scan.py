@@ -32,19 +32,19 @@ def cross_scan(
 ) -> Tensor:
     """Scan the same tokens in K directions, each with its own parameters (ARM section 3.3).
 
-    Per direction, over its steps t: `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = <C_t, h_t> + D u_t`. The
+    For the steps t of each direction: `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = <C_t, h_t> + D u_t`. The
     state is float32 (float64 for float64 input).
 
     Args:
-        u, delta: (B, K, L, D), in token order; delta before bias and softplus. For one map in all directions give
-            `u.unsqueeze(1).expand(-1, K, -1, -1)`: it is not copied.
+        u, delta: (B, K, L, D), in token order; delta before bias and softplus. If all directions read one u (B, L, D),
+            give `u.unsqueeze(1).expand(-1, K, -1, -1)`, which is not copied.
         A: (K, D, N), negative for a decaying state.
         B, C: (B, K, L, N), in token order.
         D, delta_bias: (K, D) or None.
         orders: (K, L); `orders[k, t]` is the token that direction k visits at step t. A plain int64 tensor is validated
-            at each call; `ScanOrders` (from `scan_order.grid_orders`) once.
+            at each call, `ScanOrders` only once, on construction.
         delta_softplus: apply softplus to delta (after the bias).
-        reduce: "mean" or "sum" over the directions.
+        reduce: "mean" or "sum", over the directions.
         backend: see `resolve_backend`.
 
     Returns:
@@ -77,7 +77,7 @@ def selective_scan(
     """One causal scan, with the arguments and shapes of `mamba_ssm`'s `selective_scan_fn`.
 
     Args:
-        u, delta, z: (B, D, L); z gates the result with SiLU.
+        u, delta, z: (B, D, L); the result is multiplied by silu(z).
         A: (D, N).
         B, C: (B, N, L).
         D, delta_bias: (D,).
@@ -122,14 +122,14 @@ def _check(u, delta, A, B, C, D, delta_bias) -> None:
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} it must be {shape}")
         if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
+            raise ValueError(f"{name} is on {tensor.device}, but u on {u.device}; move both to one device")
     for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a real floating-point tensor, not {tensor.dtype}")
 
 
 def _scan(inputs: ScanInputs, softplus: bool, reduce: str, backend: str) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D) of which the last is the state after the last token."""
+    """y (B, L, D), and states (n, B, K, N, D), of which the last is the state after the last token."""
     backend = resolve_backend(inputs.u.device, inputs.u.dtype, backend)
     differentiable = differentiable_scan(backend)
     if differentiable is not None:
@@ -154,7 +154,7 @@ def _run(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D): with `keep` those for the backward, then the final one."""
+    """y (B, L, D), and states (n, B, K, N, D): with `keep` those for the backward, then the final one."""
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     return scan_kernels(backend).scan_forward(inputs, delta_softplus, reduce, keep, last=True)
 
@@ -219,7 +219,7 @@ register_backward(_cross_scan, _setup_context, _backward)
 
 
 def scan_flops(batch: int, directions: int, length: int, channels: int, state: int) -> int:
-    """Operations of a forward scan; an exponential counts as one, a multiply-add as two.
+    """FLOPs of a forward scan; an exponential counts as one, a multiply-add as two.
 
     Per token, channel and state: delta*A and exp (2), times B (1), decay and add (2), read-out (2). Per token and
     channel: delta*u and the D skip (3).
@@ -234,5 +234,5 @@ def _flops(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> in
 
 @register_flop_formula(torch.ops.arm.cross_scan_backward)
 def _backward_flops(grad_shape, u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
-    # recomputes the forward, and takes about twice its work for the gradients
+    # the forward again, and about twice its work for the gradients
     return 3 * scan_flops(*u_shape, A_shape[2])

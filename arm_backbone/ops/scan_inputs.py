@@ -1,4 +1,4 @@
-"""The eight tensors of a scan, as every back end takes them.
+"""The eight tensors of a scan, in the form that every back end takes.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class ScanInputs(NamedTuple):
-    """Inputs of `cross_scan`, validated by it.
+    """Validated inputs of a scan.
 
     Attributes:
-        u: (B, K, L, D), in token order; one map expanded over K counts as shared and is not copied.
+        u: (B, K, L, D), in token order; a (B, L, D) tensor expanded over K is not copied.
         delta: (B, K, L, D), in token order, before bias and softplus.
         A: (K, D, N).
         B, C: (B, K, L, N), in token order.
@@ -31,5 +31,5 @@ class ScanInputs(NamedTuple):
 
 
 def divisor(inputs: ScanInputs, reduce: str) -> int:
-    """What the sum over directions is divided by: K for reduce="mean", 1 for "sum"."""
+    """Divisor of the sum over directions: K for reduce="mean", 1 for "sum"."""
     return inputs.A.shape[0] if reduce == "mean" else 1

@@ -228,7 +228,7 @@ def test_levels_and_drop_path_by_depth():
         (dict(arch=dict(embed_dims=32)), "exactly the keys"),
         (dict(scans=3), "scans=3"),
         (dict(with_cp="some"), "with_cp='some'.*'selective' or 'full'"),
-        (dict(out_indices=(3, 1)), "out_indices=.*rising"),
+        (dict(out_indices=(3, 1)), "out_indices=.*ascending"),
         (dict(out_indices=(0, 12)), "out_indices=.*0 to 11"),
         (dict(frozen_stages=13), "frozen_stages=13"),
         (dict(img_size=8), "smaller than one patch"),

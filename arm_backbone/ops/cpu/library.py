@@ -1,7 +1,7 @@
 """Loads the compiled CPU kernels (csrc/) and calls them.
 
-`pip install` builds them if it finds a C++ compiler. Their interface is plain C, so one build serves every version of
-torch. The structures below mirror csrc/kernels.h.
+`pip install` builds them if it finds a C++ compiler. Their interface is plain C, so one build works with every version
+of torch. The structures below mirror csrc/kernels.h.
 """
 
 import ctypes
@@ -110,10 +110,10 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _kernels(isa: str | None) -> c_void_p:
-    """The kernels of an instruction set; None: of the best one.
+    """The kernels of an instruction set; None for the best one.
 
     Raises:
-        ValueError: if this processor does not have it.
+        ValueError: if the instruction set is unknown or this processor does not have it.
     """
     best = _library().arm_best_isa()
     if isa is None:
@@ -129,7 +129,7 @@ def kernels() -> c_void_p:
 
 
 def instruction_set() -> str:
-    """Which of `ISAS` runs."""
+    """The instruction set that runs, one of `ISAS`."""
     return os.environ.get("ARM_CPU_ISA") or ISAS[_library().arm_best_isa()]
 
 
@@ -139,7 +139,7 @@ def bare_exponentials(repeats: int) -> int:
     The benchmark compares the scan's speed with this.
 
     Returns:
-        how many were computed.
+        number of exponentials computed.
     """
     threads = torch.get_num_threads()
     return _library().arm_exp(kernels(), repeats, threads, _openmp(), (c_float * threads)())
@@ -147,7 +147,7 @@ def bare_exponentials(repeats: int) -> int:
 
 @functools.cache
 def _openmp() -> int | None:
-    """Address of GOMP_parallel in torch's OpenMP runtime, whose threads the kernels use; None with another runtime."""
+    """Address of GOMP_parallel if torch uses that OpenMP runtime, whose threads the kernels then share; else None."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p).value
     except (AttributeError, OSError, TypeError):
@@ -160,7 +160,7 @@ def segment_length() -> int:
 
 
 def scan_parts(rows: int, channels: int) -> int:
-    """Parts of the channels in a scan's backward, each with its own gradients of B and C."""
+    """Number of parts that a scan's backward cuts the channels into; each has its own gradients of B and C."""
     return _library().arm_parts(kernels(), rows, channels, torch.get_num_threads())
 
 
@@ -186,5 +186,5 @@ def pointer(x: Tensor | None) -> int | None:
 
 
 def sum_parts(parts: Tensor) -> Tensor:
-    """(P, ...) -> (...): the sum over the parts; a view of a single one."""
+    """(P, ...) -> (...): the sum over the parts, or a view if there is only one part."""
     return parts[0] if len(parts) == 1 else parts.sum(0)

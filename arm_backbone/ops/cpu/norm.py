@@ -8,7 +8,7 @@ from .library import Norm, NormBackward, call, empty, pointer, to_float
 
 
 def supports_norm(x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
-    """float32 tokens, plus a bfloat16 branch or none, to bfloat16: what autocast computes."""
+    """Only autocast's case: float32 tokens, with or without a bfloat16 branch, to bfloat16."""
     half = torch.bfloat16
     return x.dtype == torch.float32 and dtype == half and (branch is None or branch.dtype == half)
 

@@ -25,7 +25,7 @@ from .library import (
 class _Packed:
     """Inputs in the kernels' layout, kept alive while the kernels read them.
 
-    Everything is float32, except that u and delta are bfloat16 with `half`, and B and C if both are bfloat16.
+    Tensors become float32, except u and delta, which are bfloat16 with `half`, and B and C if both are bfloat16.
     """
 
     def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str, half: bool) -> None:
@@ -48,12 +48,12 @@ class _Packed:
 
 
 def saved_states(length: int) -> int:
-    """The states before each segment."""
+    """One state per segment: the state before it."""
     return -(-length // segment_length())
 
 
 def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D): with `keep` those before each segment, with `last` the final one."""
+    """y (B, L, D), and states (n, B, K, N, D): with `keep` those before each segment, with `last` the final one."""
     u, delta = inputs.u, inputs.delta
     packed = _Packed(inputs, softplus, reduce, half=u.dtype == delta.dtype == torch.bfloat16)
     batch, _, length, channels = u.shape
@@ -66,7 +66,7 @@ def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, la
 def scan_backward(
     grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
 ) -> list[Tensor]:
-    """Gradients of the first seven inputs, each in its dtype."""
+    """Gradients of the first seven inputs, each in the dtype of its input."""
     u, delta, _, B, *_ = inputs
     half = u.dtype == delta.dtype == grad_y.dtype == torch.bfloat16
     packed = _Packed(inputs, softplus, reduce, half)

@@ -16,7 +16,7 @@ def supports_conv(taps: int) -> bool:
 
 
 def _shifts(taps: int) -> list[int]:
-    """How many steps before the current one each tap reads."""
+    """How many steps back each tap reads."""
     return [taps - 1 - j for j in range(taps)]
 
 
@@ -50,7 +50,7 @@ def conv_backward(
     length = x.shape[1]
     for k, order in enumerate(orders):
         scanned = x.index_select(1, order)
-        # recompute the input of SiLU: one pass, and nothing to save
+        # recompute the input of SiLU, so that the forward need not save it
         grad_pre = torch.ops.aten.silu_backward(
             grad[:, k].index_select(1, order), _convolve(scanned, weight[k], bias[k])
         )

@@ -1,4 +1,4 @@
-"""SiLU gate in plain PyTorch. Autograd differentiates the forward; tests compare the other back ends with both."""
+"""SiLU gate in plain PyTorch, with which the tests compare the other back ends."""
 
 import torch.nn.functional as F
 from torch import Tensor

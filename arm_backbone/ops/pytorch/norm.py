@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm in plain PyTorch, optionally after a residual sum; the reference of the other back ends."""
+"""LayerNorm and RMSNorm in plain PyTorch, optionally after a residual sum; tests compare other back ends with it."""
 
 import torch
 from torch import Tensor

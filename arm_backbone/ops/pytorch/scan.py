@@ -1,9 +1,9 @@
-"""Selective scan in plain PyTorch, forward and backward written out: any device, nothing to compile.
+"""Selective scan in plain PyTorch, with a hand-written backward: any device, nothing to compile.
 
-The scan runs in segments of 32 tokens, whose tensors fit the cache. Exponentials, products, the read-out (a matmul)
-and all gradient reductions are computed for a whole segment at once; the recurrence is one fused multiply-add per token
-over all directions, channels and states. Nothing is saved per token: the backward recomputes each segment from the
-state at its start.
+The scan runs in segments of 32 tokens, whose tensors fit into the cache. Exponentials, products, the read-out (a
+matmul) and all gradient reductions are computed for a whole segment at once; the recurrence is one fused multiply-add
+per token over all directions, channels and states. Nothing is saved per token: the backward recomputes each segment
+from the state at its start.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size, S segments, T tokens of a segment.
 """
@@ -20,8 +20,8 @@ from ..layout import empty_by_direction
 from ..scan_inputs import ScanInputs, divisor
 
 SEGMENT = 32
-# States (B * K * N * D) processed together. On cores with 1 MiB of L2 cache 16k to 64k is fastest: below, the
-# interpreter costs more than the arithmetic; above, a segment no longer fits the cache.
+# States (B * K * N * D) processed together. On cores with 1 MiB of L2 cache 16k to 64k is fastest: with fewer, Python
+# costs more than the arithmetic; with more, a segment no longer fits into the cache.
 SLAB = 1 << 15
 
 
@@ -61,7 +61,7 @@ class _Segment(NamedTuple):
     C: Tensor  # (T, B, K, N)
 
     def states(self, A: Tensor, first: Tensor, decay: "_Buffer", states: "_Buffer") -> None:
-        """Fill in the decay and the state after each token, from the state (B, K, N, D) before the first."""
+        """Compute the decay and the state after each token, from the state (B, K, N, D) before the first token."""
         torch.mul(self.delta.unsqueeze(3), A, out=decay.all).exp_()
         torch.mul((self.delta * self.u).unsqueeze(3), self.B.unsqueeze(4), out=states.all)
         for state, factor in zip(states.tokens, decay.tokens, strict=True):
@@ -69,14 +69,21 @@ class _Segment(NamedTuple):
 
 
 class _Buffer(NamedTuple):
-    """A segment (T, B, K, N, D) and a view of each token, made once: a view costs as much as a multiply-add."""
+    """A segment (T, B, K, N, D) and one view per token, made in advance: a view costs as much as a multiply-add."""
 
     all: Tensor
     tokens: tuple[Tensor, ...]
 
 
 def _buffers(count: int, like: Tensor, length: int) -> Callable[[int], list[_Buffer]]:
-    """A function from a segment's start to its buffers, which all share one memory; `like` is a state (B, K, N, D)."""
+    """Allocate `count` buffers, which all segments reuse.
+
+    Args:
+        like: a state (B, K, N, D).
+
+    Returns:
+        function from a segment's start to the buffers, cut to its length.
+    """
     whole = like.new_empty(count, min(SEGMENT, length), *like.shape)
 
     @functools.cache
@@ -96,7 +103,7 @@ def _slabs(batch: int, states_per_image: int) -> list[slice]:
 
 
 def _without_autocast(function: Callable) -> Callable:
-    """Decorator: autocast off, which would compute the matmuls of states in low precision."""
+    """Decorator: disable autocast, under which matmuls of states would run in low precision."""
 
     @functools.wraps(function)
     def run(first: ScanInputs | Tensor, *args, **kwargs):
@@ -112,13 +119,13 @@ def _float(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def saved_states(length: int) -> int:
-    """The states before each segment."""
+    """One state per segment: the state before it."""
     return (length + SEGMENT - 1) // SEGMENT
 
 
 @_without_autocast
 def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D): with `keep` those before each segment, with `last` the final one."""
+    """y (B, L, D), and states (n, B, K, N, D): with `keep` those before each segment, with `last` the final one."""
     u, delta, A, B, C, D, delta_bias, orders = inputs
     batch, _, length, channels = u.shape
     dtype = torch.promote_types(u.dtype, torch.float32)
@@ -147,7 +154,7 @@ def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, la
 def scan_backward(
     grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
 ) -> list[Tensor]:
-    """Gradients of the first seven inputs, each in its dtype."""
+    """Gradients of the first seven inputs, each in the dtype of its input."""
     u, delta, A, B, C, D, delta_bias, orders = inputs
     directions, length = u.shape[1:3]
     dtype = states.dtype
@@ -178,12 +185,12 @@ def scan_backward(
                 after = this
             torch.mul(*after, out=carry)
 
-            # a row times a matrix: many times as fast as a matrix times a column
+            # (row @ matrix) is many times faster than (matrix @ column)
             grad_C = (grad_out.unsqueeze(3) @ after_token.all.mT).squeeze(3)
             grad_B = ((segment.delta * segment.u).unsqueeze(3) @ grad_state.all.mT).squeeze(3)
-            grad_product = (segment.B.unsqueeze(3) @ grad_state.all).squeeze(3)  # of delta * u
+            grad_product = (segment.B.unsqueeze(3) @ grad_state.all).squeeze(3)  # gradient of delta * u
 
-            # of delta * A: the decay's own gradient is grad_state * previous state
+            # gradient of delta * A; that of the decay is grad_state * previous state
             grad_exponent = grad_state.all.mul_(decay.all)
             grad_exponent[1:] *= after_token.all[:-1]
             grad_exponent[0] *= before

@@ -1,1 +1,1 @@
-"""Triton back end: GPU kernels, nothing to compile at installation."""
+"""Triton back end: GPU kernels, compiled at their first use."""

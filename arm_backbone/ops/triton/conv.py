@@ -1,7 +1,8 @@
 """Causal depthwise convolution and SiLU in Triton: all directions in one launch, tokens indexed in scan order.
 
-A program walks a stretch of a direction of an image and keeps the last tokens of its channels in registers, so it reads
-each token once. The backward walks from the last token to the first and starts some tokens after its stretch.
+A program handles a stretch of tokens in one direction of an image. It keeps the last tokens of its channels in
+registers, so it reads each token once. The backward goes from the last token to the first, and starts some tokens after
+its stretch.
 
 Legend: B batch, K scan directions, L tokens, D channels, W taps.
 """
@@ -104,9 +105,9 @@ def _backward(
     sums, later, window = _zeros(TAPS, CHANNELS), _zeros(TAPS - 1, CHANNELS), ()
     first = stretch * STRETCH
     last = first + STRETCH - 1 + AHEAD
-    for j in tl.static_range(TAPS - 1):  # all but the first of the last tokens
+    for j in tl.static_range(TAPS - 1):  # the window of token `last` without its oldest token
         window = window + (_token(x, order, last - (TAPS - 2 - j), length, row_x, in_d),)
-    for i in range(0, STRETCH + AHEAD, AHEAD):  # the first iteration is for the tokens after the stretch
+    for i in range(0, STRETCH + AHEAD, AHEAD):  # the first iteration only reads tokens after the stretch
         places, tokens, grads = (), (), ()
         for v in tl.static_range(AHEAD):
             t = last - i - v
@@ -119,7 +120,7 @@ def _backward(
             value = _before_silu(window, taps, offset, TAPS)
             sigmoid = 1 / (1 + tl.exp(-value))
             g = grads[v] * sigmoid * (1 + value * (1 - sigmoid))
-            later = (g,) + later  # gradients before SiLU of this token and those after it
+            later = (g,) + later  # gradients before SiLU, of this token and of those after it
             inside = t < first + STRETCH
             own = tl.where(inside, g, 0)
             sum_bias += own
@@ -139,7 +140,7 @@ def _backward(
 def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *others: Tensor) -> None:
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
     if length * x.stride(1) >= 2**31:
-        raise ValueError(f"the Triton convolution takes fewer than 2^31 numbers per image; x is {tuple(x.shape)}")
+        raise ValueError(f"x {tuple(x.shape)} has 2^31 or more numbers per image, too many for Triton; reduce it")
     grid = (triton.cdiv(length, STRETCH), triton.cdiv(channels, CHANNELS), directions * batch)
     if all(grid):
         x, row_x = as_rows(x)

@@ -1,4 +1,4 @@
-"""Launches Triton kernels on the device of their tensors."""
+"""Launches Triton kernels on the GPU of their tensors."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""SiLU gate in Triton, forward and backward in one pass each; rows may be strided, as parts of a projection are."""
+"""SiLU gate in Triton, forward and backward in one pass each; rows may be strided, as slices of a projection are."""
 
 import triton
 import triton.language as tl
@@ -59,7 +59,7 @@ def gate_forward(x: Tensor, z: Tensor) -> Tensor:
 
 @device_guard
 def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of x and z, with `in_place` that of x overwrites the contiguous `grad`."""
+    """Gradients of x and z; with `in_place` that of x overwrites the contiguous `grad`."""
     grads = grad if in_place else x.new_empty(x.shape), z.new_empty(z.shape)
     _run(_backward, (grad, x, z), grads)
     return grads

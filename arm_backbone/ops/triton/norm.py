@@ -43,7 +43,7 @@ def _backward(
     count, width, row_grad, row_total, row_x,
     WIDTH: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_BRANCH: tl.constexpr, CENTERED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some strided rows, and their part of the gradients of weight and bias."""
+    """Gradients of every P-th row, for P programs, and their part of the gradients of weight and bias."""
     column = tl.arange(0, WIDTH)
     there = column < width
     of_weight = tl.load(weight + column, there, 0).to(tl.float32)
@@ -84,7 +84,7 @@ def norm_forward(
     centered: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x + branch in x's dtype, its norm in `dtype`, and the mean and scale of each row."""
+    """x + branch in x's dtype, its norm in `dtype`, and the mean and scale of each row in float32."""
     width = x.shape[-1]
     count = x.numel() // width
     total = x if branch is None else x.new_empty(x.shape)

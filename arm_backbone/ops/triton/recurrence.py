@@ -5,7 +5,7 @@ import triton.language as tl
 
 CHUNK = 64  # tokens between two saved states; even
 GROUP = 4  # tokens whose states the backward holds in registers
-SIZES = ["directions", "length", "rows", "segment_length", "step_B", "step_C"]  # not specialised
+SIZES = ["directions", "length", "rows", "segment_length", "step_B", "step_C"]  # no new kernel for each value
 LOG2E = tl.constexpr(1.4426950408889634)
 LANES = tl.constexpr(32)  # threads per program
 CHANNELS = tl.constexpr(64)  # per program: two per thread
@@ -13,7 +13,7 @@ CHANNELS = tl.constexpr(64)  # per program: two per thread
 
 @triton.jit
 def _softplus(x):
-    """max(x, 0) + log(1 + exp(-|x|)), the logarithm as a series that is precise near 0."""
+    """max(x, 0) + log(1 + exp(-|x|)), with a series for the logarithm that is precise near log(1)."""
     z = tl.exp2(-tl.abs(x) * LOG2E)
     s = z / (2 + z)
     q = s * s
@@ -23,7 +23,7 @@ def _softplus(x):
 
 @triton.jit
 def _number(word, i: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """Number i of a word as float32; 64 bits hold `PACK` numbers."""
+    """Number i of a word as float32; a 64-bit word holds `PACK` numbers."""
     if PACK == 2:
         value = (word >> (i * 32)).to(tl.uint32).to(tl.float32, bitcast=True)
     else:
@@ -76,7 +76,7 @@ def _store(target, stride, states, mask, N: tl.constexpr):
 
 @triton.jit
 def _decays(A, stride, mask, N: tl.constexpr):
-    """Load A of N states, times log2(e) for exp2."""
+    """Load A for N states, multiplied by log2(e) for exp2."""
     decays = ()
     for n in tl.static_range(N):
         decays = decays + (tl.load(A + n * stride, mask, 0) * LOG2E,)

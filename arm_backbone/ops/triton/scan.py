@@ -4,10 +4,10 @@ A program (one warp) runs 64 channels of one direction of one image. Each thread
 registers, so a step needs neither shared memory nor other threads. Inputs are packed in words, loaded one token ahead
 and unpacked at use: carrying the raw words keeps the loop from stalling on the load. If images and channels are too few
 to fill the GPU, a sequence is cut into segments that run in parallel: a first pass computes each segment's effect on
-the state, `_combine` the state at each start, a second pass the output. The backward recomputes each chunk from its
-saved state and stores the state before each group of tokens; a group's decays and states stay in registers. Sums over
-channels are exchanged between threads, which halves the values per thread at each step. There are no atomics: results
-are deterministic.
+the state, `_combine` the state at the start of each segment, and a second pass the output. The backward recomputes each
+chunk from its saved state and stores the state before each group of tokens; a group's decays and states stay in
+registers. Sums over channels are computed by exchanges between threads, each of which halves the number of values per
+thread. There are no atomics, so results are deterministic.
 
 This file holds the host code; the kernels are in `scan_forward`, `scan_backward` and `recurrence`.
 
@@ -29,12 +29,12 @@ from .recurrence import CHANNELS, CHUNK, GROUP
 from .scan_backward import TOKENS, _backward, _reverse, _sum_blocks
 from .scan_forward import _combine, _forward
 
-PROGRAMS = 4096  # wanted; with fewer, sequences are cut into segments
+PROGRAMS = 4096  # number aimed at; with fewer, sequences are cut into segments
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 def saved_states(length: int) -> int:
-    """The states between chunks."""
+    """One state between every two chunks."""
     return max(0, triton.cdiv(length, CHUNK) - 1)
 
 
@@ -44,7 +44,7 @@ def _padded(x: Tensor, more: int) -> Tensor:
 
 
 class _Packed:
-    """Inputs as the kernels read them: tokens of one dtype as words, parameters in float32, and the launch sizes.
+    """Inputs as the kernels read them (tokens in one dtype, packed in words; parameters in float32) and launch sizes.
 
     Channels are padded with zeros to whole pairs, states to whole 64-bit words of B and C.
     """
@@ -53,7 +53,9 @@ class _Packed:
         u, delta, A, B, C, D, delta_bias, orders = inputs
         self.batch, self.directions, self.length, self.channels = u.shape
         if self.length * max(self.channels, A.shape[2]) >= 2**31:
-            raise ValueError(f"backend='triton' scans fewer than 2^31 numbers per image; u is {tuple(u.shape)}")
+            raise ValueError(
+                f"u {tuple(u.shape)} has 2^31 or more numbers per image, too many for Triton; use the back end 'torch'"
+            )
         self.dtype = functools.reduce(torch.promote_types, (delta.dtype, B.dtype, C.dtype), u.dtype)
         pack = 8 // self.dtype.itemsize
         shared = is_shared(u)
@@ -113,7 +115,7 @@ class _Packed:
 
 @device_guard
 def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (., B, K, N, D): with `keep` those between chunks, with `last` the final one."""
+    """y (B, L, D), and states (n, B, K, N, D): with `keep` those between chunks, with `last` the final one."""
     i = _Packed(inputs, softplus, reduce)
     used = inputs.A.shape[2]
     y = i.tokens(inputs.u.dtype)
@@ -144,15 +146,15 @@ def _registers(states: int, most: int) -> dict[str, int]:
 
 
 def _programs_at_once(device: torch.device) -> int:
-    """Programs of the backward that fill a GPU; each takes all registers that a thread may have.
+    """Number of backward programs that fill a GPU; each takes all registers that a thread may have.
 
-    In the interpreter 3, so that its tests see several launches.
+    3 in the interpreter, so that its tests cover several launches.
     """
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def _combine_segments(i: _Packed, local: Tensor, sums: Tensor, starts: Tensor, reverse: bool) -> None:
-    """Fill in the state that each segment starts from."""
+    """Compute the state that each segment starts from."""
     sizes = (i.directions, i.channels, i.rows, i.segments)
     i.run(_combine, (*i.grid[:2], i.states), i.A, local, sums, starts, *sizes, REVERSE=reverse)
 
@@ -161,7 +163,7 @@ def _combine_segments(i: _Packed, local: Tensor, sums: Tensor, starts: Tensor, r
 def scan_backward(
     grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool
 ) -> list[Tensor]:
-    """Gradients of the first seven inputs, each in its dtype."""
+    """Gradients of the first seven inputs, each in the dtype of its input."""
     u, delta, A, B, C, D, _, _ = inputs
     i = _Packed(inputs, softplus, reduce)
     used = A.shape[2]
@@ -178,12 +180,12 @@ def scan_backward(
     grad_B, grad_C = (x.new_empty(i.directions, i.batch, i.length, used) for x in (B, C))
     totals = i.empty(i.segments, i.batch, i.states + 2, i.directions, i.channels)
     constants = dict(CHUNK=CHUNK, GROUP=GROUP, HAS_D=D is not None, HAS_CARRIED=carried is not None, SHARED_U=i.shared)
-    # launch as many programs at a time as fill the GPU: each needs notes of its own
+    # launch only as many programs at a time as fill the GPU, because each needs its own `group_states`
     blocks, parts = i.grid[0], i.rows * i.segments
     together = min(parts, max(1, _programs_at_once(u.device) // max(1, blocks)))
-    notes = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
+    group_states = i.empty(blocks * together, CHUNK // GROUP, i.states, CHANNELS.value)
     partial = i.empty(2, blocks, together, i.segment_length, i.states)
-    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, states, carried, notes)
+    tensors = (dy, i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, states, carried, group_states)
     for done in range(0, parts, max(1, together)):
         now = min(together, parts - done)
         arguments = (*tensors, grad_u, grad_delta, totals, partial, *i.sizes(), i.divisor, done)

@@ -41,7 +41,7 @@ def _reverse(
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state before a segment if that after it were 0, and the segment's sum of steps."""
+    """The gradient of the state before a segment if the gradient after it were 0, and the segment's sum of steps."""
     WORDS: tl.constexpr = N // PACK
     pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -85,10 +85,10 @@ def _reverse(
 
 @triton.jit
 def _fold(values, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
-    """Sum pairs of vectors over lanes that differ in a bit, which halves the number of vectors.
+    """Sum pairs of vectors over lanes that differ in one bit, which halves the number of vectors.
 
-    Lanes without the bit hold the sums of the first vector of a pair, lanes with it those of the second. A single
-    vector is summed in all lanes.
+    Lanes where the bit is 0 then hold sums of the first vector of a pair, lanes where it is 1 those of the second. A
+    single vector is summed in all lanes.
     """
     upper = (lane >> BIT) % 2 == 1
     other = lane ^ (1 << BIT)
@@ -112,7 +112,7 @@ def _lane_sums(x):
 
 @triton.jit
 def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, GROUP: tl.constexpr):
-    """Load index, delta, u and gradient of a group's tokens, packed; tokens out of range repeat the nearest."""
+    """Load index, delta, u and gradient of a group's tokens, packed; a token out of range repeats the nearest one."""
     tokens, raws, xs, dys = (), (), (), ()
     for v in tl.static_range(GROUP):
         token = tl.load(order + tl.maximum(tl.minimum(begin + v, end - 1), start)).to(tl.int32)
@@ -125,17 +125,19 @@ def _group_inputs(u, delta, grad_y, order, begin, start, end, pairs, in_pairs, G
 
 @triton.jit(do_not_specialize=[*SIZES, "divisor", "done"])
 def _backward(
-    grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, notes,
+    grad_y, u, delta, A, B, C, D, bias, orders, saved, carried, group_states,
     grad_u, grad_delta, totals, partial,
     directions, length, channels, pairs, rows, segment_length, step_B, step_C, divisor, done,
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRIED: tl.constexpr,
     SHARED_U: tl.constexpr,
 ):  # fmt: skip
-    """Backward of a segment of a direction of an image, from its last chunk to its first; `done` parts ran before.
+    """Backward of one segment of one direction of an image, from its last chunk to its first.
 
-    grad_u and grad_delta may be u and delta: a program overwrites only what it alone reads, after reading it. `totals`
-    are the gradients of A, D and bias, `partial` those of C and B from a block of channels, in scan order.
+    The first `done` parts (segments of a row) ran in earlier launches. grad_u and grad_delta may be u and delta: a
+    program overwrites only what no other program reads, after reading it. `group_states` holds the states before each
+    group of a chunk, `totals` the gradients of A, D and bias, `partial` those of C and B from a block of channels, in
+    scan order.
     """
     WORDS: tl.constexpr = N // PACK
     block = tl.program_id(0)
@@ -163,12 +165,12 @@ def _backward(
     sum_skip = tl.zeros([CHANNELS], tl.float32)
     sum_offset = tl.zeros([CHANNELS], tl.float32)
     program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + block
-    note = notes + program * (CHUNK // GROUP * N * CHANNELS) + inner
+    own_states = group_states + program * (CHUNK // GROUP * N * CHANNELS) + inner
 
-    # where a lane's sum goes: number i of a word of the token `back` before the group's last, for C or B
+    # each lane stores one sum: for B or C, number i_lane of a word, the token `back` before the last of its group
     lane = tl.arange(0, LANES)
-    whose, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
-    own = (block + whose * tl.num_programs(0)) * tl.num_programs(1) + tl.program_id(1)
+    is_B, back, i_lane = lane % 2, lane // 2 % GROUP, lane // (2 * GROUP)
+    own = (block + is_B * tl.num_programs(0)) * tl.num_programs(1) + tl.program_id(1)
     partial += own.to(tl.int64) * segment_length * N + i_lane
 
     first = part // rows * segment_length
@@ -190,7 +192,7 @@ def _backward(
             other_b = _words(B + other * step_B, WORDS)
             at = tl.load(order + tl.minimum(start + t + 2, stop - 1)).to(tl.int32)
             if t % GROUP == 0:
-                _store(note + (t // GROUP) * N * CHANNELS, CHANNELS, h, in_d, N)
+                _store(own_states + (t // GROUP) * N * CHANNELS, CHANNELS, h, in_d, N)
             step = _step_size(raw, offset, PACK, TYPE, SOFTPLUS)
             h = _advance(h, a, step, _channels(x, PACK, TYPE), b, N, PACK, TYPE)
             raw, x = tl.load(delta + at * pairs, in_pairs, 0), tl.load(u + at * pairs, in_pairs, 0)
@@ -199,7 +201,7 @@ def _backward(
             step = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
             h = _advance(h, a, step, _channels(other_x, PACK, TYPE), other_b, N, PACK, TYPE)
             other = following
-        _store(note + (groups - 1) * N * CHANNELS, CHANNELS, h, in_d, N)
+        _store(own_states + (groups - 1) * N * CHANNELS, CHANNELS, h, in_d, N)
 
         begin = start + (groups - 1) * GROUP
         places, raws, xs, dys = _group_inputs(u, delta, grad_y, order, begin, start, stop, pairs, in_pairs, GROUP)
@@ -208,27 +210,27 @@ def _backward(
             begin = start + group * GROUP
             steps, inputs, grads = (), (), ()
             for v in tl.static_range(GROUP):
-                there = in_d & (begin + v < stop)  # steps beyond it change nothing
+                there = in_d & (begin + v < stop)  # tokens beyond `stop` get step 0 and change nothing
                 size = _step_size(raws[v], offset, PACK, TYPE, SOFTPLUS)
                 size = tl.where(there, size, 0)
                 steps = steps + (size,)
                 inputs = inputs + (size * _channels(xs[v], PACK, TYPE),)
                 grads = grads + (tl.where(there, _channels(dys[v], PACK, TYPE) / divisor, 0),)
-            # load the next group, and each next word, while this one is computed
+            # load the next group, and below each next word, while the current one is computed
             next_places, next_raws, next_xs, next_dys = _group_inputs(
                 u, delta, grad_y, order, begin - GROUP, start, stop, pairs, in_pairs, GROUP
             )
             at_lane = begin + GROUP - 1 - back
             into, into_mask = partial + (at_lane - first) * N, (at_lane < stop) & (i_lane < PACK)
             to_input, to_exponent = _zeros(GROUP), _zeros(GROUP)
-            before = _states(note + group * N * CHANNELS, CHANNELS, in_d, PACK)
+            before = _states(own_states + group * N * CHANNELS, CHANNELS, in_d, PACK)
             bs, cs = (), ()
             for v in tl.static_range(GROUP):
                 bs, cs = bs + (tl.load(B + places[v] * step_B),), cs + (tl.load(C + places[v] * step_C),)
-            for w in range(WORDS):  # g and sum_a rotate, so that the word's own come first
+            for w in range(WORDS):  # g and sum_a rotate, so that those of the current word come first
                 sums, new_g, new_a = (), (), ()
                 following = tl.minimum(w + 1, WORDS - 1)
-                next_before = _states(note + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
+                next_before = _states(own_states + (group * N + following * PACK) * CHANNELS, CHANNELS, in_d, PACK)
                 next_bs, next_cs = (), ()
                 for v in tl.static_range(GROUP):
                     next_bs = next_bs + (tl.load(B + places[v] * step_B + following),)
@@ -289,7 +291,7 @@ def _sum_blocks(
     directions, length, rows, segment_length, blocks, used, done,
     N: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradients of C and B of some steps over blocks of channels, and store them at their tokens."""
+    """Sum the gradients of C and B over blocks of channels, for TOKENS steps, and store them at their tokens."""
     part = done + tl.program_id(0)
     row, first = (part % rows).to(tl.int64), part // rows * segment_length
     step, n = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
@@ -298,15 +300,12 @@ def _sum_blocks(
     mask = there[:, None] & (n < used)[None, :]
     to = (_first_token(row, directions, rows, length) + token)[:, None] * used + n[None, :]
     stretch = tl.cast(segment_length, tl.int64) * N  # numbers per block and part
-    for whose in tl.static_range(2):
+    for is_B in tl.static_range(2):
         source = (
-            partial
-            + (tl.program_id(0) + whose * blocks * tl.num_programs(0)) * stretch
-            + step[:, None] * N
-            + n[None, :]
+            partial + (tl.program_id(0) + is_B * blocks * tl.num_programs(0)) * stretch + step[:, None] * N + n[None, :]
         )
         total = tl.zeros([TOKENS, WIDTH], tl.float32)
         for block in range(blocks):
             total += tl.load(source + block * tl.num_programs(0) * stretch, mask, 0)
-        target = grad_C if whose == 0 else grad_B
+        target = grad_C if is_B == 0 else grad_B
         tl.store(target + to, total.to(target.dtype.element_ty), mask)

@@ -39,7 +39,10 @@ def _forward(
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SHARED_U: tl.constexpr,
     HAS_STARTS: tl.constexpr, KEEP: tl.constexpr, LAST: tl.constexpr, ONLY_STATE: tl.constexpr,
 ):  # fmt: skip
-    """Scan a segment of a direction of an image; with ONLY_STATE only its final state from 0 and its sum of steps."""
+    """Scan one segment of one direction of an image.
+
+    With ONLY_STATE, compute only the final state, starting from 0, and the sum of steps.
+    """
     WORDS: tl.constexpr = N // PACK
     pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -88,7 +91,7 @@ def _forward(
         c = b if ONLY_STATE else _words(C + at * step_C, WORDS)
         following = tl.load(order + tl.minimum(t + 3, end - 1)).to(tl.int32)
         step = _step_size(other_raw, offset, PACK, TYPE, SOFTPLUS)
-        step = tl.where(t + 1 < end, step, 0)  # steps beyond the end change nothing
+        step = tl.where(t + 1 < end, step, 0)  # a step of 0 beyond the end changes nothing
         value = _channels(other_x, PACK, TYPE)
         h = _advance(h, a, step, value, other_b, N, PACK, TYPE)
         if ONLY_STATE:
@@ -112,7 +115,7 @@ def _combine(
     directions, channels, rows, segments,
     N: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """The state at each segment's start: that of the segment before, decayed by its steps, plus its effect."""
+    """The state at each segment's start: that of the previous segment, decayed by its steps, plus its effect."""
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(2)

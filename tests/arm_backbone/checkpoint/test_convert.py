@@ -123,7 +123,7 @@ def test_without_a_class_token(states):
     assert accounting.dropped["cls_token"] == "the target has no class token"
     model = ARMClassifier(ARCH, img_size=192, num_classes=5, cls_token=None)
     assert load_trunk(model, result, "result").new == {}
-    with pytest.raises(CheckpointError, match="the authors' classifier has a class token"):
+    with pytest.raises(CheckpointError, match="needs a class token; give --cls-token"):
         convert(states["classifier"], "official-finetune", cls_token=None)
 
 

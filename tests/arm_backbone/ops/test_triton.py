@@ -142,7 +142,7 @@ def test_one_kernel_serves_all_lengths(monkeypatch):
 
 def test_triton_needs_a_gpu():
     with pytest.raises(
-        ValueError, match="backend='triton' cannot run: it scans tensors on a GPU, and these are on cpu"
+        ValueError, match="backend='triton' cannot run: it scans tensors on a GPU, but these are on cpu"
     ):
         cross_scan(**cast(scan_inputs(), torch.float32), backend="triton")
 

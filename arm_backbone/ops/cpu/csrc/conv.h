@@ -15,7 +15,7 @@ struct Taps {  // weights and bias of one vector of channels in one direction
     }
 };
 
-// Convolves tokens `start` to `stop` of direction k for one vector of channels; x belongs to the image, out to the direction.
+// Convolves tokens `start` to `stop` of direction k for one vector of channels. x is the image, out its direction k.
 template <int W, typename T>
 INLINE void conv_forward_vector(const Conv &c, int64_t k, int64_t start, int64_t stop, int64_t channel, int lanes,
                                 const float *weight, const T *x, T *out) {
@@ -69,8 +69,8 @@ struct ConvGradients {
     float *grad_weight, *grad_bias;
 };
 
-// Backward of tokens `stop` down to `start`. `kept` carries, between segments, the gradients before SiLU of the W tokens from
-// `stop` on.
+// Backward of tokens `stop` down to `start`. Between segments, `kept` carries the gradients before SiLU of the W tokens
+// from `stop` on.
 template <int W, typename T>
 INLINE void conv_backward_vector(const Conv &c, int64_t k, int64_t start, int64_t stop, int64_t channel, int lanes,
                                  const ConvGradients<T> &to, vec *kept) {

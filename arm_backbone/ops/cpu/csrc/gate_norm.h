@@ -5,7 +5,7 @@
 
 namespace {
 
-// Calls `vector` with the first channel and the number of lanes of each vector of a row.
+// Calls `vector` for each vector of a row, with its first channel and number of lanes.
 template <typename Vector>
 INLINE void each_vector(int64_t channels, const Vector &vector) {
     int64_t c = 0;

@@ -1,4 +1,4 @@
-// The C interface: choice of the instruction set, and tasks over threads. Nothing here depends on torch.
+// The C interface: chooses the instruction set and distributes tasks over threads. Nothing here depends on torch.
 
 #include <algorithm>
 #include <atomic>
@@ -24,8 +24,8 @@ void work(void *data) {
     for (int64_t i; (i = job.next++) < job.count;) job.task(job.arguments, i);
 }
 
-// Runs tasks 0 to count - 1 on `threads` threads: those of torch's OpenMP runtime if Python found it, so that there is only
-// one thread pool, otherwise new ones.
+// Runs tasks 0 to count - 1 on `threads` threads: those of torch's OpenMP runtime if Python found it, so that there is
+// only one thread pool; otherwise new ones.
 void run(int64_t count, void (*task)(const void *, int64_t), const void *arguments, int64_t threads, void *parallel) {
     Job job;
     job.count = count;
@@ -44,7 +44,7 @@ void run(int64_t count, void (*task)(const void *, int64_t), const void *argumen
     }
 }
 
-// A call over rows of channels, each cut into `parts`: the parts are the tasks, row by row.
+// A call over rows of channels. Each row is cut into `parts`, which are the tasks, in the order of the rows.
 template <typename T>
 struct Call {
     const Kernels *kernels;
@@ -93,7 +93,7 @@ extern "C" int64_t arm_layout(int64_t which) {
 
 extern "C" int64_t arm_segment() { return SEGMENT; }
 
-// Number of parts that the channels of each of `rows` rows are cut into: the fewest that balance the threads, since long
+// Number of parts to cut the channels of each of `rows` rows into: the fewest that balance the threads, since long
 // stretches of memory are read faster.
 extern "C" int64_t arm_parts(const Kernels *kernels, int64_t rows, int64_t channels, int64_t threads) {
     const int64_t groups = (channels + kernels->group - 1) / kernels->group;
@@ -166,8 +166,8 @@ extern "C" void arm_norm_backward(const Kernels *kernels, const NormBackward *no
     run_rows(kernels->norm_backward, *norm, threads, parallel);
 }
 
-// Computes exponentials only, on every thread, and returns how many (for a benchmark; the sums keep the compiler from
-// removing them).
+// Computes exponentials only, on every thread, and returns their number (for a benchmark; the sums keep the compiler
+// from removing the exponentials).
 extern "C" int64_t arm_exp(const Kernels *kernels, int64_t repeats, int64_t threads, void *parallel, float *sums) {
     struct Exponentials {
         const Kernels *kernels;

@@ -1,7 +1,7 @@
 // The kernels of one instruction set; compiled once for each.
 //
-// Channels-last: a token is a row of memory, vectors run over channels, a scan order is a sequence of row indices, and the
-// recurrence needs no reduction. Legend: kernels.h.
+// Channels last: a token is a row of memory, SIMD vectors hold channels, and a scan order is a sequence of row indices.
+// The recurrence needs no reduction. Legend: kernels.h.
 
 #include "conv.h"
 #include "gate_norm.h"
@@ -10,7 +10,7 @@
 
 namespace {
 
-// Eight chains of exponentials in registers, in the form that is fastest alone; reads and writes no memory.
+// CHAINS chains of exponentials in registers, with the variant that is fastest alone; reads and writes no memory.
 float exponentials(int64_t repeats) {
     vec x[CHAINS], sum[CHAINS];
     for (int i = 0; i < CHAINS; i++) {
@@ -21,7 +21,7 @@ float exponentials(int64_t repeats) {
 #pragma GCC unroll 8
         for (int i = 0; i < CHAINS; i++) {
             sum[i] = sum[i] + exp2_polynomial(x[i]);
-            x[i] = x[i] * splat(0.9999f);  // keeps the compiler from hoisting it out of the loop
+            x[i] = x[i] * splat(0.9999f);  // keeps the compiler from hoisting the exponential out of the loop
         }
     float total = 0;
     for (int i = 0; i < CHAINS; i++)

@@ -1,8 +1,8 @@
-// Arguments of the kernels: what Python passes through the C interface (interface.cpp) and each instruction set implements
-// (kernels.cpp).
+// The arguments that Python passes to the kernels through the C interface (interface.cpp), and the table of kernels
+// that each instruction set implements (kernels.cpp).
 //
-// Legend: B images, K directions, L tokens, D channels, N states, W taps, S segments, P parts. Tensors are contiguous float32
-// unless noted, orders int64.
+// Legend: B images, K directions, L tokens, D channels, N states, W taps, S segments, P parts. Tensors are contiguous
+// float32 unless noted, orders int64.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct Scan {
 struct ScanForward {
     Scan scan;
     void *y;       // (B, L, D), sum over the directions divided by `divisor`
-    float *saved;  // with keep (S + 1, B, K, N, D): states before each segment and after the last; else the last, (1, ...)
+    float *saved;  // with keep (S + 1, B, K, N, D): before each segment and after the last; else (1, ...), the last
     int64_t keep;
 };
 
@@ -93,8 +93,8 @@ constexpr int SEGMENT = 24;  // tokens between two saved states
 constexpr int MAX_TAPS = 8;
 constexpr int CHAINS = 8;
 
-// The kernels of one instruction set. Each call processes channels (or rows) `first` to `end`; `first` is a multiple of
-// `group`.
+// The kernels of one instruction set. Each call processes channels `first` to `end`, where `first` is a multiple of
+// `group`, or rows `first` to `end`.
 struct Kernels {
     int64_t lanes;  // floats in a vector
     int64_t group;  // channels processed together
@@ -105,7 +105,7 @@ struct Kernels {
     void (*gate)(const Gate &, int64_t part, int64_t first, int64_t end);
     void (*norm)(const Norm &, int64_t part, int64_t first, int64_t end);
     void (*norm_backward)(const NormBackward &, int64_t part, int64_t first, int64_t end);
-    float (*exponentials)(int64_t repeats);  // the sum of CHAINS vectors of exponentials, `repeats` times, in registers
+    float (*exponentials)(int64_t repeats);  // sum of `repeats` times CHAINS vectors of exponentials, in registers
 };
 
 extern "C" const Kernels *arm_kernels_plain();

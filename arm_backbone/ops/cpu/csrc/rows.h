@@ -9,15 +9,15 @@ namespace {
 constexpr int GROUP = 64;            // channels processed together: four cache lines per token
 constexpr int WIDE = GROUP / LANES;  // vectors in a group
 
-// Memory of one thread. Not std::vector: the linker would merge its template code, compiled for several instruction sets,
-// into one copy.
+// Scratch memory of one thread. Not std::vector: its template code is compiled for several instruction sets, and the
+// linker would keep only one copy.
 struct Scratch {
     char *memory = nullptr;
     int64_t size = 0;
 
     template <typename T>
     T *of(int64_t count) {
-        constexpr int64_t align = 64;  // a line of the cache
+        constexpr int64_t align = 64;  // a cache line
         const int64_t wanted = count * sizeof(T) + align;
         if (wanted > size) {
             delete[] memory;
@@ -63,7 +63,7 @@ struct Rows {
 struct Segment {
     const int64_t *order;  // indices of the tokens
     int count;
-    const int64_t *next;  // indices of the tokens of the segment that follows
+    const int64_t *next;  // indices of the tokens of the segment that is processed next
     int next_count;
     float *B, *C;
 
@@ -96,7 +96,7 @@ struct Segment {
     }
 };
 
-// Prefetches V vectors of a row into the second-level cache, for reading (WRITE 0) or writing (1). The rows of the next
+// Prefetches V vectors of a row into the L2 cache, for reading (WRITE 0) or writing (1). The rows of the next
 // segment are scattered, so the hardware prefetcher cannot predict them.
 template <int V, int WRITE = 0, typename T>
 INLINE void prefetch(const T *row) {

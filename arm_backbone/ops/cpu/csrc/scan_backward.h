@@ -1,11 +1,12 @@
-// Backward of the selective scan: recomputes each segment from its saved state, then walks it back. Legend: kernels.h.
+// Backward of the selective scan: recomputes each segment from its saved state, then goes through it in reverse.
+// Legend: kernels.h.
 #pragma once
 
 #include "rows.h"
 
 namespace {
 
-constexpr int NARROW = LANES == 16 ? 4 : 2;  // states held in registers together
+constexpr int NARROW = LANES == 16 ? 4 : 2;  // states held in registers at a time
 
 // What the backward keeps per token of a segment, for one vector of channels.
 struct BackwardToken {
@@ -14,15 +15,15 @@ struct BackwardToken {
     vec slope;                   // of softplus
 };
 
-// The same for a group of vectors. All values of a token are adjacent: spread out, they evict each other from the
-// first-level cache in some processes, and the backward takes up to twice the time.
+// The same for a group of vectors. All values of a token are adjacent in memory: otherwise they evict each other from
+// the L1 cache in some processes, and the backward takes up to twice as long.
 struct Step {
     vec decay[NARROW], before[NARROW];   // of a block of states; states before the token
-    vec grad_B[NARROW], grad_C[NARROW];  // lane by lane, added up over the vectors
+    vec grad_B[NARROW], grad_C[NARROW];  // per lane, summed over the vectors
     BackwardToken of[WIDE];
 };
 
-// What the backward of a direction reads and writes besides the rows; (N, D) except for the last two.
+// What the backward of a direction reads and writes besides the rows; all (N, D) except for the last two.
 struct BackwardStates {
     const float *A, *saved;  // saved: before the segment
     float *grad_A;
@@ -30,7 +31,8 @@ struct BackwardStates {
     float *grad_B, *grad_C;  // (L, N)
 };
 
-// Runs NB states, from n on, forward and back through a segment, for the vector of channels from c on, vector v of a group.
+// Recomputes states n to n + NB of a segment, then runs their backward, for the vector of channels from c on, number v
+// of a group.
 template <int NB>
 INLINE void backward_states(const Segment &segment, const BackwardStates &states, int64_t N, int64_t D, int64_t c, int lanes,
                             int64_t n, int v, Step *steps) {
@@ -39,7 +41,7 @@ INLINE void backward_states(const Segment &segment, const BackwardStates &states
         a[i] = load_some(states.A + (n + i) * D + c, lanes) * splat(LOG2E);
         h[i] = load_some(states.saved + (n + i) * D + c, lanes);
     }
-    for (int t = 0; t < segment.count; t++) {  // the forward again
+    for (int t = 0; t < segment.count; t++) {  // recompute the forward
         Step &step = steps[t];
         const vec d = step.of[v].delta, x = step.of[v].input;
         const float *b = segment.B + t * N + n;
@@ -84,12 +86,12 @@ INLINE void backward_states(const Segment &segment, const BackwardStates &states
     }
 }
 
-// The same for V vectors of channels from `first` on; sets the gradients of B and C, or adds to them.
+// The same for V vectors of channels from `first` on; sets the gradients of B and C or, with `add`, adds to them.
 template <int V, int NB>
 void backward_block(const Segment &segment, const BackwardStates &states, int64_t N, int64_t D, int64_t first, int lanes,
                     int64_t n, bool add, Step *steps) {
     for (int v = 0; v < V; v++) backward_states<NB>(segment, states, N, D, first + v * LANES, lanes, n, v, steps);
-    constexpr int TOGETHER = LANES > 2 * NB ? LANES / (2 * NB) : 1;  // tokens whose rows are added up at once
+    constexpr int TOGETHER = LANES > 2 * NB ? LANES / (2 * NB) : 1;  // tokens whose rows are summed at once
     static_assert(SEGMENT % TOGETHER == 0 && 2 * NB <= LANES);
     for (int start = 0; start < segment.count; start += TOGETHER) {
         alignas(64) float sums[LANES];
@@ -176,7 +178,7 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
     const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
     const int64_t B = ((part * s.directions + k) * s.batch + image) * s.length * N;
     const Rows<T> rows(s, image, k);
-    static thread_local Scratch scratch, step_memory;  // kept: new pages every time would cost more
+    static thread_local Scratch scratch, step_memory;  // kept, since allocating new pages each time is slow
     Step *steps = step_memory.of<Step>(SEGMENT);
     float *grad_state = scratch.of<float>(N * D + Segment::memory(N)), *BC = grad_state + N * D;
     float *grad_A = g.grad_A + at * N * D;

@@ -5,15 +5,15 @@
 
 namespace {
 
-constexpr int BLOCK = 4;           // states held in registers together
-constexpr int64_t SUMS = 1 << 21;  // floats per thread, about, in which bfloat16 directions are summed
+constexpr int BLOCK = 4;           // states held in registers at a time
+constexpr int64_t SUMS = 1 << 21;  // about the size, in floats, of a thread's buffer for sums of bfloat16 directions
 
 // What the forward keeps per token of a segment, for one vector of channels.
 struct ForwardToken {
     vec delta, input, out;
 };
 
-// Runs NB states, from n on, through a segment, for vector v of V. A and the states before and after: (N, D).
+// Runs states n to n + NB through a segment, for vector v of V. A and the states before and after are (N, D).
 template <int NB, int V>
 INLINE void run_states(const Segment &segment, const float *A, const float *before, float *after, int64_t N, int64_t D,
                        int lanes, int64_t n, ForwardToken (*tokens)[V], int v) {
@@ -37,8 +37,8 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
     for (int i = 0; i < NB; i++) store_some(after + (n + i) * D, h[i], lanes);
 }
 
-// Runs a segment of direction k for V vectors of channels from `first` on, and adds its output to `total` (rows of `stride`
-// floats, from `first` on), which sums the directions.
+// Runs a segment of direction k for V vectors of channels from `first` on, and adds its output to `total`, the sum over
+// the directions (rows of `stride` floats, from `first` on).
 template <int V, typename T>
 INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &segment, int64_t k, int64_t first, int lanes,
                             const float *A, const float *before, float *after, float *total, int64_t stride) {

@@ -17,7 +17,7 @@ constexpr int LANES = 16;
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
 #else
-constexpr int LANES = 4;  // SSE2, NEON, or what the compiler makes of it
+constexpr int LANES = 4;  // SSE2, NEON, or whatever the compiler generates
 #endif
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
@@ -30,7 +30,7 @@ INLINE vec splat(float x) { return x - vec{}; }
 INLINE vec load(const float *p) { return *reinterpret_cast<const unaligned_vec *>(p); }
 INLINE void store(float *p, vec x) { *reinterpret_cast<unaligned_vec *>(p) = x; }
 
-// The first `count` of LANES floats, zeros after them.
+// The first `count` of LANES floats, followed by zeros.
 INLINE vec load_some(const float *p, int count) {
     if (count >= LANES) return load(p);
     vec x = {};
@@ -52,7 +52,7 @@ struct bf16 {
 typedef uint16_t half_vec __attribute__((vector_size(LANES * 2)));
 typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
-// To and from whole numbers of twice the size; compilers make several instructions of __builtin_convertvector.
+// Between 16-bit and 32-bit integers; compilers turn __builtin_convertvector into several instructions.
 INLINE uvec widen(half_vec x) {
 #if defined(__AVX512F__)
     return (uvec)_mm512_cvtepu16_epi32((__m256i)x);
@@ -91,8 +91,8 @@ INLINE void store_some(bf16 *p, vec x, int count) {
 }
 
 INLINE vec choose(ivec condition, vec yes, vec no) { return condition ? yes : no; }
-// The smaller or larger of a and a bound; NaN stays NaN, since x86 returns the second operand then. Compilers make two
-// instructions of the comparison.
+// The smaller or larger of a and a bound; a NaN in a stays NaN, since x86 then returns the second operand. Compilers
+// turn the comparison into two instructions.
 INLINE vec at_most(vec a, vec bound) {
 #if defined(__AVX512F__)
     return (vec)_mm512_min_ps((__m512)bound, (__m512)a);
@@ -113,11 +113,11 @@ INLINE vec at_least(vec a, vec bound) {
 #endif
 }
 
-// While it exists, this thread flushes denormals (below 1e-38) to 0: states that decay to them slow processors down.
+// While it exists, this thread flushes denormals (below 1e-38) to 0: decaying states become denormal, which is slow.
 struct FlushTiny {
 #if defined(__SSE__)
     const unsigned before = _mm_getcsr();
-    FlushTiny() { _mm_setcsr(before | 0x8040); }  // results, and what is read
+    FlushTiny() { _mm_setcsr(before | 0x8040); }  // FTZ for results, DAZ for inputs
     ~FlushTiny() { _mm_setcsr(before); }
 #elif defined(__aarch64__)
     const uint64_t before = __builtin_aarch64_get_fpcr64();
@@ -126,8 +126,8 @@ struct FlushTiny {
 #endif
 };
 
-// 2^f for f in [-0.5, 0.5]: a polynomial fitted with its constant fixed at 1, since decays near 1 multiply up over thousands
-// of steps.
+// 2^f for f in [-0.5, 0.5]: a polynomial fitted with its constant fixed at 1, since errors of decays near 1 accumulate
+// over thousands of steps.
 INLINE vec exp2_fraction(vec f) {
     vec p = splat(1.326472731e-03f);
     p = p * f + splat(9.671512991e-03f);
@@ -137,7 +137,7 @@ INLINE vec exp2_fraction(vec f) {
     return p * f + splat(1.0f);
 }
 
-// 2^x with a relative error below 2e-7 for a finite x; towards 0 below -126, infinity from 128 on.
+// 2^x with a relative error below 2e-7 for a finite x; at most 2^-126 below -126, infinity from 128 on.
 INLINE vec exp2_polynomial(vec x) {
 #if defined(__AVX512F__)
     const vec whole = (vec)_mm512_roundscale_ps((__m512)x, 8);
@@ -150,16 +150,16 @@ INLINE vec exp2_polynomial(vec x) {
 #endif
 }
 
-// The same with one multiplication less and more of other instructions, for loops limited by multiplications.
+// The same with one multiplication fewer and more instructions of other kinds, for loops limited by multiplications.
 INLINE vec exp2v(vec x) {
 #if defined(__AVX512F__)
     const vec powers = {1.00000000e+00f, 1.04427373e+00f, 1.09050775e+00f, 1.13878858e+00f, 1.18920708e+00f, 1.24185777e+00f,
                         1.29683959e+00f, 1.35425556e+00f, 1.41421354e+00f, 1.47682619e+00f, 1.54221082e+00f, 1.61049032e+00f,
                         1.68179286e+00f, 1.75625217e+00f, 1.83400810e+00f, 1.91520655e+00f};                 // 2^(i / 16)
-    const vec near = (vec)_mm512_roundscale_ps((__m512)x, 4 << 4 | 8);  // a multiple of 1 / 16
-    const vec shifted = near + splat(786432.0f);                        // 1.5 * 2^19: sixteenths are the lowest bits
+    const vec near = (vec)_mm512_roundscale_ps((__m512)x, 4 << 4 | 8);  // x rounded to a multiple of 1 / 16
+    const vec shifted = near + splat(786432.0f);                        // 1.5 * 2^19: the lowest bits count sixteenths
     const vec power = (vec)_mm512_permutexvar_ps((__m512i)shifted, (__m512)powers);
-    const vec f = x - near;  // 2^f - 1 is a cubic without a constant, again for the sake of decays near 1
+    const vec f = x - near;  // 2^f - 1 as a cubic without a constant, again because of decays near 1
     const vec cubic = ((splat(5.550231040e-02f) * f + splat(2.402339876e-01f)) * f + splat(6.931471825e-01f)) * f;
     return (vec)_mm512_scalef_ps((__m512)(power * cubic + power), (__m512)near);
 #else
@@ -174,7 +174,7 @@ INLINE vec finite(vec x) { return at_most(at_least(x, splat(-1e9f)), splat(1e9f)
 
 INLINE vec expv(vec x) { return exp2v(finite(x) * splat(LOG2E)); }
 
-// log(1 + z) for z in [0, 1] with a relative error below 2e-7: z times a polynomial fitted with its constant fixed at 1.
+// log(1 + z) for z in [0, 1] with a relative error below 2e-7: z times a polynomial fitted with its constant set to 1.
 INLINE vec log1p_unit(vec z) {
     vec p = splat(5.364822784e-03f);
     p = p * z + splat(-3.006578612e-02f);
@@ -226,7 +226,7 @@ template <int N, typename Row>
 INLINE vec lane_sums(const Row &row, int first = 0, int stride = 1) {
     if constexpr (N == 1)
         return row(first);
-    else  // the pair folded last is told apart by the lowest bit of the position
+    else  // the lowest bit of a position separates the pair that is folded last
         return fold(lane_sums<N / 2>(row, first, stride * 2), lane_sums<N / 2>(row, first + stride, stride * 2));
 }
 
