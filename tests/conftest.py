@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.deviations import DEVIATIONS, merge_deviations
-from helpers.paths import shared_folder
+from tests.helpers.deviations import DEVIATIONS, merge_deviations
+from tests.helpers.paths import shared_folder
 
 # Tests run in parallel and start further processes: more threads would oversubscribe the cores.
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 PACKAGES = {name: name for name in ("arm_backbone", "arm_images", "arm_toolkit")} | {"pretrain": "arm_pretrain"}
 SOURCES = [*PACKAGES, "setup.py", "pyproject.toml", "tools/versions.txt"]

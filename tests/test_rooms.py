@@ -1,6 +1,6 @@
 """Imports between the rooms (docs/architecture.md) go one way and form no cycles; import chains and files stay short.
 
-`python tests/test_rooms.py` prints the figures; the floors of a folder are the files of its longest import chain.
+`python -m tests.test_rooms` prints the figures; the floors of a folder are the files of its longest import chain.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 FOLDERS = {"arm_backbone": "arm_backbone", "arm_images": "arm_images", "pretrain": "arm_pretrain"}
 FOLDERS |= {"arm_toolkit": "arm_toolkit"}

@@ -31,8 +31,8 @@ from arm_pretrain import ARMPretrainer
 from arm_pretrain.targets import normalized_pixels
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.engine.ema_hook import WeightEMAHook
-from helpers.deviations import DEVIATIONS
-from helpers.paths import ROOT
+from tests.helpers.deviations import DEVIATIONS
+from tests.helpers.paths import ROOT
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 # of the largest reference value, and absolute: the golden README's suggestion

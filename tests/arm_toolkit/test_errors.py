@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from arm_toolkit import errors
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 HEAVY = ("mmengine", "mmcv", "matplotlib", "torch", "timm")
 

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import nn
 
 from arm_toolkit.engine.config import OTHER_KEYS, RUNNER_KEYS
-from helpers.paths import ROOT
-from helpers.small_models import narrow_detector, narrow_segmentor
+from tests.helpers.paths import ROOT
+from tests.helpers.small_models import narrow_detector, narrow_segmentor
 
 FOLDERS = ("det_configs", "seg_configs", "cls_configs", "pretrain/configs")
 

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from arm_pretrain import ImageCrops
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 SIZE = (192, 256)
 

@@ -11,8 +11,8 @@ from mmengine.registry import DATASETS, MODELS
 
 from arm_pretrain.tokenizers import fit_centroids
 from arm_toolkit.engine.config import load_config
-from helpers.paths import ROOT
-from helpers.runs import ARCH, logged, train
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import ARCH, logged, train
 
 FOLDER = ROOT / "pretrain/configs"
 CONFIGS = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.py") if "_base_" not in p.parts)

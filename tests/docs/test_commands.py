@@ -16,10 +16,10 @@ from arm_backbone import ARMClassifier
 from arm_backbone.checkpoint.convert import convert
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.engine.config import load_config
-from helpers.documents import DOCUMENTS, blocks, commands, name
-from helpers.paths import ROOT
-from helpers.runs import ARCH
-from helpers.tools import call_tool
+from tests.helpers.documents import DOCUMENTS, blocks, commands, name
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import ARCH
+from tests.helpers.tools import call_tool
 
 # scripts that pass their options on to a tool
 PASSED_ON = {f"{way}_{action}.sh": f"{action}.py" for way in ("dist", "slurm") for action in ("train", "test")}

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from helpers.documents import DOCUMENTS, anchors, blocks, links, name, prose, spans
-from helpers.paths import ROOT
+from tests.helpers.documents import DOCUMENTS, anchors, blocks, links, name, prose, spans
+from tests.helpers.paths import ROOT
 
 README = ROOT / "README.md"
 # one word for one thing, and phrases that read as translated

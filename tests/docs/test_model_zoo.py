@@ -3,7 +3,7 @@
 import pytest
 
 from arm_toolkit.analysis.model_zoo import SECTIONS, configurations, paper_result, row
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 PAGE = (ROOT / "docs/model_zoo.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| `")]

@@ -21,9 +21,9 @@ from arm_toolkit.errors import ConfigError
 from arm_toolkit.evaluation.accuracy import Accuracy
 from arm_toolkit.evaluation.knn import vote
 from arm_toolkit.models.mixup import MixupPreprocessor
-from helpers.paths import ROOT
-from helpers.runs import train
-from helpers.tools import call_tool, invoke
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import train
+from tests.helpers.tools import call_tool, invoke
 
 CONFIGS = sorted(p.name for p in (ROOT / "cls_configs").glob("*.py"))
 SMALL = dict(embed_dims=32, num_layers=4)

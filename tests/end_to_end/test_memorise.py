@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from arm_toolkit.machine import cpu_multiplies_bfloat16
-from helpers.paths import ROOT
-from helpers.tools import run_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.tools import run_tool
 
 pytestmark = pytest.mark.slow(first=True)
 
@@ -45,7 +45,7 @@ SEGMENTOR = """
 _base_ = "{root}/seg_configs/upernet_arm_ti_camvid.py"
 data_root = "{data}/"
 metainfo = dict(classes={classes}, palette={palette})
-model = dict(data_preprocessor=dict(size=(256, 256)),
+model = dict(data_preprocessor=dict(size=(192, 192)),
              backbone=dict(arch=dict(_delete_=True, embed_dims=128, num_layers=6), init_cfg=None),
              neck=dict(in_channels=128),
              decode_head=dict(in_channels=[128] * 4, num_classes={count}),
@@ -56,11 +56,11 @@ for step in train_pipeline + test_pipeline:
     if step["type"] == "LoadLabels":
         step["num_classes"] = {count}
     if step["type"] in ("Resize", "RandomResize"):
-        step["scale"] = (320, 320)
+        step["scale"] = (240, 240)
     if step["type"] == "RandomResize":
         step["ratio_range"] = (0.75, 1.25)
     if step["type"] == "RandomCrop":
-        step["crop_size"] = (256, 256)
+        step["crop_size"] = (192, 192)
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False,
                         dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root, metainfo=metainfo,
@@ -126,7 +126,7 @@ def test_upernet_overfits_four_images(photographs, tmp_path):
             shutil.copy(file, data / kind / "training")
     classes = next(v for k, v in meta.items() if "class" in k and isinstance(v, list) and len(v) == 133)
     palette = [[i, (i * 7) % 256, (i * 31) % 256] for i in range(133)]
-    config = SEGMENTOR.format(root=ROOT, data=data, classes=classes, palette=palette, count=133, steps=350)
-    output = train_and_test(tmp_path, config, "iter_350.pth")
+    config = SEGMENTOR.format(root=ROOT, data=data, classes=classes, palette=palette, count=133, steps=250)
+    output = train_and_test(tmp_path, config, "iter_250.pth")
     print(re.findall(r"aAcc.*", output)[-1])
     assert metric(output, "mIoU") >= 95

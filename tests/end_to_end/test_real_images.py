@@ -11,8 +11,8 @@ from PIL import Image
 
 from arm_pretrain import ImageCrops
 from arm_toolkit.engine.config import load_config
-from helpers.paths import ROOT
-from helpers.small_models import narrow_detector
+from tests.helpers.paths import ROOT
+from tests.helpers.small_models import narrow_detector
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from mmengine.registry import HOOKS
 from arm_toolkit.engine import launch
 from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.runner import ARMRunner
-from helpers.paths import ROOT
-from helpers.small_models import ARCH, narrow_detector, narrow_segmentor
-from helpers.tools import own_globals
+from tests.helpers.paths import ROOT
+from tests.helpers.small_models import ARCH, narrow_detector, narrow_segmentor
+from tests.helpers.tools import own_globals
 
 
 def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:

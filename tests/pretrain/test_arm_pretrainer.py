@@ -10,8 +10,8 @@ from arm_pretrain.protocol import Reconstructs
 from arm_pretrain.separators import image_pattern
 from arm_pretrain.sequence import Sequence
 from arm_pretrain.targets import normalized_pixels, patchify, unpatchify
-from helpers.runs import pretrain_config, train
-from helpers.weights import assert_same_weights
+from tests.helpers.runs import pretrain_config, train
+from tests.helpers.weights import assert_same_weights
 
 
 def pretrainer(img_size=96, side=2, **kwargs):

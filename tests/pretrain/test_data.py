@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from arm_images.errors import DataError
 from arm_pretrain import ImageCrops
 from arm_toolkit.datasets.samplers import SampleIndex
-from helpers.runs import logged, pretrain_config, train
+from tests.helpers.runs import logged, pretrain_config, train
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from arm_pretrain.separators import SEPARATOR, image_pattern, separator_values
 from arm_pretrain.sequence import Element, Sequence
 from arm_pretrain.targets import normalized_pixels, patchify
 from arm_pretrain.tokenizers import DVAETokenizer, KMeansTokenizer, fit_centroids, nearest
-from helpers.small_models import pretrainer
-from helpers.tools import call_tool
+from tests.helpers.small_models import pretrainer
+from tests.helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 

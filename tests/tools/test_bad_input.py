@@ -13,9 +13,9 @@ from PIL import Image
 
 from arm_toolkit.datasets.samplers import SeededSampler
 from arm_toolkit.engine.checks import _categories
-from helpers.paths import ROOT
-from helpers.runs import CONFIGS, det_config, pretrain_config, seg_config, train
-from helpers.tools import call_tool, run_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import CONFIGS, det_config, pretrain_config, seg_config, train
+from tests.helpers.tools import call_tool, run_tool
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from packaging.utils import canonicalize_name
 
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_pretrain import ARMPretrainer
-from helpers.paths import ROOT
-from helpers.tools import run_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.tools import run_tool
 
 BASE = ("torch", "timm", "numpy", "safetensors")
 OURS = ("arm_backbone", "arm_images", "arm_pretrain", "arm_toolkit")

@@ -15,8 +15,8 @@ from arm_backbone.checkpoint.files import CheckpointError, model_state, read_che
 from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_backbone.checkpoint.official import cluster_mask, to_official
 from arm_pretrain import ARMPretrainer
-from helpers.runs import det_config
-from helpers.tools import invoke, run_tool
+from tests.helpers.runs import det_config
+from tests.helpers.tools import invoke, run_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 

@@ -11,7 +11,7 @@ from arm_backbone import ARM
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
 from arm_backbone.checkpoint.load import load_exact, load_trunk
 from arm_pretrain import ARMPretrainer
-from helpers.tools import invoke
+from tests.helpers.tools import invoke
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 CSRC = ROOT / "arm_backbone/ops/cpu/csrc"
 IS_X86 = platform.machine() in ("x86_64", "AMD64")

@@ -23,7 +23,7 @@ from arm_backbone.ops import (
 from arm_backbone.ops.cpu import library
 from arm_backbone.ops.pytorch import gate, norm
 from arm_backbone.scan_order import grid_orders, scan_orders
-from helpers.scans import assert_close, cast, compare, gradients, scan_inputs
+from tests.helpers.scans import assert_close, cast, compare, gradients, scan_inputs
 
 PROTOCOLS = {
     "scan": dispatch.ScanKernels,

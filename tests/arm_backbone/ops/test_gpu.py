@@ -12,7 +12,7 @@ from arm_backbone.block import Block
 from arm_backbone.ops import cross_conv, cross_scan, silu_gate
 from arm_backbone.ops.dispatch import unavailable
 from arm_backbone.scan_order import scan_orders
-from helpers.scans import assert_close, cast, compare, gradients, scan_inputs
+from tests.helpers.scans import assert_close, cast, compare, gradients, scan_inputs
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.gpu

@@ -12,7 +12,7 @@ from arm_backbone.ops.cpu import gate as cpu_gate
 from arm_backbone.ops.cpu import library as native
 from arm_backbone.ops.cpu import norm as cpu_norm
 from arm_backbone.scan_order import scan_orders
-from helpers.scans import names
+from tests.helpers.scans import names
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 EPS = 0.1  # so large that it matters

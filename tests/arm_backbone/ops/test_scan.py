@@ -16,7 +16,7 @@ from arm_backbone.ops.layout import as_rows
 from arm_backbone.ops.library import is_plain
 from arm_backbone.ops.triton.device import device_guard
 from arm_backbone.scan_order import scan_orders
-from helpers.scans import assert_close, cast, compare, gradients, scan_gradients, scan_inputs
+from tests.helpers.scans import assert_close, cast, compare, gradients, scan_gradients, scan_inputs
 
 # back end, for the CPU kernels with the instruction set -> dtype and tolerance
 RUNS = {

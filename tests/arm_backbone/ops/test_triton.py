@@ -12,8 +12,8 @@ import torch
 from arm_backbone.ops import cross_scan, selective_scan
 from arm_backbone.ops.mamba_ssm import scan as mamba_ssm_scan
 from arm_backbone.ops.scan_inputs import ScanInputs
-from helpers.paths import ROOT
-from helpers.scans import cast, compare, scan_inputs
+from tests.helpers.paths import ROOT
+from tests.helpers.scans import cast, compare, scan_inputs
 
 triton = pytest.importorskip("triton")
 

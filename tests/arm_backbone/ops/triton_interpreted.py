@@ -12,7 +12,7 @@ from arm_backbone.ops.triton import gate as gate_triton
 from arm_backbone.ops.triton import norm as norm_triton
 from arm_backbone.ops.triton import scan as scan_triton
 from arm_backbone.scan_order import scan_orders
-from helpers.scans import assert_close, cast, compare, gradients, names, scan_gradients, scan_inputs
+from tests.helpers.scans import assert_close, cast, compare, gradients, names, scan_gradients, scan_inputs
 
 TRITON = ("triton", torch.float32, 3e-6)
 _patch_lang_tensor = interpreter._patch_lang_tensor
@@ -68,6 +68,24 @@ def test_parts_of_a_projection(before, scans, monkeypatch):
         part.copy_(inputs[name])
     low, high = (scan_gradients(inputs | more) for more in (parts, {}))
     assert all(torch.equal(low[name], high[name]) for name in low)
+
+
+@scans_both_ways
+def test_a_shared_map_and_the_sum_over_directions():
+    """Three directions, so that a mean instead of the sum is not hidden by a power of two."""
+    inputs = scan_inputs(batch=2, grid=(1, 66), scans=4, dim=3, state=1)
+    inputs = {n: v[:, :3] if n in ("u", "delta", "B", "C") else v[:3] for n, v in inputs.items()}
+    inputs = {n: v.detach() for n, v in cast(inputs, torch.float32).items()}
+    results = {}
+    for backend, dtype in (("reference", torch.float64), ("triton", torch.float32)):
+        given = cast(inputs, dtype)
+        one = given["u"][:, 0].detach().contiguous().requires_grad_()
+        shared = given | dict(u=one.unsqueeze(1).expand(-1, 3, -1, -1))
+        y = cross_scan(**shared, reduce="sum", backend=backend)
+        results[backend] = y, gradients(y, given | dict(u=one))
+    assert_close(results["triton"][0], results["reference"][0], 3e-6)
+    for name, grad in results["triton"][1].items():
+        assert_close(grad, results["reference"][1][name], 1e-5)
 
 
 @scans_both_ways

@@ -17,8 +17,8 @@ from arm_toolkit.analysis.features import (
     radius,
     receptive_fields,
 )
-from helpers.runs import pretrain_config, train
-from helpers.tools import call_tool
+from tests.helpers.runs import pretrain_config, train
+from tests.helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 

@@ -8,8 +8,8 @@ import torch
 
 from arm_backbone.ops.scan import scan_flops
 from arm_toolkit.analysis.model_info import Part, count, describe, from_config, from_name
-from helpers.paths import ROOT
-from helpers.tools import call_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.tools import call_tool
 
 BLOCKS, LENGTH, DIM, HIDDEN, RANK, STATE, TAPS, SCANS = 4, 4 * 6 + 1, 32, 85, 2, 16, 4, 4
 

@@ -12,8 +12,8 @@ from arm_pretrain import ARMPretrainer
 from arm_pretrain.protocol import Reconstruction, Reconstructs
 from arm_pretrain.targets import normalized_pixels, patchify
 from arm_toolkit.analysis.reconstruction import draw, load_pretrainer
-from helpers.runs import pretrain_config, train
-from helpers.tools import call_tool
+from tests.helpers.runs import pretrain_config, train
+from tests.helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
 

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.errors import ConfigError
-from helpers.runs import logged, pretrain_config, train
-from helpers.small_models import pretrainer
+from tests.helpers.runs import logged, pretrain_config, train
+from tests.helpers.small_models import pretrainer
 
 
 def test_losses_and_figures_are_in_tensorboard_and_in_the_work_dir(shapes, tmp_path):

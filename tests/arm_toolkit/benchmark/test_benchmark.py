@@ -27,9 +27,9 @@ from arm_toolkit.benchmark.conditions import busy_warning
 from arm_toolkit.benchmark.results import exponents
 from arm_toolkit.benchmark.scan_cases import scan_inputs, scan_run, tokens_last
 from arm_toolkit.benchmark.timing import FEWEST, SHORTEST
-from helpers.paths import ROOT
-from helpers.runs import det_config, pretrain_config, seg_config
-from helpers.tools import call_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import det_config, pretrain_config, seg_config
+from tests.helpers.tools import call_tool
 
 CPU = torch.device("cpu")
 SHORT = ("--repeats", 1, "--seconds", 0)

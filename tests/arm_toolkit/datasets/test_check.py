@@ -11,7 +11,7 @@ from PIL import Image
 from arm_toolkit.datasets.check import check_ade, check_coco
 from arm_toolkit.datasets.check_images import check_images
 from arm_toolkit.datasets.shapes import CLASSES, write_shapes
-from helpers.paths import SHARED
+from tests.helpers.paths import SHARED
 
 DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real photographs are not here")

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from arm_images.errors import DataError
 from arm_toolkit.datasets.shapes import CLASSES, MIN_VISIBLE, SEG_CLASSES, draw_scene, write_shapes
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from arm_backbone.checkpoint.files import read_checkpoint
 from arm_toolkit.analysis.reconstruction import load_pretrainer
 from arm_toolkit.engine.config import MOVED, load_config
 from arm_toolkit.errors import ConfigError
-from helpers.runs import pretrain_config, train
+from tests.helpers.runs import pretrain_config, train
 
 
 @pytest.mark.parametrize("old", MOVED)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from arm_toolkit.datasets.shapes import write_shapes
 from arm_toolkit.engine.launch import build_runner
-from helpers.paths import ROOT
-from helpers.runs import det_config, pretrain_config, seg_config, train
-from helpers.tools import call_tool, own_globals, run_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import det_config, pretrain_config, seg_config, train
+from tests.helpers.tools import call_tool, own_globals, run_tool
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def gradient_config(kind: str, shapes: Path) -> Config:
 def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_path):
     cfg = gradient_config(kind, shapes)
     cfg.custom_hooks[0].path = str(tmp_path / "start.pth")
-    cfg.custom_imports.imports.append("helpers.runs")
+    cfg.custom_imports.imports.append("tests.helpers.runs")
     cfg.train_dataloader.batch_size = 2
     cfg.dump(tmp_path / "config.py")
-    env = dict(PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+    env = dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     arguments = ("config.py", 2, "--work-dir", "two")
     result = run_tool("dist_train.sh", *arguments, env=env, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -7,9 +7,9 @@ import torch
 
 from arm_toolkit.engine.fsdp import shard
 from arm_toolkit.errors import ConfigError
-from helpers.runs import logged, pretrain_config, train
-from helpers.tools import run_tool
-from helpers.weights import assert_same_weights
+from tests.helpers.runs import logged, pretrain_config, train
+from tests.helpers.tools import run_tool
+from tests.helpers.weights import assert_same_weights
 
 SHARDED = dict(model_wrapper_cfg=dict(type="fully_shard"))
 

@@ -18,9 +18,9 @@ from mmengine.registry import HOOKS
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.engine.launch import newest_checkpoint
 from arm_toolkit.errors import NonFiniteLoss
-from helpers.paths import ROOT
-from helpers.runs import logged, pretrain_config, train
-from helpers.tools import call_tool, run_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import logged, pretrain_config, train
+from tests.helpers.tools import call_tool, run_tool
 
 pytestmark = pytest.mark.xdist_group("long runs")
 EVERY = {

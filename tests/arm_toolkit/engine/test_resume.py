@@ -18,9 +18,9 @@ from pycocotools import mask as rle
 
 from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 from arm_toolkit.engine.checkpoint_hook import SafeCheckpointHook
-from helpers.runs import CONFIGS, Stopped, det_config, logged, pretrain_config, seg_config, train
-from helpers.tools import call_tool, run_tool
-from helpers.weights import assert_same_weights, weights
+from tests.helpers.runs import CONFIGS, Stopped, det_config, logged, pretrain_config, seg_config, train
+from tests.helpers.tools import call_tool, run_tool
+from tests.helpers.weights import assert_same_weights, weights
 
 pytestmark = pytest.mark.xdist_group("resume")
 TIMES = {"time", "data_time", "images_per_s", "loader_images_per_s"}

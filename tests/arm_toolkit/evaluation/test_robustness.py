@@ -15,7 +15,7 @@ from arm_images.errors import DataError
 from arm_toolkit.datasets.imagenet_sets import SetNotFound, class_indices, open_set
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.evaluation.robustness import eval_transform, top1
-from helpers.tools import call_tool, invoke
+from tests.helpers.tools import call_tool, invoke
 
 MODEL = "arm_tiny_patch16_224"
 V2 = "imagenetv2-matched-frequency-format-val"

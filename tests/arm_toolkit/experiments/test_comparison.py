@@ -12,7 +12,7 @@ from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.experiments.comparison import ARMS, PROBE, Comparison, differences, table, verdict
 from arm_toolkit.experiments.steps import Spent, Step, finished_steps, run_steps
-from helpers.paths import ROOT
+from tests.helpers.paths import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
 

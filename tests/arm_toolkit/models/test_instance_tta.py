@@ -28,8 +28,8 @@ from torch import nn
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.models.instance_tta import InstanceTTAModel
-from helpers.paths import ROOT
-from helpers.small_models import narrow_detector
+from tests.helpers.paths import ROOT
+from tests.helpers.small_models import narrow_detector
 
 HEIGHT, WIDTH = 48, 80
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
