@@ -28,7 +28,7 @@ from arm_backbone.optim import warmup_cosine
 from arm_backbone.pos_embed import resize_pos_embed, sincos_pos_embed
 from arm_backbone.scan_order import cls_index, scan_orders
 from arm_pretrain import ARMPretrainer
-from arm_pretrain.targets import normalized_pixels
+from arm_pretrain.targets import normalized_pixels as normalised_pixels
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.engine.ema_hook import WeightEMAHook
 from tests.helpers.deviations import DEVIATIONS
@@ -186,7 +186,7 @@ def test_golden_pretraining(load):
         file.check(f"out/hidden_after_layer_{i + 1:02d}", output)
     file.check("out/latent", latent)
     file.check("out/latent_every_8th_token", latent[:, ::8])
-    target = normalized_pixels(model.target_patches(images))
+    target = normalised_pixels(model.target_patches(images))
     file.check("out/target", target, (1e-4, 1e-8) if file.precision == "float32" else None)
     predictions = model(images)
     file.check("out/pred", predictions)
