@@ -7,7 +7,7 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size.
 
 from torch import Tensor
 
-from .scan_inputs import ScanInputs, divisor
+from .scan_inputs import ScanInputs
 
 
 def _in_order(x: Tensor, orders: Tensor) -> Tensor:
@@ -37,5 +37,5 @@ def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tenso
     out = out.unflatten(1, (directions, channels)).transpose(2, 3)  # (B, K, L, D) in scan order
     index = orders[None, :, :, None].expand_as(out)
     y = out.new_empty(out.shape).scatter(2, index, out)
-    y = y.mean(1) if divisor(inputs, reduce) > 1 else y.sum(1)
+    y = y.mean(1) if reduce == "mean" else y.sum(1)
     return y, last_state.unflatten(1, (directions, channels))

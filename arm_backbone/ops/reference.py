@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scan_inputs import ScanInputs, divisor
+from .scan_inputs import ScanInputs
 
 
 def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tensor]:
@@ -34,5 +34,5 @@ def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tenso
     if D is not None:
         y = y + D.to(dtype)[:, None] * u
     y = torch.zeros_like(y).scatter(2, index.expand_as(y), y)
-    y = y.mean(1) if divisor(inputs, reduce) > 1 else y.sum(1)
+    y = y.mean(1) if reduce == "mean" else y.sum(1)
     return y.to(out_dtype), state

@@ -124,7 +124,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # silences its warning that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler would warn about the missing GPU
     with profile(profile_memory=True) as record:
         run()
     events = [event for event in record.kineto_results.events() if event.name() == "[memory]"]

@@ -1,4 +1,4 @@
-"""Loads configurations, applies overrides from the command line, and knows the new names of moved modules."""
+"""Loads configurations, applies overrides from the command line, and translates the names of moved modules."""
 
 import difflib
 import inspect

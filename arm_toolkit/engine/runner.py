@@ -156,7 +156,7 @@ class ARMRunner(Runner):
         return shard(model.to(get_device())) if self.distributed else model.to(get_device())
 
     def _init_model_weights(self) -> None:
-        # Private, as there is no public method. A sharded model keeps the constructor's initialisation.
+        # mmengine has no public method for this. A sharded model keeps the constructor's initialisation.
         if not is_sharded(self.model):
             super()._init_model_weights()
 

@@ -136,7 +136,7 @@ def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, la
         run(only_state=True)
         _combine_segments(i, local, sums, starts, reverse=False)
     run(only_state=False)
-    y = y.mean(0) if i.divisor > 1 else y.sum(0)
+    y = y.mean(0) if reduce == "mean" else y.sum(0)
     return y, saved if i.states == used else saved[:, :, :, :used].contiguous()
 
 
