@@ -25,22 +25,48 @@ python=${PYTHON:-python}
 if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
     python=$tools/../.venv/bin/python # created by tools/install.sh
 fi
+
+number() { # VARIABLE FROM TO: stops unless its value is such a number, empty or unset
+    local value=${!1:-}
+    if [ -n "$value" ] && ! { [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] && ((value >= $2 && value <= $3)); }; then
+        echo "error: $1=$value: give a number from $2 to $3, or unset it" >&2
+        exit 2
+    fi
+}
+number NNODES 1 100000
+number NODE_RANK 0 "$((${NNODES:-1} - 1))"
+number PORT 1 65535
+nodes=${NNODES:-1}
+if [ "$nodes" -gt 1 ]; then
+    for name in MASTER_ADDR NODE_RANK; do
+        [ -n "${!name:-}" ] || { echo "error: NNODES=$nodes needs $name: MASTER_ADDR is the address of the first machine," \
+            "NODE_RANK 0 on that one, 1 on the second, ..." >&2; exit 2; }
+    done
+fi
+if [ -n "${PORT:-}" ] && [ "${NODE_RANK:-0}" -eq 0 ] &&
+    ! "$python" -c 'import socket, sys; socket.create_server(("", int(sys.argv[1]))).close()' "$PORT" 2>/dev/null; then
+    echo "error: PORT=$PORT is taken or not allowed; give another, or on one machine none" >&2
+    exit 2
+fi
+
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
+    echo "error: $processes GPUs requested, but this machine has $gpus; give at most $gpus" >&2
+    exit 2
+fi
+# What one process can check is checked before the others start: an error is then one line, and the last one.
+"$python" "$tools/$tool" "${inputs[@]}" "$@" --check >/dev/null || exit
+case " $* " in *" --check "*) exit ;; esac
 if [ "$gpus" -eq 0 ]; then
     echo "No GPU found: starting $processes CPU processes that communicate over gloo."
     cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # nproc would report these instead of the cores
     [ "$processes" -le "$cores" ] || echo "warning: $processes processes on $cores cores will slow each other down" >&2
     # divide the cores among the processes
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes > 0 ? cores / processes : 1))}
-elif [ "$processes" -gt "$gpus" ]; then
-    echo "error: $processes GPUs requested, but this machine has $gpus; give at most $gpus" >&2
-    exit 2
 fi
 
-nodes=${NNODES:-1}
 if [ "$nodes" -gt 1 ]; then
-    : "${MASTER_ADDR:?several machines need MASTER_ADDR, the address of the first one}"
-    rendezvous=(--nnodes="$nodes" --node_rank="${NODE_RANK:?several machines need NODE_RANK, 0 on the first one}"
+    rendezvous=(--nnodes="$nodes" --node_rank="$NODE_RANK"
         --master_addr="$MASTER_ADDR" --master_port="${PORT:-29500}")
 elif [ -n "${PORT:-}" ]; then
     rendezvous=(--nnodes=1 --master_addr=127.0.0.1 --master_port="$PORT")

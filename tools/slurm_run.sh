@@ -14,6 +14,13 @@ fi
 partition=$1 job=$2
 shift 2
 command -v srun >/dev/null || { echo "error: srun is not installed here; on one machine use tools/dist_${tool%.py}.sh" >&2; exit 2; }
+for name in GPUS GPUS_PER_NODE CPUS_PER_TASK; do
+    value=${!name:-}
+    if [ -n "$value" ] && ! [[ $value =~ ^[1-9][0-9]{0,5}$ ]]; then
+        echo "error: $name=$value: give a number of 1 or more, or unset it" >&2
+        exit 2
+    fi
+done
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 # shellcheck disable=SC2086 # SRUN_ARGS may hold several words

@@ -185,7 +185,7 @@ def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "au
     """Name of the back end that scans tensors of this device and dtype.
 
     The argument takes precedence over `scan_backend`, which takes precedence over the environment variable
-    ARM_SCAN_BACKEND. "auto" is the fastest back end that can run.
+    ARM_SCAN_BACKEND (empty: unset). "auto" is the fastest back end that can run.
 
     Raises:
         ValueError: for a back end that is unknown or cannot run here; the message says why, and what to install.
@@ -194,7 +194,7 @@ def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "au
     if backend == "auto" and _selected is not None:
         source, backend = "scan_backend", _selected
     elif backend == "auto":
-        source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND", "auto")
+        source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND") or "auto"
     if backend == "auto":
         return _fastest(device, dtype)
     if backend not in BACKENDS:
@@ -203,6 +203,24 @@ def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "au
     if reason is not None:
         raise ValueError(f"{source}={backend!r} cannot run: {reason}")
     return backend
+
+
+def check_environment(device: torch.device) -> None:
+    """Check the variables ARM_SCAN_BACKEND and ARM_CPU_ISA before anything is computed; empty means unset.
+
+    Args:
+        device: where the scans will run.
+
+    Raises:
+        ValueError: for a value that is unknown or cannot run here.
+    """
+    resolve_backend(device, torch.float32)
+    cpu = _part("cpu", "library")
+    isa = os.environ.get("ARM_CPU_ISA") or cpu.ISAS[0]
+    if isa not in cpu.ISAS:
+        raise ValueError(f"ARM_CPU_ISA={isa!r} is no instruction set; give one of {', '.join(cpu.ISAS)}")
+    if cpu.unavailable() is None:
+        cpu.kernels()
 
 
 def _fastest(device: torch.device, dtype: torch.dtype) -> str:

@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="what started the processes, if there are several; tools/dist_*.sh and tools/slurm_*.sh set it",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only check configuration, arguments and files, as far as this is possible before anything is built",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 

@@ -3,6 +3,8 @@
 import argparse
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from mmengine.logging import print_log
 
 from arm_backbone.checkpoint.files import CheckpointError, require_file
 
-from ..errors import ConfigError, user_errors
+from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
 from .checks import (
     check_arguments,
@@ -24,25 +26,38 @@ from .checks import (
     dicts,
     pretrained_backbone,
 )
+from .environment import check_environment
 from .runner import ARMRunner
 
 
-def prepare(cfg: Config, args: argparse.Namespace, config_name: str, loader: str) -> None:
-    """Set work dir and launcher in a configuration, and adapt it to a machine without a GPU.
+def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
+    """Set the launcher in a configuration, and adapt it to a machine without a GPU.
 
     Args:
         args: parsed by `add_arguments`.
-        config_name: names the default work dir.
         loader: key of the data loader that feeds the model.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg.launcher = args.launcher
+    if not torch.cuda.is_available():
+        _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
+
+
+def _set_work_dir(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = f"work_dirs/{config_name}"
-    if not torch.cuda.is_available():
-        _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Turn the error of a taken port, or of an address that does not answer, into one line."""
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        raise ConnectionError(f"{where}: {one_line(error)}; give the address of rank 0 and a free port") from error
 
 
 def _adapt_to_cpu(cfg: Config, workers: int) -> None:
@@ -54,9 +69,8 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() - workers))
     if cfg.launcher != "none":
         if not torch.distributed.is_initialized():
-            if cfg.launcher != "pytorch":
-                raise ConfigError(f"--launcher {cfg.launcher} needs a GPU; on CPUs use tools/dist_train.sh")
-            torch.distributed.init_process_group("gloo")
+            with _network_errors():
+                torch.distributed.init_process_group("gloo")
         if (cfg.get("model_wrapper_cfg") or {}).get("type") != "fully_shard":
             cfg.model_wrapper_cfg = dict(type="CPUDistributedDataParallel", broadcast_buffers=False)
         changes.append(f"{torch.distributed.get_world_size()} processes over gloo")
@@ -78,7 +92,7 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
 
 def build_runner(cfg: Config) -> ARMRunner:
     """Build the runner; a wrong argument in the configuration raises a ConfigError."""
-    with config_errors(cfg, "the configuration cannot be built"):
+    with _network_errors(), config_errors(cfg, "the configuration cannot be built"):
         return ARMRunner.from_cfg(cfg)
 
 
@@ -110,20 +124,31 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
         raise
 
 
-def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
-    """Train the model of a configuration.
+def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner | None:
+    """Train the model of a configuration; with `--check` only check it, and return None.
 
     Args:
         args: parsed by `add_train_arguments`.
         config_name: names the default work dir.
     """
+    _check_train(cfg, args, config_name)
+    if args.check:
+        print(f"{config_name}: configuration, arguments and files are in order")
+        return None
+    prepare(cfg, args, "train_dataloader")
+    if args.amp:
+        _use_amp(cfg)
+    return run(cfg, "train")[0]
+
+
+def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
+    """What one process can check before the others start and anything is made; also applies `args`."""
+    check_environment(args.launcher)
     check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
     check_arguments(cfg)
     check_image_size(cfg)
     check_num_classes(cfg)
-    prepare(cfg, args, config_name, "train_dataloader")
-    if args.amp:
-        _use_amp(cfg)
+    _set_work_dir(cfg, args, config_name)
     if args.auto_scale_lr:
         if not cfg.get("auto_scale_lr"):
             raise ConfigError("--auto-scale-lr: the configuration has no auto_scale_lr=dict(base_batch_size=...)")
@@ -147,7 +172,6 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner:
             except CheckpointError as error:
                 scratch = "--cfg-options model.backbone.init_cfg=None"
                 raise CheckpointError(f"{error} (or train from scratch: {scratch})") from None
-    return run(cfg, "train")[0]
 
 
 def newest_checkpoint(work_dir: Path) -> str | None:
@@ -170,8 +194,8 @@ def _use_amp(cfg: Config) -> None:
         print_log("--amp: bfloat16, slower than float32 on a processor without bfloat16 instructions", logger="current")
 
 
-def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
-    """Evaluate a checkpoint.
+def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None:
+    """Evaluate a checkpoint; with `--check` only check, and return None.
 
     Args:
         args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta`, and those of `add_arguments`.
@@ -180,12 +204,13 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
     Returns:
         the metrics.
     """
+    check_environment(args.launcher)
     require_file(args.checkpoint)
     check_data_paths(cfg, ("test_dataloader",))
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the configuration has no test_dataloader: a pretraining model cannot be tested")
     check_arguments(cfg)
-    prepare(cfg, args, config_name, "test_dataloader")
+    _set_work_dir(cfg, args, config_name)
     cfg.load_from = args.checkpoint
     backbone = pretrained_backbone(cfg)
     if backbone is not None:
@@ -199,6 +224,12 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict:
             raise ConfigError("--tta: the configuration has no tta_model and tta_pipeline")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    if args.check:
+        print(f"{config_name}: configuration, arguments and files are in order")
+        return None
+    prepare(cfg, args, "test_dataloader")
+    if args.out is not None and cfg.default_scope == "mmseg":
+        os.makedirs(args.out, exist_ok=True)  # IoUMetric creates it in the first process; another may write earlier
     return run(cfg, "test")[1]
 
 
@@ -210,7 +241,6 @@ def _save_results(cfg: Config, out: str) -> None:
         for evaluator in dicts(cfg.test_evaluator):
             if evaluator.get("type") == "IoUMetric":
                 evaluator.output_dir = out
-        os.makedirs(out, exist_ok=True)  # IoUMetric creates it in the first process; another may write earlier
         return
     if Path(out).suffix not in (".pkl", ".pickle"):
         raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")

@@ -125,7 +125,7 @@ def _kernels(isa: str | None) -> c_void_p:
 
 def kernels() -> c_void_p:
     """The kernels that ARM_CPU_ISA names, otherwise the best that this processor can run."""
-    return _kernels(os.environ.get("ARM_CPU_ISA"))
+    return _kernels(os.environ.get("ARM_CPU_ISA") or None)
 
 
 def instruction_set() -> str:
