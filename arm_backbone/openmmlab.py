@@ -28,7 +28,7 @@ from .optim import parameter_groups, warmup_cosine
 
 def load_pretrained(model: ARMTrunk, path: str) -> Accounting:
     """Load an ARM checkpoint file of any kind with `checkpoint.load.load_trunk`, and log its accounting."""
-    accounting = load_trunk(model, model_state(read_checkpoint(path)), path)
+    accounting = load_trunk(model, model_state(read_checkpoint(path), where=path), path)
     print_log(f"Weights from {path}:\n{accounting}", logger="current")
     return accounting
 

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
-from arm_backbone.checkpoint.accounting import describe_mismatch
+from arm_backbone.checkpoint.accounting import describe_mismatch, describe_values
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 
 from .data import ImageCrops
@@ -37,11 +37,14 @@ class KMeansTokenizer(nn.Module):
 
     def __init__(self, checkpoint: str, patch_size: int = 16) -> None:
         super().__init__()
-        centroids = model_state(read_checkpoint(checkpoint)).get("centroids")
-        if centroids is None or centroids.shape[1] != 3 * patch_size**2:
+        centroids = model_state(read_checkpoint(checkpoint), where=checkpoint).get("centroids")
+        if centroids is None or centroids.ndim != 2 or centroids.shape[1] != 3 * patch_size**2:
             raise CheckpointError(
                 f"{checkpoint} has no centroids for patches of {patch_size} pixels; run tools/fit_tokenizer.py"
             )
+        problem = describe_values(dict(centroids=torch.empty(0)), dict(centroids=centroids))
+        if problem or not len(centroids):
+            raise CheckpointError(f"{checkpoint}: {problem or 'no centroids'}; run tools/fit_tokenizer.py")
         self.vocab_size, self.patch_size = len(centroids), patch_size
         self.register_buffer("centroids", centroids)
 
@@ -167,7 +170,7 @@ class DVAETokenizer(nn.Module):
         self.register_buffer("std", torch.tensor(self.STD).view(3, 1, 1))
 
     def _load(self, path: str) -> None:
-        state = model_state(read_checkpoint(path))
+        state = model_state(read_checkpoint(path), where=path)
         renamed = {}
         for name, tensor in state.items():
             stem, _, last = name.rpartition(".")
@@ -175,7 +178,7 @@ class DVAETokenizer(nn.Module):
         parameters = dict(self.named_parameters())
         problem = describe_mismatch(
             {n: p.shape for n, p in parameters.items()}, {n: t.shape for n, t in renamed.items()}
-        )
+        ) or describe_values(parameters, renamed)
         if problem:
             raise CheckpointError(f"{path} is not an encoder of DALL-E's dVAE: {problem}")
         with torch.no_grad():

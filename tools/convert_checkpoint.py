@@ -16,7 +16,7 @@ Examples:
 import argparse
 
 from arm_backbone.checkpoint.convert import TARGETS, arch_of, convert, detect_kind
-from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, write_checkpoint
+from arm_backbone.checkpoint.files import model_state, naming, read_checkpoint, write_checkpoint
 from arm_toolkit.errors import ConfigError, run_tool
 
 
@@ -57,19 +57,17 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="unpickle any object in SOURCE, which can execute code")
     args = parser.parse_args()
 
-    state = model_state(read_checkpoint(args.source, args.trust), args.ema)
+    state = model_state(read_checkpoint(args.source, args.trust), args.ema, args.source)
     if args.patch_stride and not args.img_size:
         raise ConfigError("--patch-stride needs --img-size, the image size in pixels")
     cls_token = None if args.cls_token == "none" else args.cls_token
-    try:
+    with naming(args.source):
         kind = detect_kind(state)
         grid = None
         if args.img_size:
             patch = args.patch_size or arch_of(state)["patch_size"]
             grid = grid_of(args.img_size, patch, args.patch_stride or patch)
         result, accounting = convert(state, args.to, grid, args.patch_size, cls_token)
-    except CheckpointError as error:
-        raise CheckpointError(f"{args.source}: {error}") from None
     official = args.to.startswith("official")
     write_checkpoint(args.target, result, dict(kind=args.to, source=kind), key="model" if official else "state_dict")
     print(

@@ -36,6 +36,29 @@ def describe_mismatch(
     )
 
 
+def describe_values(expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
+    """Tensors of another type than the model's, or with values that are no finite numbers, in words; "" if none.
+
+    Args:
+        expected, given: tensors of the model and of the file by name; names that only one of them has do not count.
+    """
+    other_type, not_finite = [], []
+    for name in (name for name in given if name in expected):
+        tensor, floats = given[name], expected[name].is_floating_point()
+        if tensor.is_floating_point() != floats or (tensor.dtype == torch.bool) != (expected[name].dtype == torch.bool):
+            other_type.append(f"{name} {tensor.dtype}, not {expected[name].dtype}")
+        elif floats and not tensor.is_meta:
+            wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if wrong:
+                not_finite.append(f"{name} {wrong} of {tensor.numel()}")
+    parts = []
+    if other_type:
+        parts.append(f"{len(other_type)} tensors have another type ({shorten(other_type)})")
+    if not_finite:
+        parts.append(f"{len(not_finite)} tensors hold NaN or infinite values ({shorten(not_finite)})")
+    return "; ".join(parts)
+
+
 def shorten(names: list[str]) -> str:
     """The first few of many names, comma-separated, for messages."""
     return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

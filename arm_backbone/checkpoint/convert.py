@@ -5,6 +5,7 @@ from this toolkit, "official-pretrain" and "official-finetune" from the authors'
 """
 
 import re
+from collections.abc import Iterable
 
 import torch
 from timm.layers import resample_patch_embed
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..arm import ARMTrunk
 from ..pos_embed import resize_pos_embed
-from .accounting import Accounting, describe_mismatch, shorten
+from .accounting import Accounting, describe_mismatch, describe_values, shorten
 from .files import CheckpointError
 from .official import from_official, is_official, is_official_pretrain, parameter_names, to_official
 
@@ -24,6 +25,11 @@ _TRUNK_NAME = re.compile(
     rf"patch_embed\.proj\.(weight|bias)|pos_embed|cls_token|cls_pos_embed|{_DIRECTION_NAME.pattern}"
     r"|blocks\.\d+\.(norm[12]\.(weight|bias)|mixer\.(in|out)_proj\.weight|mlp\.w[123]\.(weight|bias))"
 )
+_DIMENSIONS = {  # end of a trunk name -> number of dimensions; all others are vectors
+    r"patch_embed\.proj\.weight|pos_embed": 4,
+    r"cls_token|cls_pos_embed|conv_weight|x_proj_weight|dt_proj_weight|A_log": 3,
+    r"conv_bias|dt_proj_bias|D|(in_proj|out_proj|w[123])\.weight": 2,
+}
 _PREFIX = {"pretrain": "encoder.", "dense": "backbone.", "classifier": "", "backbone": ""}  # of the trunk's keys
 _WITH_LEVELS = ("backbone", "dense")  # kinds that have output norms
 _REST = {  # prefixes of the keys outside the trunk, and what they hold
@@ -81,8 +87,8 @@ class Weights:
             self.family = "pretrain" if self.kind == "official-pretrain" else "classifier"
             try:
                 state, renamed = from_official(state, cls_token)
-            except ValueError as error:
-                raise CheckpointError(f"{self.kind} checkpoint: {error}") from None
+            except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last three: from wrong shapes
+                raise CheckpointError(f"{self.kind} checkpoint: {str(error).splitlines()[0]}") from None
             self._sources = {ours: [t for t, o in renamed.items() if o == ours] for ours in state}
             self._sources["cls_pos_embed"] = ["pos_embed"]
             how = {o: "copied" if len(s) == 1 else f"{len(s)} directions stacked" for o, s in self._sources.items()}
@@ -106,6 +112,8 @@ class Weights:
                 unknown.append(key)
         if unknown:
             raise CheckpointError(f"{len(unknown)} tensors of a {self.kind} checkpoint are unknown: {shorten(unknown)}")
+        for name, tensor in self.trunk.items():
+            _check_trunk_tensor(name, tensor)
 
     def drop(self, name: str, reason: str) -> None:
         """Remove a tensor of the trunk or of the rest, and record the reason."""
@@ -167,6 +175,16 @@ class Weights:
         if table is not None and "cls_pos_embed" not in self.trunk:
             self.trunk["cls_pos_embed"] = torch.zeros_like(table[:, 0, :1])
             self.accounting.used["cls_pos_embed"] = "zero (position of a new class token)"
+
+
+def _check_trunk_tensor(name: str, tensor: Tensor) -> None:
+    """Check what holds for the tensor in an ARM model of any size: floating point, dimensions, not empty."""
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} is {tensor.dtype}; weights are floating-point numbers")
+    last = name.split("blocks.")[-1]
+    dimensions = next((count for names, count in _DIMENSIONS.items() if re.search(rf"(^|\.)({names})$", last)), 1)
+    if tensor.ndim != dimensions or not tensor.numel():
+        raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}; expected {dimensions} dimensions, none empty")
 
 
 def convert(
@@ -246,14 +264,13 @@ def arch_of(state: dict[str, Tensor]) -> dict:
         CheckpointError: if the weights are not those of an ARM model, contain an unknown name, or are not complete.
     """
     trunk = Weights(state).trunk
-    for name, dimensions in (("pos_embed", 4), ("patch_embed.proj.weight", 4), ("blocks.0.mixer.D", 2)):
-        if name not in trunk or trunk[name].ndim != dimensions:
-            raise CheckpointError(f"the checkpoint is not complete: no {name} with {dimensions} dimensions")
+    for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mixer.D"):
+        if name not in trunk:
+            raise CheckpointError(f"the checkpoint is not complete: no {name}")
     _, height, width, dim = trunk["pos_embed"].shape
     _, in_chans, _, patch = trunk["patch_embed.proj.weight"].shape
-    blocks = {int(name.split(".")[1]) for name in trunk if name.startswith("blocks.")}
-    return dict(
-        arch=dict(embed_dims=dim, num_layers=1 + max(blocks)),
+    arguments = dict(
+        arch=dict(embed_dims=dim, num_layers=_count_blocks(trunk, "blocks.")),
         img_size=(height * patch, width * patch),
         patch_size=patch,
         patch_stride=patch,
@@ -261,6 +278,25 @@ def arch_of(state: dict[str, Tensor]) -> dict:
         cls_token="middle" if "cls_token" in trunk else None,
         in_chans=in_chans,
     )
+    try:
+        with torch.device("meta"):
+            ARMTrunk(**arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"no ARM model has these shapes: {str(error).splitlines()[0]}") from None
+    return arguments
+
+
+def _count_blocks(names: Iterable[str], prefix: str) -> int:
+    """The number of blocks in names of the form PREFIX0.*, PREFIX1.*, ...; 0 if there are none.
+
+    Raises:
+        CheckpointError: if one is missing.
+    """
+    blocks = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+    missing = [i for i in range(len(blocks)) if str(i) not in blocks]
+    if missing:
+        raise CheckpointError(f"the checkpoint is not complete: no {prefix}{missing[0]}")
+    return len(blocks)
 
 
 def _require_complete(weights: Weights, family: str) -> None:
@@ -272,8 +308,12 @@ def _require_complete(weights: Weights, family: str) -> None:
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name != "cls_token"}
     problem = describe_mismatch(expected, {name: t.shape for name, t in trunk.items() if name != "cls_token"})
     if family == "pretrain":
-        depth = 1 + max((int(n.split(".")[2]) for n in weights.rest if n.startswith("decoder.blocks.")), default=-1)
+        depth = _count_blocks(weights.rest, "decoder.blocks.")
         wanted = {ours for _, ours, _ in parameter_names(0, depth) if not ours.startswith("encoder.")}
         problem = problem or describe_mismatch(dict.fromkeys(wanted), dict.fromkeys(weights.rest))
     if problem:
         raise CheckpointError(f"the {weights.kind} checkpoint is not complete: {problem}")
+    kept = weights.trunk | weights.rest
+    problem = describe_values(dict.fromkeys(kept, torch.empty(0)), kept)
+    if problem:
+        raise CheckpointError(f"{problem}; convert an earlier checkpoint")

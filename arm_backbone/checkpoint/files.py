@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,17 +42,12 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
     Raises:
         CheckpointError: for a missing, broken or unsafe file, or one that does not hold a dict.
     """
-    path = Path(path)
     require_file(path)
+    path = Path(path)
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty; download or save it again")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                meta = dict(file.metadata() or {})
-                return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": meta}  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file ({error}); download or convert it again"
-            ) from None
+        return _read_safetensors(path)
     try:
         if trust:
             checkpoint = torch.load(path, map_location="cpu", weights_only=False)
@@ -69,51 +64,107 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
             "convert it with tools/convert_checkpoint.py --trust"
         ) from None
     except Exception as error:  # noqa: BLE001 a broken pickle can raise anything
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is not a complete PyTorch checkpoint ({detail}); download or save it again"
-        ) from None
+        raise _incomplete(path, "PyTorch checkpoint", error) from None
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a dict of tensors; save a state_dict")
+    if not checkpoint:
+        raise CheckpointError(f"{path} holds an empty dict; save a state_dict")
     return checkpoint
 
 
+def _read_safetensors(path: Path) -> dict:
+    try:
+        with safe_open(path, "pt") as file:
+            meta = dict(file.metadata() or {})
+            return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": meta}  # noqa: SIM118
+    except Exception as error:  # noqa: BLE001 an unknown number format raises a KeyError or AttributeError
+        raise _incomplete(path, "safetensors file", error) from None
+
+
+def _incomplete(path: Path, kind: str, error: Exception) -> CheckpointError:
+    if isinstance(error, OSError) and error.strerror:
+        return CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and its permissions")
+    detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(f"{path} is not a complete {kind} ({detail}); download or save it again")
+
+
 def require_file(path: str | os.PathLike) -> None:
-    """Raise a CheckpointError with a remedy if the file does not exist."""
+    """Raise a CheckpointError with a remedy unless the path is a file that can be read."""
+    if re.match(r"\w+://", os.fspath(path)):
+        raise CheckpointError(f"{path} is an address; download the file and give its path")
     path = Path(path)
     if path.is_file():
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} cannot be read (no permission); change its permissions or its owner")
         return
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the .pth or .safetensors file in it")
+    if path.exists():
+        raise CheckpointError(f"{path} is a pipe or a device, not a file; copy its contents into a file")
     remedy = "give the path of an existing .pth or .safetensors file"
     if path.name.endswith("_pretrain.pth"):
         remedy = f"make it with: python tools/convert_checkpoint.py PRETRAINING_CHECKPOINT {path} --to backbone"
     raise CheckpointError(f"{path} does not exist; {remedy}")
 
 
-def model_state(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
+def model_state(checkpoint: dict, ema: bool = False, where: str | os.PathLike = "the checkpoint") -> dict[str, Tensor]:
     """The tensors of the model in a checkpoint, from its key `state_dict` or `model`, or from the dict itself.
 
     Args:
         ema: take the moving average of the weights. The authors' files hold it in `model_ema`. Ours hold it in
             `state_dict`, because evaluation uses it, and the plain weights in `ema_state_dict`.
+        where: name of the file, for messages.
 
     Raises:
-        CheckpointError: if the checkpoint does not hold these tensors.
+        CheckpointError: if the checkpoint does not hold these tensors, or one of them holds no plain numbers.
     """
     if ema and "ema_state_dict" not in checkpoint:
         if not isinstance(checkpoint.get("model_ema"), dict):
             raise CheckpointError(
-                f"no EMA weights: no key model_ema or ema_state_dict among {shorten(list(checkpoint))}; omit --ema"
+                f"{where} has no EMA weights: no key model_ema or ema_state_dict among {shorten(list(checkpoint))}; "
+                "omit --ema"
             )
         checkpoint = checkpoint["model_ema"]
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
             break
-    if not checkpoint or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+    if not any(isinstance(value, Tensor) for value in checkpoint.values()):
         raise CheckpointError(
-            f"no model weights: expected tensors, or a key state_dict or model; found {shorten(list(checkpoint))}"
+            f"{where} has no model weights: expected tensors, or a key state_dict or model; "
+            f"found {shorten(list(checkpoint)) or 'nothing'}"
         )
+    for name, value in checkpoint.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{where}: a tensor is named {name!r}, not by a string; save a state_dict")
+        problem = _not_plain(value)
+        if problem:
+            raise CheckpointError(f"{where}: {name} {problem}; save a state_dict of ordinary tensors")
     return dict(checkpoint)
+
+
+def _not_plain(value: object) -> str | None:
+    """Why a value cannot be weights or a buffer; None if it can."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, not a tensor"
+    if value.is_meta:
+        return "has no data (meta device)"
+    if value.layout != torch.strided or value.is_quantized:
+        return f"is sparse or quantized ({value.layout}, {value.dtype})"
+    if value.is_complex():
+        return f"holds complex numbers ({value.dtype})"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"of shape {tuple(value.shape)} repeats a smaller memory"
+    return None
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Name the file in a CheckpointError that does not name it yet."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..arm import ARMTrunk
-from .accounting import Accounting, describe_mismatch
+from .accounting import Accounting, describe_mismatch, describe_values
 from .convert import Weights, detect_kind
 from .files import CheckpointError
 
@@ -85,18 +85,22 @@ def load_exact(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
 def require_match(
     target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None
 ) -> None:
-    """Check that a file has the tensors of a model, in the same shapes.
+    """Check that a file has the tensors of a model, in the same shapes, of the same type and with finite values.
 
     Args:
         may_miss: names that the file may lack.
 
     Raises:
-        CheckpointError: names the tensors that are missing, unknown or of another shape, and the remedy.
+        CheckpointError: names the tensors that are missing, unknown, of another shape or type, or not finite, and the
+            remedy.
     """
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
     problem = describe_mismatch(*shapes, may_miss or {})
     if problem:
         raise CheckpointError(f"{where} does not fit the model: {problem}. {_remedy(state)}")
+    problem = describe_values(target, state)
+    if problem:
+        raise CheckpointError(f"{where} cannot be used: {problem}. Give an earlier checkpoint, or save it again.")
 
 
 def _remedy(state: dict[str, Tensor]) -> str:

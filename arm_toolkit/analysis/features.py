@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from arm_backbone.arm import ARM
 from arm_backbone.checkpoint.convert import arch_of
-from arm_backbone.checkpoint.files import model_state, read_checkpoint
+from arm_backbone.checkpoint.files import model_state, naming, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 
 DIRECTIONS = ("row forward", "row backward", "column forward", "column backward")
@@ -33,8 +33,9 @@ def load_encoder(path: str, scans: int | None = None) -> ARM:
     Raises:
         CheckpointError: if the file has no ARM weights, or its scans do not fit.
     """
-    state = model_state(read_checkpoint(path))
-    arguments = arch_of(state) | dict(in_chans=3)
+    state = model_state(read_checkpoint(path), where=path)
+    with naming(path):
+        arguments = arch_of(state) | dict(in_chans=3)
     if scans is not None:
         arguments["scans"] = scans
     model = ARM(**arguments, out_indices=(arguments["arch"]["num_layers"] - 1,))

@@ -43,7 +43,7 @@ def load_pretrainer(path: Path) -> tuple[BaseModel, Config]:
     model = MODELS.build(cfg.model).eval()
     if not isinstance(model, Reconstructs):
         raise CheckpointError(f"{path}: {kind} cannot show reconstructions; give a checkpoint of a pretraining model")
-    load_exact(model, model_state(checkpoint), str(path))
+    load_exact(model, model_state(checkpoint, where=path), str(path))
     return model, cfg
 
 

@@ -171,7 +171,7 @@ class ARMRunner(Runner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        state = model_state(checkpoint)
+        state = model_state(checkpoint, where=filename)
         (load_weights if is_sharded(model) else load_exact)(model, state, filename)
         self._has_loaded = True  # mmengine's private flag: it loads `load_from` once
         self.logger.info(f"All {len(state)} tensors of the model loaded from {filename}")

@@ -48,7 +48,7 @@ def load_classifier(
     if model_name not in default_cfgs:
         raise ConfigError(f"--model {model_name} is unknown; give one of {', '.join(default_cfgs)}")
     model = model_entrypoint(model_name)(global_pool=global_pool, cls_token=cls_token)  # create_model drops a None
-    state = model_state(read_checkpoint(checkpoint))
+    state = model_state(read_checkpoint(checkpoint), where=checkpoint)
     head = state.get("head.weight")
     if head is not None and len(head) != NUM_CLASSES:
         raise CheckpointError(

@@ -52,7 +52,7 @@ def reconstruct(config: Path, checkpoint: Path, folder: Path, rows: int) -> Reco
     """
     cfg = Config.fromfile(config)
     model = MODELS.build(cfg.model).eval()
-    load_exact(model, model_state(read_checkpoint(checkpoint)), str(checkpoint))
+    load_exact(model, model_state(read_checkpoint(checkpoint), where=checkpoint), str(checkpoint))
     crops = ImageCrops(str(folder), size=cfg.train_dataloader.dataset.size, augment=False)
     losses, shown = [], None
     for start in range(0, len(crops), rows):

@@ -86,7 +86,7 @@ def read_run(folder: Path, steps: dict) -> Run:
         folder,
         metrics=read_json(results[-1]) if results else {},
         seconds=next((s["seconds"] for s in steps.get("steps", []) if s["name"] == folder.name), None),
-        parameters=count_parameters(model_state(read_checkpoint(path))) if path else None,
+        parameters=count_parameters(model_state(read_checkpoint(path), where=path)) if path else None,
         losses=read_losses(folder),
     )
 
