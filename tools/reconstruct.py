@@ -34,12 +34,15 @@ def main() -> None:
         help="true clusters that free-running starts from (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of a random cluster order (%(default)s)")
+    parser.add_argument(
+        "--trust", action="store_true", help="unpickle any object in the checkpoint and execute its configuration"
+    )
     args = parser.parse_args()
     if args.count < 1:
         raise ConfigError(f"--count {args.count}: give at least 1")
     if args.out.suffix != ".png":
         raise ConfigError(f"--out {args.out}: give a name ending in .png")
-    model, cfg = load_pretrainer(args.checkpoint)
+    model, cfg = load_pretrainer(args.checkpoint, args.trust)
     crops = ImageCrops(args.images, size=cfg.train_dataloader.dataset.size, augment=False)
     count = min(args.count, len(crops))
     torch.manual_seed(args.seed)

@@ -5,6 +5,7 @@ The model must implement `arm_pretrain.protocol.Reconstructs`.
 Legend: B images, H x W pixels.
 """
 
+import copy
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,32 +19,52 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
-from arm_backbone.checkpoint.load import load_exact
+from arm_backbone.checkpoint.load import load_exact, require_match
 from arm_pretrain import ImageCrops
 from arm_pretrain.protocol import Reconstructs
 
 from ..engine.config import config_from_text
+from ..engine.config_text import buildable
+from ..errors import one_line, user_errors
 
 SIDE = 1.6  # inches of an image
 
 
-def load_pretrainer(path: Path) -> tuple[BaseModel, Config]:
+def load_pretrainer(path: Path, trust: bool = False) -> tuple[BaseModel, Config]:
     """The model of a pretraining checkpoint, in evaluation mode, and the configuration stored with it.
+
+    Args:
+        trust: unpickle any object of the file and execute its configuration.
 
     Raises:
         CheckpointError: if the file is not a pretraining checkpoint, or its model does not implement `Reconstructs`.
+        ConfigError: if its configuration is more than data, or names what is not registered.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, trust)
     meta = checkpoint.get("meta")
     text = meta.get("cfg") if isinstance(meta, dict) else None
-    cfg = config_from_text(text) if isinstance(text, str) else Config()
-    kind = (cfg.get("model") or {}).get("type")
-    if not isinstance(kind, str) or MODELS.get(kind) is None:
+    cfg = config_from_text(text, str(path), trust) if isinstance(text, str) else Config()
+    kind = cfg.model.get("type") if isinstance(cfg.get("model"), dict) else None
+    if not isinstance(kind, str) or kind not in MODELS.module_dict:
         raise CheckpointError(f"{path} is not a checkpoint of a pretraining run; give an epoch_N.pth of its work dir")
-    model = MODELS.build(cfg.model).eval()
-    if not isinstance(model, Reconstructs):
-        raise CheckpointError(f"{path}: {kind} cannot show reconstructions; give a checkpoint of a pretraining model")
-    load_exact(model, model_state(checkpoint, where=path), str(path))
+    parts = cfg.model.to_dict() if trust else buildable(cfg.model.to_dict(), "model", str(path))
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the sizes
+            draft = MODELS.build(copy.deepcopy(parts))
+        if not isinstance(draft, Reconstructs):
+            raise CheckpointError(
+                f"{path}: {kind} cannot show reconstructions; give a checkpoint of a pretraining model"
+            )
+        state = model_state(checkpoint, where=path)
+        require_match(draft.state_dict(), state, str(path))
+        if not isinstance(cfg.train_dataloader.dataset.size, int | list | tuple):
+            raise TypeError("train_dataloader.dataset.size is not an image size")
+        model = MODELS.build(parts).eval()
+    except user_errors():
+        raise
+    except Exception as error:  # noqa: BLE001 a constructor can raise anything
+        raise CheckpointError(f"{path}: the model of its configuration cannot be built: {one_line(error)}") from error
+    load_exact(model, state, str(path))
     return model, cfg
 
 

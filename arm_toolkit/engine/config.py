@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, one_line
 from .arguments import check_config_path
+from .config_text import check_names, parse_config
 
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
 # keys that mmengine, mmdet or our tools read in addition to the Runner's arguments
@@ -60,7 +61,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         cfg = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # noqa: BLE001 a configuration is code that can raise anything
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from error
-    for name in _custom_imports(cfg):
+    for name in _custom_imports(cfg, path):
         if name in MOVED:
             names = ", ".join(f'"{new}"' for new in MOVED[name])
             raise ConfigError(f'{path}: custom_imports has "{name}", which has moved; write {names} in its place')
@@ -76,35 +77,55 @@ def load_config(path: str, options: dict | None = None) -> Config:
     return cfg
 
 
-def config_from_text(text: str) -> Config:
-    """The configuration that a training checkpoint contains as text; imports its `custom_imports`.
+def config_from_text(text: str, where: str = "the checkpoint", trust: bool = False) -> Config:
+    """The configuration that a checkpoint contains as text; imports its `custom_imports`.
 
-    Modules that have moved get their new names, so that checkpoints of all versions load. A configuration is Python
-    code: reading it executes it.
+    Modules that have moved get their new names, so that checkpoints of all versions load. The text is not executed (see
+    `config_text.parse_config`), and only modules of known packages are imported. What is built from it
+    goes through `config_text.buildable`.
+
+    Args:
+        where: name of the file, for messages.
+        trust: execute the text and import any module that it names.
 
     Raises:
-        ConfigError: if a module cannot be imported.
+        ConfigError: naming file, line and what is not accepted, or the module that cannot be imported.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "config.py")
-        file.write_text(text)
-        cfg = Config.fromfile(file, import_custom_modules=False)
-    names = [new for name in _custom_imports(cfg) for new in MOVED.get(name, (name,))]
+    try:
+        cfg = _execute(text) if trust else Config(parse_config(text, where))
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a trusted text can raise anything, a key can be reserved
+        raise ConfigError(f"{where}: its configuration cannot be read: {one_line(error)}") from error
+    names = [new for name in _custom_imports(cfg, where) for new in MOVED.get(name, (name,))]
+    if not trust:
+        check_names(cfg.to_dict(), names, where)
     if names:
         cfg.custom_imports.imports = names
-        _import(cfg, "the checkpoint's configuration")
+        _import(cfg, f"{where}: its configuration")
     return cfg
 
 
-def _custom_imports(cfg: Config) -> list[str]:
-    imports = (cfg.get("custom_imports") or {}).get("imports") or []
-    return [imports] if isinstance(imports, str) else list(imports)
+def _execute(text: str) -> Config:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.py")
+        file.write_text(text)
+        return Config.fromfile(file, import_custom_modules=False)
+
+
+def _custom_imports(cfg: Config, where: str) -> list[str]:
+    imports = cfg.get("custom_imports") or {}
+    names = imports.get("imports") or [] if isinstance(imports, dict) else None
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where}: custom_imports={imports!r}: give dict(imports=[MODULE, ...])")
+    return list(names)
 
 
 def _import(cfg: Config, where: str) -> None:
     try:
         import_modules_from_strings(**cfg.get("custom_imports") or dict(imports=None))
-    except Exception as error:  # noqa: BLE001 a module can raise anything when imported
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a module can raise anything when imported
         raise ConfigError(f"{where}: custom_imports: {one_line(error)}") from error
 
 

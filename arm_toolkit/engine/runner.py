@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,6 +21,7 @@ from arm_images.errors import DataError
 
 from ..datasets.samplers import SeededSampler
 from ..errors import ConfigError
+from .checkpoint_contents import check_resumable, resuming
 from .checkpoint_hook import restore_log_buffers
 from .checks import config_errors
 from .fsdp import (
@@ -167,6 +168,9 @@ class ARMRunner(Runner):
             CheckpointError: if the file cannot be read or does not fit the model.
         """
         checkpoint = read_checkpoint(filename)
+        if self._resume:
+            epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
+            check_resumable(checkpoint, filename, self.max_iters, epochs)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -181,8 +185,14 @@ class ARMRunner(Runner):
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Like mmengine's; also restores partially accumulated gradients and the seed that orders the images."""
-        super().resume(filename, *args, **kwargs)
+        """Like mmengine's; also restores partially accumulated gradients and the seed that orders the images.
+
+        Raises:
+            CheckpointError: if the file lacks what resuming needs, or holds something else in its place.
+        """
+        self._resume = True
+        with resuming(filename):
+            super().resume(filename, *args, **kwargs)
         if is_sharded(self.model):
             shard_optimizer_state(self.optim_wrapper.optimizer)
         for name, parameter in self._trained():
