@@ -15,6 +15,7 @@ from arm_backbone.arm import ARCHS
 from arm_toolkit.engine.arguments import add_train_arguments
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.engine.launch import train
+from arm_toolkit.engine.values import require_keys
 from arm_toolkit.errors import ConfigError, run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / "pretrain" / "configs"
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per device")
     add_train_arguments(parser)
     args = parser.parse_args()
+    if args.data == "":
+        raise ConfigError("--data is empty; give a folder of images, or a text file with one path per line")
     if (args.config is None) == (args.model is None):
         raise ConfigError("give either a configuration file or --model, e.g. --model arm_base")
     if args.model is not None and args.model not in MODELS:
@@ -46,6 +49,7 @@ def main() -> None:
     path = args.config or CONFIGS / f"arm_{SHORT[args.model.removeprefix('arm_')]}.py"
 
     cfg = load_config(str(path), args.cfg_options)
+    require_keys(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
     dataset = cfg.train_dataloader.dataset
     if args.data is not None:
         dataset.path = args.data

@@ -173,8 +173,6 @@ def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Modu
         ConfigError: if the configuration has no model, or it cannot be built.
     """
     cfg = load_config(path)
-    if not cfg.get("model"):
-        raise ConfigError(f"{path} has no key model; give a complete configuration")
     is_dense = "backbone" in cfg.model
     if size and not is_dense:
         cfg.model.img_size = size

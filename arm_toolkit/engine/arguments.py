@@ -32,19 +32,20 @@ class ConfigFile(argparse.Action):
 
 
 class Options(argparse.Action):
-    """`--cfg-options KEY=VALUE ...` as a dict, parsed by mmengine's DictAction.
+    """`--cfg-options KEY=VALUE ...` as a dict of texts; `arm_toolkit.engine.options` reads them.
 
     Raises:
-        ConfigError: for a pair without "=".
+        ConfigError: for a pair without "=" or without a key.
     """
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        options = dict(getattr(namespace, self.dest) or {})
         for pair in values:
-            if "=" not in pair:
+            key, equals, value = pair.partition("=")
+            if not key.strip() or not equals:
                 raise ConfigError(f"{option_string} {pair}: give KEY=VALUE, without spaces around =")
-        from mmengine.config import DictAction
-
-        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+            options[key] = value
+        setattr(namespace, self.dest, options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from timm.layers import to_2tuple
 from arm_images.errors import DataError
 
 from ..errors import ConfigError, one_line, user_errors
-from .config import suggestion
+from .options import suggestion
 
 ACCEPT_ANYTHING = {"CheckpointHook": HOOKS, "IoUMetric": METRICS}  # their **kwargs ignore unknown arguments
 

@@ -1,26 +1,18 @@
 """Loads configurations, applies overrides from the command line, and translates the names of moved modules."""
 
 import difflib
-import inspect
+import os
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import Runner, set_random_seed
 from mmengine.utils import import_modules_from_strings
-from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, one_line
 from .arguments import check_config_path
+from .config_files import ConfigFile, config_files, without_effect
 from .config_text import check_names, parse_config
-
-RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
-# keys that mmengine, mmdet or our tools read in addition to the Runner's arguments
-OTHER_KEYS = frozenset(
-    "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model "
-    "tta_pipeline".split()
-)
+from .options import OTHER_KEYS, RUNNER_KEYS, apply_options
 
 # modules that custom_imports could name before version 0.1, and where their contents are now
 MOVED = {
@@ -49,31 +41,26 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     Args:
         path: a .py file.
-        options: values by dotted key. A key must exist, or be an optional argument: of the Runner, of a data loader, or
-            of a dict with a `type`, whose constructor then checks it. `data_root=PATH` replaces the configuration's
-            data_root wherever a path starts with it.
+        options: values by dotted key, see `options.apply_options`. A key must exist, or be an optional argument: of the
+            Runner, of a data loader, or of a dict with a `type`, whose constructor then checks it.
 
     Raises:
         ConfigError: naming the file or key, the value and the remedy.
     """
     check_config_path(path)
+    files = list(config_files(path))
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except Exception as error:  # noqa: BLE001 a configuration is code that can raise anything
-        raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a configuration is code that can raise anything
+        what = "it calls sys.exit" if isinstance(error, SystemExit) else one_line(error)
+        raise ConfigError(f"configuration {path} cannot be read: {what}") from error
     for name in _custom_imports(cfg, path):
         if name in MOVED:
             names = ", ".join(f'"{new}"' for new in MOVED[name])
             raise ConfigError(f'{path}: custom_imports has "{name}", which has moved; write {names} in its place')
     _import(cfg, path)
-    _check_top_level(cfg, path)
-    options = dict(options or {})
-    data_root = options.pop("data_root", None)
-    for key, value in options.items():
-        _check_option(cfg, key, value)
-    cfg.merge_from_dict(options)
-    if data_root is not None:
-        _move_data_root(cfg, str(data_root), path)
+    _check_top_level(cfg, path, files)
+    apply_options(cfg, options or {}, path)
     return cfg
 
 
@@ -129,68 +116,16 @@ def _import(cfg: Config, where: str) -> None:
         raise ConfigError(f"{where}: custom_imports: {one_line(error)}") from error
 
 
-def _check_top_level(cfg: Config, path: str) -> None:
+def _check_top_level(cfg: Config, path: str, files: list[ConfigFile]) -> None:
+    """Refuse keys that resemble known ones, warn of others that nothing reads, and require a model."""
     known = RUNNER_KEYS | OTHER_KEYS
-    for key in cfg:
+    unknown = [key for key in cfg if key not in known]
+    for key in unknown:
         close = difflib.get_close_matches(key, known, 1, cutoff=0.9)
-        if key not in known and close:
+        if close:
             raise ConfigError(f"{path} has the unknown key {key!r}; did you mean {close[0]!r}?")
-
-
-def _check_option(cfg: Config, key: str, value: object) -> None:
-    parts = key.split(".")
-    if parts[0] not in RUNNER_KEYS | OTHER_KEYS:
-        hint = suggestion(parts[0], RUNNER_KEYS | OTHER_KEYS)
-        raise ConfigError(f"--cfg-options {key}={value}: unknown top-level key {parts[0]!r}{hint}")
-    node: object = cfg
-    for depth, part in enumerate(parts):
-        where = ".".join(parts[:depth]) or "the configuration"
-        if isinstance(node, list | tuple):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(
-                    f"--cfg-options {key}={value}: {where} is a list of {len(node)}; give an index from 0 to "
-                    f"{len(node) - 1}"
-                )
-            node = node[int(part)]
-        elif isinstance(node, dict | Config):
-            if part not in node:
-                is_top = depth == 0
-                if depth == len(parts) - 1 and (is_top or "type" in node or part in _optional(where)):
-                    return  # an optional argument, which its constructor checks
-                raise ConfigError(f"--cfg-options {key}={value}: {where} has no key {part!r}{suggestion(part, node)}")
-            node = node[part]
-        else:
-            raise ConfigError(f"--cfg-options {key}={value}: {where} is {node!r} and has no keys")
-
-
-def _optional(where: str) -> set[str]:
-    """Arguments that mmengine reads from a dict without a `type`."""
-    if where.endswith("_dataloader"):
-        return {*inspect.signature(DataLoader.__init__).parameters, "num_batch_per_epoch"}
-    return set(inspect.signature(set_random_seed).parameters) if where == "randomness" else set()
-
-
-def suggestion(key: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown key: the closest known one, or the first few."""
-    close = difflib.get_close_matches(key, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(map(str, known))[:12])}"
-
-
-def _move_data_root(cfg: Config, new: str, path: str) -> None:
-    old = cfg.get("data_root")
-    if old is None:
-        raise ConfigError(f"--cfg-options data_root={new}: {path} has no data_root")
-    new = new if new.endswith("/") or not old.endswith("/") else f"{new}/"
-
-    def move(node: object) -> object:
-        if isinstance(node, dict):
-            for key in node:
-                node[key] = move(node[key])
-        elif isinstance(node, list | tuple):
-            return type(node)(move(item) for item in node)
-        elif isinstance(node, str) and (node == old or node.startswith(old.rstrip("/") + "/")):
-            return new + node[len(old) :]
-        return node
-
-    for key in cfg:
-        cfg[key] = move(cfg[key])
+    if os.environ.get("RANK", "0") == "0":
+        for key, file in without_effect(files, unknown).items():
+            print(f"warning: {file}: nothing reads the key {key!r}; it has no effect")
+    if not isinstance(cfg.get("model"), dict):
+        raise ConfigError(f"{path} has no key model; give a complete configuration, or inherit from one with _base_")

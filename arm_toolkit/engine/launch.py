@@ -28,6 +28,7 @@ from .checks import (
 )
 from .environment import check_environment
 from .runner import ARMRunner
+from .values import check_values, require_keys
 
 
 def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
@@ -44,6 +45,8 @@ def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
 
 
 def _set_work_dir(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
+    if args.work_dir is not None and not args.work_dir.strip():
+        raise ConfigError(f"--work-dir {args.work_dir!r}: give a folder")
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
@@ -144,6 +147,8 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner 
 def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
     """What one process can check before the others start and anything is made; also applies `args`."""
     check_environment(args.launcher)
+    require_keys(cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
+    check_values(cfg)
     check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
     check_arguments(cfg)
     check_image_size(cfg)
@@ -206,9 +211,11 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     """
     check_environment(args.launcher)
     require_file(args.checkpoint)
-    check_data_paths(cfg, ("test_dataloader",))
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the configuration has no test_dataloader: a pretraining model cannot be tested")
+    require_keys(cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
+    check_values(cfg)
+    check_data_paths(cfg, ("test_dataloader",))
     check_arguments(cfg)
     _set_work_dir(cfg, args, config_name)
     cfg.load_from = args.checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from arm_backbone import ARMClassifier
 from arm_backbone.checkpoint.convert import convert
@@ -82,7 +82,7 @@ def test_configuration_and_its_options_exist(path, words):
             if "=" not in word or word.startswith("--"):
                 break
             given.append(word)
-    options = {key: DictAction._parse_iterable(value) for key, _, value in (word.partition("=") for word in given)}
+    options = dict(word.split("=", 1) for word in given)
     load_config(str(ROOT / config), options)
 
 

@@ -1,11 +1,14 @@
 """Options, configurations and environment variables: what is typed is what is used, or one line says why not."""
 
+import argparse
 import re
 import socket
 from pathlib import Path
 
 import pytest
 
+from arm_toolkit.engine.arguments import add_train_arguments
+from arm_toolkit.engine.config import load_config
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import CONFIGS, seg_config
 from tests.helpers.tools import call_tool, run_tool
@@ -132,3 +135,190 @@ def test_a_taken_port_of_the_script_is_one_line(tmp_path):
         result = run_tool("dist_train.sh", "a.py", 2, cwd=tmp_path, env=dict(PORT=port))
     assert result.returncode == 2
     assert re.fullmatch(rf"error: PORT={port} is taken[^\n]+\n", result.stderr)
+
+
+# ------------------------------------------------------------------------------------------ what is typed is used
+
+
+@pytest.fixture
+def typed(configs, tmp_path, monkeypatch):
+    """The configuration of a command line, as training would use it."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(kind: str, *options: str):
+        parser = argparse.ArgumentParser()
+        add_train_arguments(parser)
+        args = parser.parse_args(["--cfg-options", *options])
+        return load_config(str(configs / f"{kind}.py"), args.cfg_options)
+
+    return read
+
+
+FOLDERS = (
+    "my data/",
+    "data,v2/",
+    "007/",
+    "[data]/",
+    "(a)/",
+    "None_/",
+    "1e5/",
+    "True/",
+    "'quoted'/",
+    " leading/",
+    "a=b/",
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_path_stays_what_was_typed(folder, typed, shapes):
+    """row_26: the folder itself, and below it the paths of every data set."""
+    cfg = typed("seg", f"data_root={folder}")
+    assert cfg.data_root == folder
+    assert cfg.train_dataloader.dataset.data_root == folder
+    folder = folder.rstrip("/")
+    cfg = typed("det", f"train_dataloader.dataset.ann_file={folder}", f"load_from={folder}", f"work_dir={folder}")
+    assert cfg.train_dataloader.dataset.ann_file == cfg.load_from == cfg.work_dir == folder
+    cfg = typed("det", f"train_dataloader.dataset.data_prefix.img={folder}")
+    assert cfg.train_dataloader.dataset.data_prefix.img == folder
+    cfg = typed("pretrain", f"train_dataloader.dataset.path={folder}", f"train_dataloader.dataset.prefix={folder}")
+    assert cfg.train_dataloader.dataset.path == cfg.train_dataloader.dataset.prefix == folder
+
+
+@pytest.mark.parametrize("folder", ["my data", "data,v2", "007"])
+def test_a_training_reads_the_folder_that_was_typed(folder, shapes, tmp_path, monkeypatch):
+    """row_26"""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).symlink_to(shapes / "ade")
+    cfg = seg_config(shapes, **{"train_cfg.max_iters": 1})
+    cfg.data_root = cfg.train_dataloader.dataset.data_root = "data/elsewhere/"
+    cfg.dump("mine.py")
+    assert call_tool("train.py", "mine.py", "--work-dir", "work", "--cfg-options", f"data_root={folder}") == 0
+    assert list(Path("work").glob("*.pth"))
+
+
+VALUES = [
+    ("seg", "train_cfg.max_iters=7", 7),
+    ("seg", "optim_wrapper.optimizer.lr=1e-5", 1e-5),
+    ("seg", "model.backbone.init_cfg=None", None),
+    ("seg", "load_from=None", None),
+    ("seg", "model.backbone.with_cp=full", "full"),
+    ("seg", "model.backbone.with_cp=False", False),
+    ("seg", "model.backbone.with_cp=true", True),
+    ("det", "train_dataloader.dataset.metainfo.classes=traffic light,bus", ["traffic light", "bus"]),
+    ("det", "train_dataloader.dataset.metainfo.classes=['traffic light', 'a,b']", ["traffic light", "a,b"]),
+    ("det", "train_dataloader.dataset.metainfo.classes=(bus, red car)", ("bus", "red car")),
+    ("det", "model.backbone.out_indices=0,1,2,3", [0, 1, 2, 3]),
+    ("det", "model.backbone.out_indices=[0,1,2,3]", [0, 1, 2, 3]),
+    ("det", "test_dataloader.dataset.pipeline.1.scale=(96,128)", (96, 128)),
+    ("pretrain", "model.arch={'embed_dims': 32, 'num_layers': 2}", dict(embed_dims=32, num_layers=2)),
+    ("pretrain", "model.arch=base", "base"),
+    ("seg", "val_evaluator=None", None),
+    ("seg", "randomness.seed=3", 3),
+]
+
+
+@pytest.mark.parametrize(("kind", "option", "value"), VALUES)
+def test_other_values_are_read_as_python_reads_them(kind, option, value, typed):
+    node = typed(kind, option)
+    for part in option.partition("=")[0].split("."):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    assert node == value and type(node) is type(value) or isinstance(value, dict) and node == value
+
+
+WRONG = {
+    "no iterations": ("seg", "train_cfg.max_iters=0", "whole number of 1 or more"),
+    "negative iterations": ("seg", "train_cfg.max_iters=-1", "whole number of 1 or more"),
+    "half an iteration": ("seg", "train_cfg.max_iters=1.5", "whole number of 1 or more"),
+    "no epochs": ("pretrain", "train_cfg.max_epochs=0", "whole number of 1 or more"),
+    "epochs with a leading zero": ("pretrain", "train_cfg.max_epochs=007", "give a number"),
+    "a rate as text": ("seg", "optim_wrapper.optimizer.lr=fast", "give a number"),
+    "a rate that is NaN": ("seg", "optim_wrapper.optimizer.lr=nan", "give a number above 0"),
+    "an infinite rate": ("seg", "optim_wrapper.optimizer.lr=inf", "give a number above 0"),
+    "a negative rate": ("seg", "optim_wrapper.optimizer.lr=-0.1", "give a number above 0"),
+    "a rate of 0": ("seg", "optim_wrapper.optimizer.lr=0", "give a number above 0"),
+    "decay that is NaN": ("seg", "optim_wrapper.optimizer.weight_decay=nan", "0 or more"),
+    "a list of rates": ("seg", "optim_wrapper.optimizer.lr=1,2", "give a number above 0"),
+    "crop scale reversed": ("pretrain", "train_dataloader.dataset.scale=(1.0,0.2)", "smaller number first"),
+    "crop scale of 0": ("pretrain", "train_dataloader.dataset.scale=(0,0.5)", "above 0"),
+    "no checkpoint interval": ("seg", "default_hooks.checkpoint.interval=0", "-1 for never"),
+    "checkpoint interval -2": ("seg", "default_hooks.checkpoint.interval=-2", "-1 for never"),
+    "no logging interval": ("det", "default_hooks.logger.interval=0", "-1 for never"),
+    "no batch": ("det", "train_dataloader.batch_size=0", "whole number of 1 or more"),
+    "no batches": ("det", "train_dataloader.num_batch_per_epoch=0", "whole number of 1 or more"),
+    "no accumulation": ("seg", "optim_wrapper.accumulative_counts=0", "whole number of 1 or more"),
+    "a negative seed": ("seg", "randomness.seed=-1", "whole number of 0 or more"),
+    "NaN in a loss": ("seg", "model.decode_head.loss_decode.loss_weight=nan", "NaN is not a number"),
+    "classes as text": ("seg", "model.decode_head.num_classes=three", "give a number"),
+    "a number for the model": ("seg", "model=5", "model has parts; set one"),
+    "text for a data loader": ("seg", "train_dataloader=fast", "train_dataloader has parts"),
+    "a number for a pipeline": ("seg", "train_dataloader.dataset.pipeline=3", "pipeline has parts"),
+    "an empty data root": ("seg", "data_root=", "give a folder"),
+    "an empty part of a key": ("seg", "model..type=ARM", "has no key ''"),
+    "the model taken away": ("seg", "model=None", "has no model"),
+    "the schedule of iterations taken away": ("seg", "train_cfg=None", "has no train_cfg"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_values_that_cannot_be_right_name_their_key(what, refused, configs):
+    """row_46"""
+    kind, option, says = WRONG[what]
+    refused("train.py", configs / f"{kind}.py", "--cfg-options", option, says=[option.partition("=")[0], says])
+
+
+FILES = {
+    "an empty file": ({"a.py": ""}, ["a.py has no key model"]),
+    "a comment": ({"a.py": "# nothing\n"}, ["a.py has no key model"]),
+    "sys.exit": ({"a.py": "import sys\nsys.exit()\n"}, ["a.py cannot be read", "sys.exit"]),
+    "sys.exit with a status": ({"a.py": "import sys\nsys.exit(0)\n"}, ["a.py cannot be read", "sys.exit"]),
+    "quit": ({"a.py": "raise SystemExit\n"}, ["a.py cannot be read", "sys.exit"]),
+    "its own base": ({"a.py": "_base_ = 'a.py'\n"}, ["_base_", "circle: a.py -> a.py"]),
+    "a circle of three": (
+        {"a.py": "_base_ = ['b.py']\n", "b.py": "_base_ = './c.py'\n", "c.py": "_base_ = ['a.py']\n"},
+        ["_base_", "circle: a.py -> b.py -> c.py -> a.py"],
+    ),
+    "a base that is not there": ({"a.py": "_base_ = 'gone.py'\n"}, ["a.py cannot be read", "gone.py"]),
+    "a base of the wrong type": ({"a.py": "_base_ = [1]\n"}, ["a.py cannot be read"]),
+    "Latin-1": ({"a.py": b"a = '\xe9'\n"}, ["a.py cannot be read", "utf-8"]),
+    "a null byte": ({"a.py": b"a = 1\0\n"}, ["a.py cannot be read", "null"]),
+    "a module that exits": (
+        {"a.py": "custom_imports = dict(imports=['leaves'])\n", "leaves.py": "raise SystemExit\n"},
+        ["a.py: custom_imports"],
+    ),
+    "a module that fails": (
+        {"a.py": "custom_imports = dict(imports=['fails'])\n", "fails.py": "1 / 0\n"},
+        ["a.py: custom_imports", "division by zero"],
+    ),
+    "imports without names": ({"a.py": "custom_imports = ['arm_backbone']\n"}, ["a.py: custom_imports=", "give dict"]),
+    "a model that is text": ({"a.py": "model = 'ARM'\n"}, ["a.py has no key model"]),
+    "only a model": ({"a.py": "model = dict(type='ARM')\n"}, ["has no train_dataloader", "_base_"]),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_configurations_that_cannot_be_run(what, refused, tmp_path, monkeypatch):
+    """row_46"""
+    contents, says = FILES[what]
+    for name, text in contents.items():
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    refused("train.py", "a.py", says=says)
+    refused("pretrain.py", "a.py", says=says)
+
+
+def test_keys_that_nothing_reads_are_named(typed, configs, capsys):
+    text = f"_base_ = [{str(configs / 'seg.py')!r}]\nmax_epochs = 3\nsize = 5\ntrain_cfg = dict(val_interval=size)\n"
+    (configs / "mine.py").write_text(text)
+    assert load_config(str(configs / "mine.py")).train_cfg.val_interval == 5
+    said = capsys.readouterr()
+    assert re.fullmatch(r"warning: [^\n]+mine\.py: nothing reads the key 'max_epochs'[^\n]+\n", said.out)
+
+
+@pytest.mark.parametrize("arguments", [["--work-dir", ""], ["--cfg-options", "=5"], ["--cfg-options", "lr"]])
+def test_empty_arguments(arguments, refused, configs):
+    refused("train.py", configs / "seg.py", *arguments, says=[arguments[0]])
+
+
+def test_empty_data(refused):
+    refused("pretrain.py", "--model", "arm_tiny", "--data", "", says=["--data is empty"])
