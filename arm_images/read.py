@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from .errors import DataError
 from .find import ImageFile
+from .pillow import Image, ImageOps
 from .shared import SharedFlags
 
 logger = logging.getLogger("arm_images")

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from arm_images.pillow import Image
 
 from .check_images import _look_at
 from .check_report import Report, _by, _reason, _some

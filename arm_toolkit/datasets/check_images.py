@@ -8,9 +8,10 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from arm_images.find import EXTENSIONS
+from arm_images.pillow import Image
 
 from .check_report import Report, _reason
 

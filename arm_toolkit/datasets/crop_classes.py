@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from arm_backbone.checkpoint.files import replacing
 from arm_images.errors import DataError
+from arm_images.pillow import Image
 
 SPLITS = {"train": "train2017", "val": "val2017"}
 MARGIN = 1.25  # side of the square crop, relative to the longer side of the box

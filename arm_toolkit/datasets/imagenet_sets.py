@@ -19,13 +19,13 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from arm_images.errors import DataError
 from arm_images.find import EXTENSIONS
+from arm_images.pillow import Image
 
 TITLES = {
     "val": "ImageNet val",

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
 from arm_images.errors import DataError
+from arm_images.pillow import Image  # noqa: F401 importing it also keeps mmcv's Pillow from starting Ghostscript
 
 
 @TRANSFORMS.register_module()

@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -111,6 +111,7 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
         the runner, and what the method returned.
     """
     is_new = not Path(cfg.work_dir).exists()
+    new_parents = [folder for folder in Path(cfg.work_dir).absolute().parents if not folder.exists()]
     runner = None
     try:
         runner = build_runner(cfg)
@@ -120,6 +121,9 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
             error.met_alone = True  # an earlier error is the same in every process
         elif is_new and get_rank() == 0:
             shutil.rmtree(cfg.work_dir, ignore_errors=True)
+            for folder in new_parents:
+                with suppress(OSError):  # another run has begun in it
+                    folder.rmdir()
         raise
     except RuntimeError as error:
         if get_world_size() > 1 and "by peer" in str(error):  # gloo's "Connection closed by peer"

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmseg.evaluation import IoUMetric
-from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from torch import Tensor
 
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_images.errors import DataError
+from arm_images.pillow import Image
 
 MEASURES = {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP", "mIoU": "mIoU"}  # shown name -> key in the results
 
