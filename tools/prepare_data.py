@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from arm_images.errors import DataError
-from arm_toolkit.datasets.check import ADE_SPLITS, check_ade, check_coco
+from arm_toolkit.datasets.check import check_coco
+from arm_toolkit.datasets.check_ade import ADE_SPLITS, check_ade
 from arm_toolkit.datasets.check_images import check_images
 from arm_toolkit.datasets.check_report import Report
 from arm_toolkit.errors import run_tool

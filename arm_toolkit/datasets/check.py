@@ -1,7 +1,7 @@
 """What is wrong with a data set, found before training starts.
 
-`check_coco` reads a COCO instance file and its pictures, `check_ade` a folder in ADE20K
-layout, `check_images` pictures for pretraining. Each returns a `Report`: errors are faults
+`check_coco` reads a COCO instance file and its pictures; `check_ade.check_ade` reads a folder in ADE20K
+layout, `check_images.check_images` pictures for pretraining. Each returns a `Report`: errors are faults
 that stop training or falsify its result, notes are worth knowing. Nothing raises: a file that
 is not there is an error in the report too. Faults of one kind are one line, with a count and
 the first names.
@@ -14,13 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from arm_images.pillow import Image
-
 from .check_images import _look_at
-from .check_report import Report, _by, _reason, _some
+from .check_report import Report, _by, _some
 
-ADE_SPLITS = ("training", "validation")
-IGNORED = (0, 255)  # stored labels that `reduce_zero_label` turns into "ignored"
 FEW = 0.001  # share of boxes with faults that true COCO has as well, and that loaders survive
 COCO_KEYS = {  # what the checks rely on, and its type
     "images": {"id": int, "file_name": str, "height": int, "width": int},
@@ -177,106 +173,3 @@ def _check_pictures(entries: list, image_dir: Path, report: Report, progress: bo
             sizes.append(f"{name} ({_by(look.size)}, not {_by(stated[name])})")
     report.error(f"{len(unreadable)} images cannot be decoded", unreadable)
     report.error(f"{len(sizes)} images have another size than the file states", sizes)
-
-
-def check_ade(
-    root: str | Path,
-    num_classes: int,
-    splits: Sequence[str] = ADE_SPLITS,
-    decode: bool = False,
-    progress: bool = False,
-) -> Report:
-    """Check a folder in ADE20K layout: `images/SPLIT/NAME.jpg`, `annotations/SPLIT/NAME.png`.
-
-    Args:
-        root: folder with `images` and `annotations`.
-        num_classes: number of classes C; stored labels may be 0 (ignored), 1..C, and 255
-            (ignored as well, by `reduce_zero_label`).
-        splits: folders to check.
-        decode: read every picture too (slow); labels are always read.
-        progress: show a bar on stderr.
-
-    Returns:
-        Facts: by split, `pairs` and `pixel_share` (C + 1 shares of all pixels, by stored
-        value; 255 counts as 0).
-    """
-    root = Path(root)
-    report = Report(str(root), facts={"pairs": {}, "pixel_share": {}})
-    for split in splits:
-        folders = root / "images" / split, root / "annotations" / split
-        gone = [folder for folder in folders if not folder.is_dir()]
-        for folder in gone:
-            report.error(f"{folder} is missing; the layout is images/{split}, annotations/{split}")
-        if not gone:
-            _check_ade_split(*folders, split, num_classes, report, decode, progress)
-    return report
-
-
-def _check_ade_split(
-    images: Path,
-    labels: Path,
-    split: str,
-    num_classes: int,
-    report: Report,
-    decode: bool,
-    progress: bool,
-) -> None:
-    image_names = {path.stem for path in images.glob("*.jpg")}
-    label_names = {path.stem for path in labels.glob("*.png")}
-    alone = sorted(image_names - label_names)
-    report.error(f"{split}: {len(alone)} images without a label map (.png)", alone)
-    alone = sorted(label_names - image_names)
-    report.error(f"{split}: {len(alone)} label maps without an image (.jpg)", alone)
-    others = [path.name for path in images.iterdir() if path.suffix != ".jpg"]
-    report.note(f"{split}: {len(others)} files in {images} are not .jpg, not used", others)
-    names = sorted(image_names & label_names)
-    if not names:
-        report.error(f"{split}: no pairs; images are .jpg, label maps .png of the same name")
-        return
-
-    counts = np.zeros(256, dtype=np.int64)  # pixels by stored value
-    faults, values, sizes = [], [], []
-    for image_name, look in _look_at(images, [f"{name}.jpg" for name in names], decode, progress):
-        path = (labels / image_name).with_suffix(".png")
-        try:
-            with Image.open(path) as picture:
-                label = np.asarray(picture)
-        except Exception as error:  # whatever a decoder makes of a damaged file
-            faults.append(f"{path.name} ({_reason(error)})")
-            continue
-        if look.fault:
-            faults.append(f"{image_name} ({look.fault})")
-        elif look.stored_size != (label.shape[1], label.shape[0]):
-            size = _by((label.shape[1], label.shape[0]))
-            sizes.append(f"{path.stem} (image {_by(look.stored_size)}, labels {size})")
-        if label.ndim != 2 or label.dtype != np.uint8:
-            values.append(f"{path.name} (not one 8-bit channel: {picture.mode})")
-            continue
-        here = np.bincount(label.ravel(), minlength=256)
-        counts += here
-        wrong = [value for value in np.flatnonzero(here) if num_classes < value != 255]
-        if wrong:
-            values.append(f"{path.name} ({', '.join(str(value) for value in wrong[:3])})")
-    report.error(f"{split}: {len(faults)} files cannot be decoded", faults)
-    report.error(f"{split}: {len(sizes)} pairs differ in size", sizes)
-    report.error(
-        f"{split}: {len(values)} label maps hold something other than 0 (ignored) and 1..{num_classes}",
-        values,
-    )
-    _describe_ade_split(split, len(names), counts, num_classes, report)
-
-
-def _describe_ade_split(split: str, pairs: int, counts: np.ndarray, num_classes: int, report: Report) -> None:
-    counts = counts.copy()
-    ignored_255 = int(counts[255]) if num_classes < 255 else 0
-    if ignored_255:
-        counts[0], counts[255] = counts[0] + ignored_255, 0
-        report.note(f"{split}: {ignored_255} pixels are 255; they count as ignored, as 0")
-    share = counts[: num_classes + 1] / max(counts.sum(), 1)
-    report.facts["pairs"][split] = pairs
-    report.facts["pixel_share"][split] = share.tolist()
-    absent = (1 + np.flatnonzero(share[1:] == 0)).tolist()
-    common = 1 + np.argsort(-share[1:], kind="stable")[: num_classes - len(absent)][:12]
-    shares = ", ".join(f"{value}: {share[value]:.1%}" for value in common)
-    report.note(f"{split}: {pairs} pairs; pixels by stored value, most common first: {shares}; ignored: {share[0]:.1%}")
-    report.note(f"{split}: {len(absent)} of {num_classes} classes do not occur", absent)

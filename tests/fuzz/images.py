@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from arm_toolkit.datasets.check import check_ade
+from arm_toolkit.datasets.check_ade import check_ade
 from arm_toolkit.datasets.check_images import check_images
 from arm_toolkit.errors import user_errors
 from tests.fuzz.mutate import mutate_bytes

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arm_toolkit.datasets.check import check_ade, check_coco
+from arm_toolkit.datasets.check import check_coco
+from arm_toolkit.datasets.check_ade import check_ade
 from arm_toolkit.datasets.check_images import check_images
 from arm_toolkit.datasets.shapes import CLASSES, write_shapes
 from tests.helpers.paths import SHARED
