@@ -10,7 +10,8 @@ from .inner import mamba_inner, uses_fused_inner
 from .library import compute_dtype
 from .norm import add_layer_norm, layer_norm
 from .orders import ScanOrders
-from .scan import cross_scan, scan_flops, selective_scan
+from .scan import cross_scan, scan_flops
+from .single_scan import selective_scan
 
 __all__ = [
     "BACKENDS",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .dispatch import conv_kernels
+from .checks import check_positive, check_real, check_tensors
+from .dispatch import conv_kernels, derivable
 from .layout import empty_by_direction
 from .library import define_op, register_backward
 from .orders import ScanOrders, order_tensor
@@ -28,16 +29,23 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
         (B, K, L, D), in token order.
 
     Raises:
-        ValueError: for incompatible shapes or devices, or orders that are not permutations.
+        ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
+        NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
+    check_real("x", x)
+    check_real("weight", weight)
     if x.ndim != 3 or weight.ndim != 3 or x.shape[2] != weight.shape[1]:
         raise ValueError(
             f"incompatible shapes: x (B, L, D) is {tuple(x.shape)}, weight (K, D, W) {tuple(weight.shape)}"
         )
-    if bias.shape != weight.shape[:2]:
-        expected = tuple(weight.shape[:2])
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; with weight {tuple(weight.shape)} it must be {expected}")
-    return _cross_conv(x, weight, bias, order_tensor(orders, len(weight), x))
+    shapes = {"x": (x, x.shape), "weight": (weight, weight.shape), "bias": (bias, weight.shape[:2])}
+    check_tensors(shapes, f"weight {tuple(weight.shape)}")
+    check_positive(directions=weight.shape[0], taps=weight.shape[2])
+    orders = order_tensor(orders, len(weight), x)
+    plain = derivable(x, weight, bias)
+    if plain is not None:
+        return plain.conv(x, weight, bias, orders)
+    return _cross_conv(x, weight, bias, orders)
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:

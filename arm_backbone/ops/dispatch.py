@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .library import is_eager
+from .library import derivative_needed, is_eager, raise_no_derivative
 from .scan_inputs import ScanInputs
 
 BACKENDS = ("reference", "torch", "cpu", "triton", "mamba_ssm")
@@ -133,7 +133,28 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         return _triton_unavailable(device)
     if device.type != "cuda":
         return f"it scans tensors on an NVIDIA GPU, but these are on {device}; use 'auto'"
-    return None if find_spec("mamba_ssm") else "mamba-ssm is not installed; pip install mamba-ssm --no-build-isolation"
+    return _mamba_ssm_unavailable()
+
+
+@functools.cache
+def _mamba_ssm_unavailable() -> str | None:
+    """Why the kernel of mamba-ssm cannot be called, and the remedy; None if it can.
+
+    Versions after 2.3 build it only if asked: the package is then there and can be imported, without the kernel.
+    """
+    build = (
+        "MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation --no-deps --no-cache-dir "
+        "--force-reinstall mamba-ssm, or use 'triton', which needs no build"
+    )
+    if find_spec("mamba_ssm") is None:
+        return f"mamba-ssm is not installed; {build}"
+    try:
+        interface = import_module("mamba_ssm.ops.selective_scan_interface")
+    except Exception as error:  # its imports load compiled code of several packages
+        return f"mamba-ssm cannot be imported ({' '.join(str(error).split())}); {build}"
+    if getattr(interface, "selective_scan_cuda", None) is None:
+        return f"mamba-ssm was built without its kernel selective_scan_cuda; {build}"
+    return None
 
 
 def _triton_unavailable(device: torch.device) -> str | None:
@@ -252,6 +273,22 @@ def scan_kernels(backend: str) -> ScanKernels:
 def differentiable_scan(backend: str) -> DifferentiableScan | None:
     """The scan of a back end that autograd differentiates ("reference", "mamba_ssm"); None for the others."""
     return None if backend in _FOLDERS else import_module(f".{backend}", __package__)
+
+
+def derivable(*tensors: Tensor | None, backend: str = "auto"):
+    """The functions of `reference.py` if a derivative of these tensors is needed that only plain PyTorch can give.
+
+    That is forward-mode differentiation and torch.func (`derivative_needed`). None in all other cases.
+
+    Raises:
+        NotImplementedError: if the back end is not "torch" or "reference".
+    """
+    kind = derivative_needed(tensors)
+    if kind is None:
+        return None
+    if resolve_backend(tensors[0].device, tensors[0].dtype, backend) not in ("reference", "torch"):
+        raise_no_derivative(kind)
+    return import_module(".reference", __package__)
 
 
 def conv_kernels(x: Tensor, taps: int) -> ConvKernels:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import FLOATS
 from .dispatch import GateKernels, direct_gate
 from .library import compute_dtype, is_plain, no_double_backward
 
@@ -22,11 +23,19 @@ def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
 
     A layer that is not a plain `nn.Linear` (a subclass, with hooks or with another `forward`) is simply called.
     """
-    fused = torch.is_grad_enabled() and x.dtype == compute_dtype(x) and is_plain(linear, nn.Linear)
+    fused = torch.is_grad_enabled() and is_plain(linear, nn.Linear) and _fits(x, linear)
     kernels = direct_gate(x, z, linear.weight, linear.bias) if fused else None
     if kernels is None:
         return linear(silu_gate(x, z))
     return _GatedLinear.apply(x, z, linear.weight, linear.bias, kernels)
+
+
+def _fits(x: Tensor, linear: nn.Linear) -> bool:
+    """Whether the layer's own call computes in x's dtype; for parameters of other dtypes it may raise."""
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    convertible = FLOATS - {torch.float64} if autocast else {x.dtype}
+    parameters = (linear.weight, linear.bias)
+    return x.dtype == compute_dtype(x) and all(p is None or p.dtype in convertible for p in parameters)
 
 
 class _Gate(torch.autograd.Function):

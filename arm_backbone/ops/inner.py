@@ -6,6 +6,7 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank o
 import torch
 from torch import Tensor
 
+from .checks import check_positive, check_real, check_tensors
 from .conv import cross_conv
 from .dispatch import ConvKernels, ScanKernels, direct_inner
 from .library import compute_dtype, no_double_backward
@@ -45,12 +46,14 @@ def mamba_inner(
 
     Raises:
         ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
+        NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
     _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
     orders = order_tensor(orders, len(conv_weight), x)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
     dtype = compute_dtype(x)
-    kernels = direct_inner(*tensors, taps=conv_weight.shape[2], dtype=dtype) if x.dtype == dtype else None
+    whole = A_log.shape[2] > 0  # kernels are for whole vectors of states
+    kernels = direct_inner(*tensors, taps=conv_weight.shape[2], dtype=dtype) if x.dtype == dtype and whole else None
     if kernels is not None:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return _MambaInner.apply(*tensors, orders, kernels)
@@ -69,11 +72,17 @@ def uses_fused_inner(x: Tensor) -> bool:
 
 
 def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias) -> None:
-    directions, channels = conv_weight.shape[:2]
-    rank, states = dt_proj_weight.shape[-1], A_log.shape[-1]
+    tensors = dict(x=x, conv_weight=conv_weight, dt_proj_weight=dt_proj_weight, A_log=A_log)
+    for name, tensor in tensors.items():
+        check_real(name, tensor)
+        if tensor.ndim != 3:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must have 3 dimensions")
+    directions, channels, taps = conv_weight.shape
+    rank, states = dt_proj_weight.shape[2], A_log.shape[2]
     each = (directions, channels)
-    expected = {
-        "x": (x, (x.shape[0], x.shape[-2], channels)),
+    shapes = {
+        "x": (x, (*x.shape[:2], channels)),
+        "conv_weight": (conv_weight, conv_weight.shape),
         "conv_bias": (conv_bias, each),
         "x_proj_weight": (x_proj_weight, (directions, rank + 2 * states, channels)),
         "dt_proj_weight": (dt_proj_weight, (*each, rank)),
@@ -81,12 +90,8 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
         "D": (D, each),
         "delta_bias": (delta_bias, each),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            given = f"x {tuple(x.shape)} and conv_weight {tuple(conv_weight.shape)}"
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with {given} it must be {shape}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, but x on {x.device}; move both to one device")
+    check_tensors(shapes, f"x {tuple(x.shape)} and conv_weight {tuple(conv_weight.shape)}")
+    check_positive(directions=directions, taps=taps)
 
 
 def _direction_rows(tokens: Tensor) -> Tensor:

@@ -6,12 +6,17 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+# what to do if the kernels cannot follow a derivative
+PLAIN_REMEDY = "the plain PyTorch back end: `with arm_backbone.ops.scan_backend('torch')`, or ARM_SCAN_BACKEND=torch"
 _LIBRARY = torch.library.Library("arm", "FRAGMENT")
 
 
@@ -40,7 +45,7 @@ def no_double_backward(backward: Callable) -> Callable:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the scan, convolution, gate and norm operators do not support double backward; "
-                "call without create_graph=True"
+                f"call without create_graph=True, or differentiate with torch.func and {PLAIN_REMEDY}"
             )
         return backward(ctx, *grads)
 
@@ -67,6 +72,8 @@ def register_backward(operator: OpOverload, setup_context: Callable, backward: C
     function = type(operator._opname, (torch.autograd.Function,), methods)  # graphs and traces show this name
 
     def choose(keyset, *args):
+        if has_tangent(args):  # a registered operator would drop it
+            raise_no_derivative("forward-mode")
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return function.apply(keyset, *args)
         return run(keyset, *args)
@@ -74,26 +81,64 @@ def register_backward(operator: OpOverload, setup_context: Callable, backward: C
     _LIBRARY.impl(operator._opname, choose, "Autograd", with_keyset=True)
 
 
+def has_tangent(tensors: Iterable) -> bool:
+    """Whether forward-mode differentiation is active and one of the tensors carries a tangent."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def derivative_needed(tensors: Iterable[Tensor | None]) -> str | None:
+    """The derivative, if any, that only plain PyTorch operations on these tensors can give: its name.
+
+    That is forward-mode differentiation, and all of torch.func but for vmap alone.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    tensors = [t for t in tensors if t is not None]
+    if has_tangent(tensors):
+        return "forward-mode"
+    if not torch._C._are_functorch_transforms_active():
+        return None
+    kinds = {interpreter.key() for interpreter in functorch.get_interpreter_stack() or ()}
+    derived = kinds & {functorch.TransformType.Grad, functorch.TransformType.Jvp}
+    return "torch.func" if derived and any(map(functorch.is_functorch_wrapped_tensor, tensors)) else None
+
+
+def raise_no_derivative(kind: str) -> NoReturn:
+    """Raise an error that says which back end has this kind of derivative."""
+    raise NotImplementedError(f"the kernels do not support {kind} derivatives; use {PLAIN_REMEDY}")
+
+
 def is_eager(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nothing observes operators on these tensors, so that kernels may run without the dispatcher.
 
-    Observers are torch.compile, tracing, torch.func, a dispatch mode (FLOP counters, selective checkpointing, fake
-    tensors) and tensor subclasses.
+    Observers are torch.compile, tracing, torch.func, forward-mode differentiation, a dispatch mode (FLOP counters,
+    selective checkpointing, fake tensors), tensor subclasses, and a sign that is not yet applied (`Tensor.is_neg`).
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return (
-        all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+        all(t is None or (type(t) in (Tensor, nn.Parameter) and not t.is_neg()) for t in tensors)
+        and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and _get_current_dispatch_mode() is None
     )
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module runs `kind`'s forward and nothing else: no subclass, no hooks, no other `forward`."""
+    """Whether calling a module runs PyTorch's forward of `kind` and nothing else.
+
+    So it is no subclass, and neither it nor its class has hooks or another `forward` or `__call__`.
+    """
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     changed = any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
-    return type(module) is kind and not changed
+    return type(module) is kind and not changed and _is_own(kind.forward, kind) and _is_own(kind.__call__, nn.Module)
+
+
+def _is_own(method: Callable, kind: type) -> bool:
+    """Whether a method was written in the file of a class, not put in its place."""
+    return getattr(method, "__globals__", {}).get("__name__") == kind.__module__
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .checks import FLOATS
 from .dispatch import NormKernels, direct_norm
 from .library import compute_dtype, is_plain, no_double_backward
 
@@ -42,11 +43,14 @@ def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels |
     dtype = compute_dtype(x)
     if dtype == x.dtype or not any(is_plain(norm, kind) for kind in (nn.LayerNorm, nn.RMSNorm)):
         return None
+    parameters = norm.weight, _bias(norm)
     if norm.weight is None or norm.normalized_shape != x.shape[-1:]:
+        return None
+    if any(p is not None and (p.shape != x.shape[-1:] or p.dtype not in FLOATS) for p in parameters):
         return None
     if branch is not None and (branch.shape != x.shape or torch.promote_types(x.dtype, branch.dtype) != x.dtype):
         return None
-    return direct_norm(x, branch, norm.weight, _bias(norm), dtype=dtype)
+    return direct_norm(x, branch, *parameters, dtype=dtype)
 
 
 class _Norm(torch.autograd.Function):

@@ -13,68 +13,109 @@ class ScanOrders:
     """Orders in which K directions visit L tokens: `tensor[k, t]` is the token that direction k visits at step t.
 
     Kernels read and write memory at these indices: an index out of range would corrupt memory, a missing index would
-    leave results undefined. Operators validate a plain tensor at each call; this class validates it once, on the CPU.
+    leave results undefined. Operators validate a plain tensor at each call; this class validates it once, on the CPU,
+    and again if the tensor was changed since.
 
     Args:
         orders: (K, L) int64; each row is a permutation of 0 to L - 1.
+
+    Attributes:
+        tensor: (K, L) int64, a copy.
 
     Raises:
         ValueError: for another shape or dtype, or for a row that is not a permutation.
     """
 
-    __slots__ = ("tensor",)
+    __slots__ = ("_tensor", "_version")
 
     def __init__(self, orders: Tensor) -> None:
-        if orders.ndim == 3:
-            raise ValueError(f"orders {tuple(orders.shape)}: orders per image (B, K, L) are not supported; give (K, L)")
-        if orders.ndim != 2:
-            raise ValueError(f"orders must be (K, L), not {tuple(orders.shape)}")
-        if orders.dtype != torch.int64:
-            raise ValueError(f"orders must be int64, not {orders.dtype}")
-        self.tensor = _validated(orders)
+        _check_kind(orders)
+        self._keep(_validated(orders))
 
     @classmethod
     def trusted(cls, tensor: Tensor) -> "ScanOrders":
-        """Orders that are permutations by construction, without validation."""
+        """Orders that are permutations by construction: only shape and dtype are checked.
+
+        Raises:
+            ValueError: for another shape or dtype.
+        """
+        _check_kind(tensor)
         orders = cls.__new__(cls)
-        orders.tensor = tensor
+        orders._keep(tensor)
         return orders
+
+    def _keep(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, _version(tensor)
+
+    @property
+    def tensor(self) -> Tensor:
+        return self._tensor
+
+    def validated(self) -> Tensor:
+        """The tensor, validated again if it was changed in place.
+
+        Raises:
+            ValueError: for a row that is no longer a permutation.
+        """
+        if self._version != _version(self._tensor):
+            self._keep(_validated(self._tensor))
+        return self._tensor
 
     def __getitem__(self, directions: slice) -> "ScanOrders":
         """The orders of some directions."""
-        return self.trusted(self.tensor[directions])
+        return ScanOrders.trusted(self.validated()[directions])
 
     def __len__(self) -> int:
-        return len(self.tensor)
+        return len(self._tensor)
 
     def __repr__(self) -> str:
-        directions, length = self.tensor.shape
-        return f"ScanOrders({directions} directions, {length} tokens, {self.tensor.device})"
+        directions, length = self._tensor.shape
+        return f"ScanOrders({directions} directions, {length} tokens, {self._tensor.device})"
 
 
 def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -> Tensor:
     """The (K, L) tensor of `orders` for K directions of tokens (..., L, D); a plain tensor is validated first.
 
     Raises:
-        ValueError: for another shape or device, or if a plain tensor does not hold permutations.
+        ValueError: for another type, shape or device, or if a plain tensor does not hold permutations.
     """
-    plain = not isinstance(orders, ScanOrders)
-    tensor = orders if plain else orders.tensor
+    trusted = type(orders) is ScanOrders  # a subclass may hold anything
+    tensor = orders.validated() if trusted else getattr(orders, "tensor", orders)
+    if not trusted:
+        _check_kind(tensor)
     expected = (directions, tokens.shape[-2])
-    if tensor.shape != expected and tensor.ndim != 3:
+    if tensor.shape != expected:
         raise ValueError(
             f"orders has shape {tuple(tensor.shape)}; with tokens {tuple(tokens.shape)} and {directions} directions "
             f"it must be {expected}"
         )
     if tensor.device != tokens.device:
         raise ValueError(f"orders is on {tensor.device}, but the tokens on {tokens.device}; move both to one device")
-    return ScanOrders(tensor).tensor if plain else tensor
+    return tensor if trusted else _validated(tensor)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Number of changes of a tensor in place; None where PyTorch does not count them."""
+    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+def _check_kind(orders: Tensor) -> None:
+    if not isinstance(orders, Tensor):
+        raise ValueError(f"orders must be a tensor or ScanOrders, not {type(orders).__name__}; give torch.tensor(...)")
+    if orders.ndim == 3:
+        raise ValueError(f"orders {tuple(orders.shape)}: orders per image (B, K, L) are not supported; give (K, L)")
+    if orders.ndim != 2:
+        raise ValueError(f"orders must be (K, L), not {tuple(orders.shape)}")
+    if orders.dtype != torch.int64:
+        raise ValueError(f"orders must be int64, not {orders.dtype}")
+    if orders.layout != torch.strided:
+        raise ValueError(f"orders must be a dense tensor, not {orders.layout}; give orders.to_dense()")
 
 
 def _validate(orders: Tensor) -> Tensor:
     on_cpu = orders.cpu()
     length = on_cpu.shape[1]
-    wrong = (on_cpu.sort(1).values != torch.arange(length)).any(1)
+    wrong = (on_cpu.sort(1).values != torch.arange(length, device="cpu")).any(1)
     if wrong.any():
         raise ValueError(
             f"orders[{int(wrong.nonzero()[0])}] is not a permutation of the {length} tokens: "

@@ -1,6 +1,9 @@
-"""Reference selective scan: a loop over tokens, differentiated by autograd. All other back ends are tested against it.
+"""Reference: a scan that loops over tokens, and a convolution, in operations that PyTorch differentiates in any mode.
 
-Legend: B batch, K scan directions, L tokens, D channels, N state size.
+All other back ends are tested against this scan. Where kernels cannot give a derivative (forward-mode, torch.func),
+the back ends "reference" and "torch" compute with these functions.
+
+Legend: B batch, K scan directions, L tokens, D channels, N state size, W convolution taps.
 """
 
 import torch
@@ -36,3 +39,18 @@ def scan(inputs: ScanInputs, softplus: bool, reduce: str) -> tuple[Tensor, Tenso
     y = torch.zeros_like(y).scatter(2, index.expand_as(y), y)
     y = y.mean(1) if reduce == "mean" else y.sum(1)
     return y.to(out_dtype), state
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
+    """x (B, L, D), weight (K, D, W), bias (K, D), orders (K, L) -> (B, K, L, D), SiLU included."""
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    (_, length, channels), taps = x.shape, weight.shape[2]
+
+    def visit(tokens: Tensor, steps: Tensor) -> Tensor:
+        """Tokens (B, K, L, D) rearranged by steps (K, L)."""
+        return tokens.gather(2, steps[None, :, :, None].expand(x.shape[0], -1, -1, channels))
+
+    scanned = visit(x.unsqueeze(1).expand(-1, len(orders), -1, -1), orders)
+    padded = F.pad(scanned, (0, 0, taps - 1, 0))
+    products = (padded[:, :, j : j + length] * weight[:, None, :, j] for j in range(taps))
+    return visit(F.silu(sum(products, bias[:, None])), orders.argsort(1))

@@ -1,4 +1,4 @@
-"""Selective scan (Mamba-1) over one or several token orders: the public functions and the registered operator.
+"""Selective scan (Mamba-1) over several token orders: the public function and the registered operator.
 
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .dispatch import differentiable_scan, resolve_backend, scan_kernels
+from .checks import check_positive, check_real, check_tensors
+from .dispatch import derivable, differentiable_scan, resolve_backend, scan_kernels
 from .layout import empty_by_direction
 from .library import define_op, register_backward
 from .orders import ScanOrders, order_tensor
@@ -52,92 +53,59 @@ def cross_scan(
 
     Raises:
         ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
+        NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
-    if reduce not in REDUCE:
-        raise ValueError(f"reduce={reduce!r}: give 'mean' or 'sum'")
-    _check(u, delta, A, B, C, D, delta_bias)
-    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
-    return _scan(inputs, delta_softplus, reduce, backend)[0]
+    return scan_with_state(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend)[0]
 
 
-def selective_scan(
+def scan_with_state(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    *,
-    backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
-    """One causal scan, with the arguments and shapes of `mamba_ssm`'s `selective_scan_fn`.
-
-    Args:
-        u, delta, z: (B, D, L); the result is multiplied by silu(z).
-        A: (D, N).
-        B, C: (B, N, L).
-        D, delta_bias: (D,).
-
-    Returns:
-        (B, D, L), and with `return_last_state` the state after the last token, (B, D, N), which is not differentiable.
-
-    Raises:
-        ValueError: for incompatible shapes, devices or dtypes.
-    """
-    if u.ndim != 3 or A.ndim != 2 or B.ndim != 3 or C.ndim != 3:
-        raise ValueError(
-            f"selective_scan takes u (B, D, L), A (D, N), B and C (B, N, L); got u {tuple(u.shape)}, "
-            f"A {tuple(A.shape)}, B {tuple(B.shape)}, C {tuple(C.shape)}"
-        )
-    orders = torch.arange(u.shape[2], device=u.device).unsqueeze(0)
-    u_t, delta_t, B_t, C_t = (x.transpose(1, 2).unsqueeze(1) for x in (u, delta, B, C))
-    A_k, D_k, bias_k = (None if x is None else x.unsqueeze(0) for x in (A, D, delta_bias))
-    _check(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k)
-    inputs = ScanInputs(u_t, delta_t, A_k, B_t, C_t, D_k, bias_k, orders)
-    y, states = _scan(inputs, delta_softplus, "mean", backend)
-    y = y.transpose(1, 2)
-    if z is not None:
-        y = y * torch.nn.functional.silu(z)
-    return (y, states[-1, :, 0].transpose(1, 2)) if return_last_state else y
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    orders: ScanOrders | Tensor,
+    delta_softplus: bool,
+    reduce: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`cross_scan`, and states (n, B, K, N, D), of which the last is the state after the last token."""
+    if reduce not in REDUCE:
+        raise ValueError(f"reduce={reduce!r}: give 'mean' or 'sum'")
+    _check(u, delta, A, B, C, D, delta_bias)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
+    backend = resolve_backend(u.device, u.dtype, backend)
+    differentiable = derivable(*inputs[:7], backend=backend) or differentiable_scan(backend)
+    if differentiable is not None:
+        with torch.autocast(u.device.type, enabled=False):
+            y, state = differentiable.scan(inputs, delta_softplus, reduce)
+        return y, state.transpose(2, 3).unsqueeze(0)
+    if 0 in A.shape:  # kernels are for whole vectors of channels and states
+        backend = "torch"
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return _cross_scan(*inputs, delta_softplus, reduce, backend, keep)
 
 
 def _check(u, delta, A, B, C, D, delta_bias) -> None:
+    check_real("u", u)
+    check_real("A", A)
     if u.ndim != 4 or A.ndim != 3 or u.shape[1] != A.shape[0] or u.shape[3] != A.shape[1]:
         raise ValueError(f"incompatible shapes: u (B, K, L, D) is {tuple(u.shape)}, A (K, D, N) {tuple(A.shape)}")
     batch, directions, length, channels = u.shape
-    expected = {
-        "delta": (delta, (batch, directions, length, channels)),
-        "B": (B, (batch, directions, length, A.shape[2])),
-        "C": (C, (batch, directions, length, A.shape[2])),
-        "D": (D, (directions, channels)),
-        "delta_bias": (delta_bias, (directions, channels)),
+    per_state, per_channel = (batch, directions, length, A.shape[2]), (directions, channels)
+    shapes = {
+        "u": (u, u.shape),
+        "delta": (delta, u.shape),
+        "A": (A, A.shape),
+        "B": (B, per_state),
+        "C": (C, per_state),
+        "D": (D, per_channel),
+        "delta_bias": (delta_bias, per_channel),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with u {tuple(u.shape)} it must be {shape}")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, but u on {u.device}; move both to one device")
-    for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be a real floating-point tensor, not {tensor.dtype}")
-
-
-def _scan(inputs: ScanInputs, softplus: bool, reduce: str, backend: str) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (n, B, K, N, D), of which the last is the state after the last token."""
-    backend = resolve_backend(inputs.u.device, inputs.u.dtype, backend)
-    differentiable = differentiable_scan(backend)
-    if differentiable is not None:
-        with torch.autocast(inputs.u.device.type, enabled=False):
-            y, state = differentiable.scan(inputs, softplus, reduce)
-        return y, state.transpose(2, 3).unsqueeze(0)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return _cross_scan(*inputs, softplus, reduce, backend, keep)
+    check_tensors(shapes, f"u {tuple(u.shape)}")
+    check_positive(directions=directions)
 
 
 def _run(

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import as_rows, by_direction
-from .device import device_guard
+from .device import check_grid, device_guard
 
 STRETCH = 64  # tokens per program, a multiple of AHEAD
 AHEAD = 4  # tokens loaded per iteration
@@ -139,8 +139,9 @@ def _backward(
 
 def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *others: Tensor) -> None:
     (batch, length, channels), (directions, _, taps) = x.shape, weight.shape
-    if length * x.stride(1) >= 2**31:
+    if length * max(x.stride(1), channels) >= 2**31:  # the kernels' indices have 32 bits
         raise ValueError(f"x {tuple(x.shape)} has 2^31 or more numbers per image, too many for Triton; reduce it")
+    check_grid(directions * batch)
     grid = (triton.cdiv(length, STRETCH), triton.cdiv(channels, CHANNELS), directions * batch)
     if all(grid):
         x, row_x = as_rows(x)
@@ -150,8 +151,8 @@ def _run(kernel, x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, *other
 
 
 def supports_conv(taps: int) -> bool:
-    """Up to MAX_TAPS taps."""
-    return taps <= MAX_TAPS
+    """1 to MAX_TAPS taps."""
+    return 1 <= taps <= MAX_TAPS
 
 
 @device_guard

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..layout import as_rows, by_direction, is_shared
 from ..scan_inputs import ScanInputs, divisor
-from .device import device_guard
+from .device import check_grid, device_guard
 from .recurrence import CHANNELS, CHUNK, GROUP
 from .scan_backward import TOKENS, _backward, _reverse, _sum_blocks
 from .scan_forward import _combine, _forward
@@ -63,10 +63,13 @@ class _Packed:
         self.u, self.delta = (self.pairs(by_direction(x)) for x in (u, delta))
         unused = -A.shape[2] % pack
         (self.B, step_B), (self.C, step_C) = (self.words(x.transpose(0, 1), unused) for x in (B, C))
+        if self.length * max(step_B, step_C) >= 2**31:  # the kernels' indices have 32 bits
+            (self.B, step_B), (self.C, step_C) = (self.words(x.transpose(0, 1).contiguous(), unused) for x in (B, C))
         self.steps = step_B, step_C
         self.A = _padded(A.float(), unused).transpose(1, 2).contiguous()
         self.D, self.bias = (None if x is None else x.float().contiguous() for x in (D, delta_bias))
         self.orders = orders.contiguous()
+        check_grid(self.batch * self.directions)
         self.rows, self.states = self.batch * self.directions, A.shape[2] + unused
         self.packed = dict(PACK=pack, TYPE=TYPES[self.dtype])
         self.flags = dict(SOFTPLUS=softplus, HAS_BIAS=delta_bias is not None)
@@ -82,7 +85,8 @@ class _Packed:
     def pairs(self, x: Tensor) -> Tensor:
         """Contiguous (..., D) as words of two channels."""
         word = torch.int64 if self.dtype == torch.float32 else torch.int32
-        return _padded(x.to(self.dtype), x.shape[-1] % 2).view(word)
+        x = _padded(x.to(self.dtype), x.shape[-1] % 2)
+        return (x.clone() if x.data_ptr() % word.itemsize else x).view(word)
 
     def words(self, x: Tensor, unused: int) -> tuple[Tensor, int]:
         """(K, B, L, N) as 64-bit words, and the row stride in words."""
