@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit the model; the message says what to do."""
 
 
-def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
+def read_checkpoint(path: str | os.PathLike, trust: bool = False, mmap: bool = False) -> dict:
     """Load a checkpoint file without running code from it.
 
     The file may hold tensors, numbers, strings, containers and argparse.Namespace.
@@ -35,6 +36,7 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
     Args:
         path: `.pth` (or any other PyTorch file) or `.safetensors`.
         trust: unpickle any object, which can run code. Only for files whose origin you know.
+        mmap: leave the tensors of a `.pth` in the file where its format allows that; for a look at the rest.
 
     Returns:
         the contents of the file; for safetensors a dict with `state_dict` and `meta`.
@@ -48,12 +50,13 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         raise CheckpointError(f"{path} is empty; download or save it again")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    options = dict(map_location="cpu", mmap=mmap and zipfile.is_zipfile(path))
     try:
         if trust:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+            checkpoint = torch.load(path, **options, weights_only=False)
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+                checkpoint = torch.load(path, **options, weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not even a pickle
             raise CheckpointError(f"{path} is not a PyTorch checkpoint; download or save it again") from None

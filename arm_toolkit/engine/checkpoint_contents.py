@@ -1,12 +1,14 @@
 """Checks what a training checkpoint holds besides weights before a run is resumed from it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from arm_backbone.checkpoint.files import CheckpointError
+from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 
 from ..errors import ConfigError, one_line, user_errors
-from .config_text import parse_config
+from .config import config_from_text
+from .config_text import buildable, parse_config
 
 # key -> its type; mmengine reads all of them
 PARTS = {"meta": dict, "message_hub": dict, "optimizer": dict, "param_schedulers": (list, dict)}
@@ -51,6 +53,31 @@ def check_resumable(checkpoint: dict, where: str, max_iters: int, max_epochs: in
             parse_config(text, where)
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{one_line(error)}; {_AGAIN}") from None
+
+
+def check_file(path: str | os.PathLike) -> None:
+    """Check that a checkpoint executes nothing in loaders that unpickle it or execute its configuration.
+
+    Call it before another library loads a file from somebody else, such as mmdet's `init_detector`, mmseg's
+    `init_model` and mmengine's inferencers.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or would execute code when it is unpickled.
+        ConfigError: if a configuration in it is more than data.
+    """
+    checkpoint = read_checkpoint(path, mmap=True)
+    meta, hub = (_dict(checkpoint.get(key)) for key in ("meta", "message_hub"))
+    if meta.get("config") is not None:
+        parse_config(str(meta["config"]), str(path))
+    for text in (meta.get("cfg"), _dict(hub.get("runtime_info")).get("cfg")):
+        if text is not None:
+            cfg = config_from_text(str(text), str(path))
+            if cfg.get("model"):
+                buildable(cfg.to_dict()["model"], "model", str(path), cfg.get("default_scope") or "mmengine")
+
+
+def _dict(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 @contextmanager

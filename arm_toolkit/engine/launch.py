@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 
-from arm_backbone.checkpoint.files import CheckpointError, require_file
+from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
@@ -170,14 +170,14 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
                 f"--resume: {cfg.work_dir} contains no checkpoint; omit --resume to start from the beginning"
             )
     if cfg.get("load_from"):
-        require_file(cfg.load_from)
+        read_checkpoint(cfg.load_from, mmap=True)
     backbone = pretrained_backbone(cfg)
     if backbone is not None:
         if cfg.get("resume") or cfg.get("load_from"):
             backbone.init_cfg = None  # the whole model is loaded
         else:
             try:
-                require_file(backbone.init_cfg.checkpoint)
+                read_checkpoint(backbone.init_cfg.checkpoint, mmap=True)
             except CheckpointError as error:
                 scratch = "--cfg-options model.backbone.init_cfg=None"
                 raise CheckpointError(f"{error} (or train from scratch: {scratch})") from None
@@ -214,7 +214,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
         the metrics.
     """
     check_environment(args.launcher)
-    require_file(args.checkpoint)
+    read_checkpoint(args.checkpoint, mmap=True)
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the configuration has no test_dataloader: a pretraining model cannot be tested")
     require_keys(cfg, "model", "test_dataloader", "test_cfg", "test_evaluator")
