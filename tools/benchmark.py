@@ -46,6 +46,7 @@ from arm_toolkit.benchmark.results import exponents, plot
 from arm_toolkit.benchmark.scan_cases import SCANS, scan_cases
 from arm_toolkit.benchmark.timing import run_cases
 from arm_toolkit.engine.arguments import Options
+from arm_toolkit.engine.environment import check_environment
 from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.machine import keep_freed_memory
 
@@ -147,6 +148,7 @@ def main() -> None:
             raise ConfigError(f"{file}: its folder does not exist; create it first")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU; use --device cpu")
+    check_environment()
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads:
         torch.set_num_threads(args.threads)

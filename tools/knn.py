@@ -38,8 +38,10 @@ def main() -> None:
     from arm_backbone.openmmlab import load_pretrained
     from arm_toolkit.engine.checks import check_data_paths, config_errors
     from arm_toolkit.engine.config import load_config
+    from arm_toolkit.engine.environment import check_environment
     from arm_toolkit.evaluation.knn import knn_accuracy
 
+    check_environment()
     cfg = load_config(args.config, args.cfg_options)
     if cfg.get("test_dataloader") is None or cfg.test_dataloader.dataset.type != "ClassFolder":
         raise ConfigError(f"{args.config} has no ClassFolder as test data; give a configuration of cls_configs/")

@@ -13,6 +13,7 @@ Examples:
 import argparse
 
 from arm_toolkit.analysis.model_info import describe
+from arm_toolkit.engine.environment import check_environment
 from arm_toolkit.errors import ConfigError, run_tool
 
 
@@ -26,6 +27,7 @@ def main() -> None:
     size = args.img_size
     if size and (len(size) > 2 or min(size) < 1):
         raise ConfigError(f"--img-size {' '.join(map(str, size))}: give one side, or height and width")
+    check_environment()
     print(describe(args.model, tuple((size * 2)[:2]) if size else None))
 
 

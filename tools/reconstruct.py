@@ -15,6 +15,7 @@ import torch
 from arm_backbone.checkpoint.files import replacing
 from arm_pretrain import ImageCrops
 from arm_toolkit.analysis.reconstruction import draw, load_images, load_pretrainer
+from arm_toolkit.engine.environment import check_environment
 from arm_toolkit.errors import ConfigError, run_tool
 
 
@@ -42,6 +43,7 @@ def main() -> None:
         raise ConfigError(f"--count {args.count}: give at least 1")
     if args.out.suffix != ".png":
         raise ConfigError(f"--out {args.out}: give a name ending in .png")
+    check_environment()
     model, cfg = load_pretrainer(args.checkpoint, args.trust)
     crops = ImageCrops(args.images, size=cfg.train_dataloader.dataset.size, augment=False)
     count = min(args.count, len(crops))

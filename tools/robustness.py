@@ -38,8 +38,10 @@ def main() -> None:
     import torch
 
     from arm_backbone.checkpoint.files import replacing
+    from arm_toolkit.engine.environment import check_environment
     from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, open_sets, results_table, top1
 
+    check_environment()
     cls_token = None if args.cls_token == "none" else args.cls_token
     model, accounting = load_classifier(args.checkpoint, args.model, args.global_pool, cls_token)
     sets = open_sets(args.sets, args.data, eval_transform(model, args.keep_ratio), args.val)

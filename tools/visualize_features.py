@@ -15,6 +15,7 @@ from pathlib import Path
 
 from arm_toolkit.analysis.feature_figures import open_images, write_figures
 from arm_toolkit.analysis.features import load_encoder
+from arm_toolkit.engine.environment import check_environment
 from arm_toolkit.errors import ConfigError, run_tool
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.count < 1 or args.max_side < 16:
         raise ConfigError(f"--count {args.count} --max-side {args.max_side}: give at least 1 image of 16 pixels")
+    check_environment()
     model = load_encoder(args.checkpoint, args.scans)
     for file in write_figures(model, open_images(args.images, args.count, args.max_side), args.out):
         print(file)
