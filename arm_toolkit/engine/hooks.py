@@ -1,4 +1,4 @@
-"""Small hooks of every run: throughput, resumable random numbers, equal buffers, skipped files, metrics file."""
+"""Small hooks of every run: throughput, resumable random numbers, finite outputs, skipped files, metrics file."""
 
 import random
 import time
@@ -14,6 +14,7 @@ from arm_backbone.checkpoint.files import replacing
 from arm_images.read import ImageFiles
 
 from ..datasets.samplers import mix_seed
+from ..errors import NonFiniteLoss
 
 
 @HOOKS.register_module()
@@ -77,6 +78,28 @@ class SameBuffersHook(Hook):
     def before_val_epoch(self, runner) -> None:
         for buffer in runner.model.buffers():
             broadcast(buffer)
+
+
+@HOOKS.register_module()
+class FiniteOutputsHook(Hook):
+    """Stops an evaluation whose class scores per pixel are not finite: their argmax is class 0, often a right answer.
+
+    Other outputs need no check: `Accuracy` counts such logits as wrong, and a box with such a score is not detected.
+
+    Raises:
+        NonFiniteLoss: naming the image.
+    """
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        for sample in outputs or ():
+            scores = getattr(getattr(sample, "seg_logits", None), "data", None)
+            if scores is not None and not bool(scores.isfinite().all()):
+                raise NonFiniteLoss(
+                    f"{sample.get('img_path', f'image {batch_idx + 1}')}: the model's scores are not finite, so its "
+                    "label map means nothing; the model has diverged: use an earlier checkpoint"
+                )
+
+    after_test_iter = after_val_iter
 
 
 @HOOKS.register_module()

@@ -12,7 +12,7 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wra
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, replacing
@@ -20,10 +20,11 @@ from arm_backbone.checkpoint.load import load_exact
 from arm_images.errors import DataError
 
 from ..datasets.samplers import SeededSampler
-from ..errors import ConfigError
+from ..errors import ConfigError, NonFiniteLoss
 from .checkpoint_contents import check_resumable, resuming
 from .checkpoint_hook import restore_log_buffers
 from .checks import config_errors
+from .finite_loss_hook import FiniteLossHook
 from .fsdp import (
     gather_tensors,
     gather_weights,
@@ -33,9 +34,11 @@ from .fsdp import (
     shard_like,
     shard_optimizer_state,
 )
-from .hooks import SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook
+from .hooks import FiniteOutputsHook, SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook
 
 EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes and filter_cfg"
+# hooks that every run has
+ALWAYS = (FiniteLossHook, FiniteOutputsHook, SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook)
 # types of hooks in a configuration, and the subclasses that the runner builds in their place
 HOOK_SUBCLASSES = {"CheckpointHook": "SafeCheckpointHook", "LoggerHook": "OneFileLoggerHook"}
 
@@ -50,16 +53,18 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 @RUNNERS.register_module()
 class ARMRunner(Runner):
-    """mmengine's Runner with four differences.
+    """mmengine's Runner with five differences.
 
     * A checkpoint must fit the model tensor by tensor.
     * Reading a checkpoint runs no code from it.
     * A checkpoint is written under another name and then renamed, so a run that dies leaves no incomplete file.
     * A resumed run draws the same random numbers as an uninterrupted one.
+    * A loss, gradient norm or weight that is not finite stops the run before the step; weights that are not finite are
+      never written.
 
-    It adds hooks that no configuration names: `SameBuffersHook`, `SeedIterationHook`, `SkippedFilesHook` and
-    `ThroughputHook` (`arm_toolkit.engine.hooks`). Where a configuration names `CheckpointHook` or `LoggerHook`, it
-    builds `SafeCheckpointHook` (`arm_toolkit.engine.checkpoint_hook`) or `OneFileLoggerHook`, with the same arguments.
+    It adds hooks that no configuration names: `ALWAYS`. Where a configuration names `CheckpointHook` or `LoggerHook`,
+    it builds `SafeCheckpointHook` (`arm_toolkit.engine.checkpoint_hook`) or `OneFileLoggerHook`, with the same
+    arguments.
 
     Attributes:
         started: whether training or testing has begun; by then everything is built and loaded.
@@ -136,11 +141,16 @@ class ARMRunner(Runner):
             # other hooks save checkpoints too, whose contents this hook makes plain
             hooks = {**hooks, "checkpoint": dict(type="CheckpointHook", save_last=False)}
         super().register_default_hooks(hooks)
-        for hook in (SameBuffersHook(), SeedIterationHook(), SkippedFilesHook(), ThroughputHook()):
-            self.register_hook(hook)
+        for hook in ALWAYS:
+            self.register_hook(hook())
 
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
-        """Like mmengine's, but builds a subclass for the types in `HOOK_SUBCLASSES`."""
+        """Like mmengine's, but builds a subclass for the types in `HOOK_SUBCLASSES`.
+
+        A `FiniteLossHook` that a configuration names, as older ones do, is the one that every run has.
+        """
+        if isinstance(hook, dict) and hook.get("type") == "FiniteLossHook":
+            return
         if isinstance(hook, dict) and hook.get("type") in HOOK_SUBCLASSES:
             hook = {**hook, "type": HOOK_SUBCLASSES[hook["type"]]}
         super().register_hook(hook, priority)
@@ -208,9 +218,11 @@ class ARMRunner(Runner):
 
         Raises:
             CheckpointError: if it cannot be written (a full disk); earlier checkpoints are kept.
+            NonFiniteLoss: if the weights are not finite.
         """
         path = Path(out_dir, filename)
         self.gathered = self._gather(save_optimizer)
+        self._check_finite(path)
         try:
             if self.rank == 0:
                 with replacing(path) as partial:
@@ -222,6 +234,15 @@ class ARMRunner(Runner):
             ) from error
         finally:
             self.gathered = {}
+
+    def _check_finite(self, path: Path) -> None:
+        tensors = self.gathered.get("state_dict") or self.model.state_dict()
+        bad = [k for k, v in tensors.items() if isinstance(v, Tensor) and not bool(v.isfinite().all())]
+        if bad:
+            raise NonFiniteLoss(
+                f"{path} is not written: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]}); earlier "
+                "checkpoints are kept: continue from one with --resume and a lower optim_wrapper.optimizer.lr"
+            )
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         model = self.model.module if is_model_wrapper(self.model) else self.model

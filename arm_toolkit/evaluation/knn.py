@@ -13,7 +13,10 @@ from mmengine.utils import ProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from arm_backbone.checkpoint.files import CheckpointError
 from arm_backbone.classifier import ARMClassifier
+
+from .accuracy import ranks
 
 
 def knn_accuracy(model: ARMClassifier, dataloader: ConfigDict, k: int, temperature: float) -> float:
@@ -33,8 +36,20 @@ def knn_accuracy(model: ARMClassifier, dataloader: ConfigDict, k: int, temperatu
         print(f"{split}: {len(loader.dataset)} images")
         data.append(extract_features(model, loader))
     (train, train_labels), (queries, labels) = data
-    votes = vote(train, train_labels, queries, k, temperature)
-    return (votes.argmax(1) == labels).float().mean().item() * 100
+    return top1(vote(train, train_labels, queries, k, temperature), labels)
+
+
+def top1(votes: Tensor, labels: Tensor) -> float:
+    """Percentage of queries whose label has most votes; votes that are not finite are wrong.
+
+    Args:
+        votes: (N, classes).
+        labels: (N,); one that no training image has is wrong.
+    """
+    missing = int(labels.max()) + 1 - votes.shape[1]
+    if missing > 0:
+        votes = F.pad(votes, (0, missing))
+    return (ranks(votes, labels) == 0).float().mean().item() * 100
 
 
 @torch.inference_mode()
@@ -61,12 +76,22 @@ def vote(train: Tensor, train_labels: Tensor, queries: Tensor, k: int, temperatu
         chunk: queries per matrix product.
 
     Returns:
-        (N, classes), each row up to a factor.
+        (N, classes), each row up to a factor; NaN for a query whose features are not finite.
+
+    Raises:
+        CheckpointError: if training features are not finite.
     """
+    bad = int((~train.isfinite().all(1)).sum())
+    if bad:
+        raise CheckpointError(
+            f"the features of {bad} of {len(train)} training images are not finite: the encoder has diverged; give "
+            "another checkpoint"
+        )
     classes = int(train_labels.max()) + 1
     votes = []
     for part in queries.split(chunk):
         similarity, nearest = (part @ train.T).topk(min(k, len(train)), dim=1)
         weights = torch.exp((similarity - 1) / temperature)  # the largest similarity is 1: no overflow
-        votes.append(torch.zeros(len(part), classes).scatter_add_(1, train_labels[nearest], weights))
+        of_part = torch.zeros(len(part), classes).scatter_add_(1, train_labels[nearest], weights)
+        votes.append(of_part.masked_fill_(~part.isfinite().all(1, keepdim=True), torch.nan))
     return torch.cat(votes)

@@ -127,6 +127,8 @@ def top1(
 ) -> float:
     """Percentage of images whose most likely class, among those of the set, is a correct one.
 
+    An image with logits that are not finite counts as wrong.
+
     Args:
         logits_of: from images (B, 3, H, W) on `device` to logits (B, 1000).
         progress: show a progress bar on stderr.
@@ -149,7 +151,8 @@ def top1(
                     "ImageNet-1k; give a classifier of these"
                 )
             predicted = classes[logits[:, classes].argmax(1)]  # (B,)
-            hits += int(correct.gather(1, predicted[:, None]).sum())
+            right = correct.gather(1, predicted[:, None]).bool() & logits.isfinite().all(1, keepdim=True)
+            hits += int(right.sum())
             if progress:
                 bar.update(len(images))
     finally:

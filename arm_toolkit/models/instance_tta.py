@@ -163,6 +163,8 @@ class InstanceTTAModel(BaseTTAModel):
         boxes = torch.cat([flip_boxes(view.bboxes.float(), sample.metainfo) for view, sample in zip(found, samples)])
         scores = torch.cat([view.scores.float() for view in found])
         labels = torch.cat([view.labels for view in found])
+        finite = boxes.isfinite().all(1) & scores.isfinite()  # NMS would keep a NaN score above all others
+        boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
         if len(boxes):  # batched_nms fails without boxes
             boxes_scores, keep = batched_nms(boxes, scores, labels, self.tta_cfg["nms"])  # (n, 5), (n,)
             boxes, scores, labels = boxes_scores[:, :4], boxes_scores[:, 4], labels[keep]
