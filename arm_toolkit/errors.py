@@ -5,12 +5,15 @@ Imports neither torch nor mmengine, so that a tool can print its help and refuse
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from arm_images.errors import DataError
 
 TRACEBACK = "ARM_TRACEBACK"
+INTERRUPTED = 128 + signal.SIGINT  # the exit status that shells expect
 
 
 class ConfigError(ValueError):
@@ -45,15 +48,24 @@ def one_line(error: BaseException) -> str:
     return lines[0]
 
 
-def run_tool(main: Callable[[], None]) -> None:
+def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Run a tool's `main`; on a user's error print one line to stderr and exit with status 2.
+
+    Ctrl-C prints one line, too, and exits with status 130.
 
     With ARM_TRACEBACK=1 the traceback is shown instead. Of several processes only the first prints, unless the error
     has a true attribute `met_alone`: it occurred in this process only, e.g. at an unreadable image.
+
+    Args:
+        interrupted: the line that Ctrl-C prints.
     """
     try:
         main()
-    except user_errors() as error:
+    except BaseException as error:
+        if _by_ctrl_c(error):
+            _end_interrupted(interrupted)
+        if not isinstance(error, user_errors()):
+            raise
         if os.environ.get(TRACEBACK):
             raise
         distributed = _process_group()
@@ -72,6 +84,28 @@ def run_tool(main: Callable[[], None]) -> None:
         sys.stderr.flush()
         os._exit(0)
     distributed.destroy_process_group()
+
+
+def _by_ctrl_c(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused an error, even if a library turned it into one of its own."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _end_interrupted(line: str) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the end
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\n{line}", file=sys.stderr, flush=True)
+    if _process_group() is not None:  # its threads would wait for the other processes
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(INTERRUPTED)
 
 
 def _process_group():

@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 
 from arm_backbone.arm import ARCHS
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_backbone.ops import BACKENDS
 from arm_toolkit.benchmark.block_cases import block_cases
 from arm_toolkit.benchmark.case import Case, Grid, Setting

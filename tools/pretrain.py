@@ -72,4 +72,4 @@ def _rescale(cfg, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(main, interrupted="interrupted; continue with --resume")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_pretrain import ImageCrops
 from arm_toolkit.analysis.reconstruction import draw, load_images, load_pretrainer
 from arm_toolkit.engine.environment import check_environment

@@ -37,7 +37,7 @@ def main() -> None:
     # imported here: --help and wrong arguments need no torch
     import torch
 
-    from arm_backbone.checkpoint.files import replacing
+    from arm_backbone.checkpoint.writing import replacing
     from arm_toolkit.engine.environment import check_environment
     from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, open_sets, results_table, top1
 

@@ -1,4 +1,4 @@
-"""Reads checkpoint files without running code from them, and writes files completely or not at all.
+"""Reads checkpoint files without running code from them, and writes them.
 
 A checkpoint file is a training checkpoint of this toolkit (`state_dict` and `meta`) or of the authors (`model`, `args`,
 perhaps `model_ema`), a converted `.pth`, or a `.safetensors` file.
@@ -8,7 +8,6 @@ import argparse
 import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .accounting import shorten
+from .writing import replacing
 
 FORMAT_VERSION = 1
 
@@ -68,11 +68,38 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False, mmap: bool = F
         ) from None
     except Exception as error:  # noqa: BLE001 a broken pickle can raise anything
         raise _incomplete(path, "PyTorch checkpoint", error) from None
+    if not mmap:
+        _check_sums(path)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a dict of tensors; save a state_dict")
     if not checkpoint:
         raise CheckpointError(f"{path} holds an empty dict; save a state_dict")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every part of a `.pth` with the CRC-32 that torch.save stores beside it; torch.load does not.
+
+    Raises:
+        CheckpointError: naming the damaged part.
+    """
+    if zipfile.is_zipfile(path):  # the format before torch 1.6 has no checksums
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise CheckpointError(
+                f"{path} is damaged: {damaged} does not match its checksum; download or copy it again"
+            )
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether a `.pth` file is complete and every part matches its checksum; reads the whole file."""
+    try:
+        read_checkpoint(path, mmap=True)
+        _check_sums(Path(path))
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -170,31 +197,6 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
 
 
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file or a new folder next to its final place, then rename it: readers never see an incomplete one.
-
-    Yields:
-        the path to write to: `path` with ".part" appended. It does not exist at first; if the block raises, what it
-        wrote there is removed.
-    """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
-        _remove(partial)  # left by a process that was killed
-        yield partial
-        os.replace(partial, path)
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def write_checkpoint(
     path: str | os.PathLike, state: dict[str, Tensor], meta: dict[str, str | int], key: str = "state_dict"
 ) -> None:
@@ -206,6 +208,7 @@ def write_checkpoint(
 
     Raises:
         CheckpointError: for any other file name extension.
+        WriteError: if the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from arm_backbone.arm import ARM
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_images.find import find_images
 from arm_images.read import ImageFiles
 

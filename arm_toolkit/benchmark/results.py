@@ -5,7 +5,7 @@ from operator import itemgetter
 import numpy as np
 from matplotlib.figure import Figure
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 
 from ..tables import markdown_table
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 from arm_images.pillow import Image
 

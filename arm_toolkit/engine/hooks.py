@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_images.read import ImageFiles
 
 from ..datasets.samplers import mix_seed

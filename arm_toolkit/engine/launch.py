@@ -27,6 +27,7 @@ from .checks import (
     pretrained_backbone,
 )
 from .environment import check_environment
+from .newest import newest_checkpoint
 from .runner import ARMRunner
 from .values import check_values, require_keys
 
@@ -181,16 +182,6 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
             except CheckpointError as error:
                 scratch = "--cfg-options model.backbone.init_cfg=None"
                 raise CheckpointError(f"{error} (or train from scratch: {scratch})") from None
-
-
-def newest_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint that a work dir's `last_checkpoint` names, else the newest: a run can die while writing it."""
-    note = work_dir / "last_checkpoint"
-    named = note.read_text().strip() if note.is_file() else ""
-    if named and Path(named).is_file():
-        return named
-    found = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
-    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
 def _use_amp(cfg: Config) -> None:

@@ -15,8 +15,9 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint, replacing
+from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_exact
+from arm_backbone.checkpoint.writing import WriteError, replacing
 from arm_images.errors import DataError
 
 from ..datasets.samplers import SeededSampler
@@ -227,9 +228,9 @@ class ARMRunner(Runner):
             if self.rank == 0:
                 with replacing(path) as partial:
                     super().save_checkpoint(out_dir, partial.name, *args, save_optimizer=save_optimizer, **kwargs)
-        except OSError as error:
+        except WriteError as error:
             raise CheckpointError(
-                f"{path} cannot be written ({error.strerror or error}); free space there or give another --work-dir, "
+                f"{path} cannot be written ({error.reason}); free space there or give another --work-dir, "
                 "then continue with --resume"
             ) from error
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 
 from ..tables import markdown_table

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from arm_backbone.arm import resolve_arch
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 
 from ..engine.config import load_config
 from ..errors import run_tool

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 
 from . import figures

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from arm_backbone.checkpoint.files import replacing
+from arm_backbone.checkpoint.writing import replacing
 
 from ..errors import ConfigError
 

@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from arm_pretrain import ARMPretrainer
-from arm_toolkit.engine.launch import newest_checkpoint
+from arm_toolkit.engine.newest import newest_checkpoint
 from arm_toolkit.errors import NonFiniteLoss
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import logged, pretrain_config, train
@@ -147,7 +147,7 @@ def test_the_newest_checkpoint_is_found_without_a_note_of_it(tmp_path):
     """mmengine truncates `last_checkpoint` before writing it, so a killed run can leave it empty."""
     assert newest_checkpoint(tmp_path) is None
     for age, name in enumerate(("iter_9.pth", "iter_10.pth", "best_x.pth")):
-        (tmp_path / name).write_bytes(b"")
+        torch.save(dict(meta={}), tmp_path / name)
         os.utime(tmp_path / name, (age, age))
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_10.pth")
     (tmp_path / "last_checkpoint").write_text("")
