@@ -39,7 +39,7 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
             f"incompatible shapes: x (B, L, D) is {tuple(x.shape)}, weight (K, D, W) {tuple(weight.shape)}"
         )
     shapes = {"x": (x, x.shape), "weight": (weight, weight.shape), "bias": (bias, weight.shape[:2])}
-    check_tensors(shapes, f"weight {tuple(weight.shape)}")
+    check_tensors(shapes, ("weight",))
     check_positive(directions=weight.shape[0], taps=weight.shape[2])
     orders = order_tensor(orders, len(weight), x)
     plain = derivable(x, weight, bias)

@@ -90,7 +90,7 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
         "D": (D, each),
         "delta_bias": (delta_bias, each),
     }
-    check_tensors(shapes, f"x {tuple(x.shape)} and conv_weight {tuple(conv_weight.shape)}")
+    check_tensors(shapes, ("x", "conv_weight"))
     check_positive(directions=directions, taps=taps)
 
 

@@ -91,21 +91,21 @@ def scan_with_state(
 def _check(u, delta, A, B, C, D, delta_bias) -> None:
     check_real("u", u)
     check_real("A", A)
-    if u.ndim != 4 or A.ndim != 3 or u.shape[1] != A.shape[0] or u.shape[3] != A.shape[1]:
-        raise ValueError(f"incompatible shapes: u (B, K, L, D) is {tuple(u.shape)}, A (K, D, N) {tuple(A.shape)}")
-    batch, directions, length, channels = u.shape
-    per_state, per_channel = (batch, directions, length, A.shape[2]), (directions, channels)
+    tokens, parameters = u.shape, A.shape
+    if len(tokens) != 4 or len(parameters) != 3 or tokens[1] != parameters[0] or tokens[3] != parameters[1]:
+        raise ValueError(f"incompatible shapes: u (B, K, L, D) is {tuple(tokens)}, A (K, D, N) {tuple(parameters)}")
+    per_state, per_channel = (*tokens[:3], parameters[2]), parameters[:2]
     shapes = {
-        "u": (u, u.shape),
-        "delta": (delta, u.shape),
-        "A": (A, A.shape),
+        "u": (u, tokens),
+        "delta": (delta, tokens),
+        "A": (A, parameters),
         "B": (B, per_state),
         "C": (C, per_state),
         "D": (D, per_channel),
         "delta_bias": (delta_bias, per_channel),
     }
-    check_tensors(shapes, f"u {tuple(u.shape)}")
-    check_positive(directions=directions)
+    check_tensors(shapes, ("u",))
+    check_positive(directions=tokens[1])
 
 
 def _run(

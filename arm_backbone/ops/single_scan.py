@@ -153,5 +153,5 @@ def _check(u, delta, A, B, C, D, z, delta_bias) -> int:
         "z": (z, u.shape),
         "delta_bias": (delta_bias, (channels,)),
     }
-    check_tensors(shapes, f"u {tuple(u.shape)} and A {tuple(A.shape)}")
+    check_tensors(shapes, ("u", "A"))
     return groups

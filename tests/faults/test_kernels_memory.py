@@ -17,6 +17,7 @@ from arm_backbone.ops import (
     selective_scan,
     silu_gate,
 )
+from arm_backbone.ops.cpu import library as native
 from arm_backbone.scan_order import grid_orders, scan_orders
 from tests.helpers.scans import cast, scan_inputs
 
@@ -285,3 +286,35 @@ def test_row_56_a_linear_replaced_on_its_class_is_called(where, monkeypatch):
     inference = sum(calls)
     mixer(x, grid_orders(3, 3))
     assert inference == sum(calls) - inference == 2
+
+
+def corrupted(how: str) -> ScanOrders:
+    """Orders changed in ways that PyTorch does not count, or that were trusted wrongly."""
+    if how == "trusted":
+        return ScanOrders.trusted(set_entry(scan_orders(5, 7), 10**8))
+    orders = grid_orders(5, 7)
+    if how == "data":
+        orders.tensor.data[0, 3] = 10**8
+    else:
+        orders.tensor.numpy()[0, 3] = -(10**8)
+    return orders
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+@ORDERED
+@pytest.mark.parametrize("how", ["trusted", "data", "numpy"])
+def test_row_32_the_native_kernels_check_what_was_trusted(operator, how):
+    with pytest.raises(ValueError, match=r"orders\[0\] is not a permutation .* although it was trusted"):
+        operator(**arguments(operator) | dict(orders=corrupted(how)))
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_row_32_orders_corrupted_between_forward_and_backward():
+    given, orders = arguments(mamba_inner), grid_orders(5, 7)
+    leaves = {n: v.requires_grad_() for n, v in given.items() if v.is_floating_point()}
+    result = mamba_inner(**leaves, orders=orders).sum()
+    orders.tensor.data[0, 3] = 10**8
+    with pytest.raises(ValueError, match="not a permutation"):
+        result.backward()
+    with pytest.raises(ValueError, match="not a permutation"):  # called past the public function
+        torch.ops.arm.cross_conv(*list(arguments(cross_conv).values())[:3], orders.tensor)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ..layout import as_rows, by_direction
-from .library import Conv, call, empty, sum_parts, to_float
+from .library import Conv, call, checked_orders, empty, sum_parts, to_float
 
 MAX_TAPS = 8  # as in csrc/kernels.h
 
 
 def supports_conv(taps: int) -> bool:
-    """Up to MAX_TAPS taps."""
-    return taps <= MAX_TAPS
+    """1 to MAX_TAPS taps."""
+    return 1 <= taps <= MAX_TAPS
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def conv_backward(
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor, half: bool, backward: bool, **more: Tensor) -> None:
     x, row = as_rows(x)
-    inputs = dict(x=x, weight=to_float(weight), bias=to_float(bias), orders=orders.contiguous())
+    inputs = dict(x=x, weight=to_float(weight), bias=to_float(bias), orders=checked_orders(orders))
     pointers = {name: tensor.data_ptr() for name, tensor in (inputs | more).items()}
     sizes = (x.shape[0], len(orders), x.shape[1], x.shape[2], weight.shape[2], row, int(half))
     call("conv", Conv(*sizes, **pointers), int(backward))

@@ -13,6 +13,7 @@ from .library import (
     ScanBackward,
     ScanForward,
     call,
+    checked_orders,
     empty,
     pointer,
     scan_parts,
@@ -38,7 +39,7 @@ class _Packed:
             as_rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
         )
         self.A = A.to(torch.float32).transpose(1, 2).contiguous()
-        self.D, self.delta_bias, self.orders = to_float(D), to_float(delta_bias), orders.contiguous()
+        self.D, self.delta_bias, self.orders = to_float(D), to_float(delta_bias), checked_orders(orders)
         batch, directions, length, channels = delta.shape
         self.states = (batch, directions, A.shape[2], channels)
         tensors = (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.orders)

@@ -91,6 +91,20 @@ extern "C" int64_t arm_layout(int64_t which) {
     return sizes[which];
 }
 
+// Number of the first of K orders, each (L), that is not a permutation of 0 to L - 1; -1 if all are. A kernel would
+// access memory beyond its tensors at an index out of range, and leave results unwritten at a missing one.
+extern "C" int64_t arm_wrong_order(const int64_t *orders, int64_t directions, int64_t length) {
+    static thread_local std::vector<char> seen;
+    for (int64_t k = 0; k < directions; k++, orders += length) {
+        seen.assign(length, 0);
+        for (int64_t t = 0; t < length; t++) {
+            if (orders[t] < 0 || orders[t] >= length || seen[orders[t]]) return k;
+            seen[orders[t]] = 1;
+        }
+    }
+    return -1;
+}
+
 extern "C" int64_t arm_segment() { return SEGMENT; }
 
 // Number of parts to cut the channels of each of `rows` rows into: the fewest that balance the threads, since long
