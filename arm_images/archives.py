@@ -39,15 +39,35 @@ def tar_members(archive: Path) -> list[TarMember]:
     """The files of a tar archive, such as a webdataset shard, in the archive's order.
 
     Raises:
-        DataError: if the archive is compressed, or is not a tar archive.
+        DataError: if the archive is compressed, is not a tar archive, or is not complete.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
-            return [
-                TarMember(archive, member.offset_data, member.size, member.name) for member in tar if member.isfile()
+            members = [
+                TarMember(archive, member.offset_data, member.size, member.name)
+                for member in tar
+                if member.isreg() and not member.issparse()
             ]
-    except tarfile.TarError as error:
+            end = tar.offset
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"{archive} is not an uncompressed tar archive ({error}); recreate it with tar -cf") from None
+    if not _ends_at(archive, end):
+        raise DataError(
+            f"{archive} is damaged at byte {end}, after {len(members)} files: it is cut off, or more follows its end; "
+            "fetch it again, or recreate it with tar -cf"
+        )
+    return members
+
+
+def _ends_at(archive: Path, end: int) -> bool:
+    """Whether nothing but zeros, at least one block of them, follows a position. `tarfile` does not look."""
+    with archive.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+        whole = len(block) == tarfile.BLOCKSIZE
+        while block and not block.strip(b"\0"):
+            block = file.read(2**20)
+        return whole and not block
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,11 @@ def dataset_rows(folder: Path) -> list[DatasetRow]:
         import datasets
     except ImportError:
         raise DataError(f"{folder} is a Hugging Face data set; pip install datasets to read it") from None
-    dataset = datasets.load_from_disk(str(folder))
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:  # noqa: BLE001 damaged files raise anything
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{folder} is a damaged Hugging Face data set ({reason}); save it again") from None
     if isinstance(dataset, datasets.DatasetDict):
         splits = list(dataset)
         raise DataError(f"{folder} has the splits {', '.join(splits)}; give one of them: {folder / splits[0]}")

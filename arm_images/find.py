@@ -1,26 +1,68 @@
-"""Finds the images of a folder, a list, tar archives or a Hugging Face data set."""
+"""Finds the images of a folder, a list, tar archives or a Hugging Face data set, and says what it leaves out."""
 
+import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archives import DatasetRow, TarMember, dataset_rows, is_dataset, tar_members
 from .errors import DataError
+from .lists import read_list
+from .walk import walk
+
+logger = logging.getLogger("arm_images")
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+EXPECTED = f"files ending in {', '.join(sorted(EXTENSIONS))}"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 ImageFile = Path | TarMember | DatasetRow
 
 
+@dataclass
+class Found:
+    """What a source of images holds.
+
+    Attributes:
+        source: the folder, archive, data set or list.
+        files: the images.
+        left_out: the files that are not used, by reason.
+    """
+
+    source: Path
+    files: list[ImageFile] = field(default_factory=list)
+    left_out: dict[str, list] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, file: object) -> None:
+        self.left_out.setdefault(reason, []).append(file)
+
+    def log(self) -> None:
+        """Say in one line what is used and what is left out."""
+        logger.log(logging.WARNING if self.left_out else logging.INFO, str(self))
+
+    def __str__(self) -> str:
+        kinds = Counter(Path(_name(file)).suffix.lower() for file in self.files)
+        used = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common() if kind)
+        return f"{self.source}: {len(self.files)} images used{f' ({used})' if used else ''}{self.remainder()}"
+
+    def remainder(self) -> str:
+        """What is left out, to follow another sentence; empty if nothing is."""
+        return "".join(f"; left out {len(files)} {why}, first {files[0]}" for why, files in self.left_out.items())
+
+
 def find_images(path: str | os.PathLike, prefix: str | os.PathLike | None = None) -> list[ImageFile]:
-    """Find all images under a path.
+    """Find all images under a path, and log in one line what is used and what is left out.
 
     Args:
         path: one of
 
-            * a folder with images or .tar archives at any depth (a flat folder, ImageNet's class folders, shards),
+            * a folder with images or .tar archives at any depth, links included (a flat folder, ImageNet's class
+              folders, shards),
             * a .tar archive,
             * a folder that Hugging Face `datasets` wrote with `save_to_disk`,
-            * a text file with one path per line.
+            * a text file in UTF-8 with one path per line.
         prefix: folder that the lines of a text file are relative to; the text file's own folder if None.
 
     Returns:
@@ -28,34 +70,89 @@ def find_images(path: str | os.PathLike, prefix: str | os.PathLike | None = None
         archive, data set or list.
 
     Raises:
-        DataError: if the path or a listed file does not exist, if there are no images, or if an archive or a data set
-            cannot be read.
+        DataError: if the path or a listed file does not exist, if there are no images, or if a list, an archive or a
+            data set cannot be read.
     """
-    root = Path(path)
+    found = survey(path, prefix)
+    if not found.files:
+        raise DataError(f"no images under {path}: expected {EXPECTED}{found.remainder()}")
+    found.log()
+    return found.files
+
+
+def survey(path: str | os.PathLike, prefix: str | os.PathLike | None = None) -> Found:
+    """What `find_images` finds and leaves out; no images are not an error."""
+    found = Found(Path(path))
+    root = found.source
     if is_dataset(root):
-        files = dataset_rows(root)
+        found.files += dataset_rows(root)
     elif root.is_dir():
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
-        files += [member for archive in sorted(root.rglob("*.tar")) for member in _images_of_tar(archive)]
-    elif root.suffix == ".tar" and root.is_file():
-        files = _images_of_tar(root)
-    elif root.is_file():
-        files = _listed(root, root.parent if prefix is None else Path(prefix))
-    else:
+        _survey_folder(found)
+    elif not root.exists():
         raise DataError(
             f"{path} does not exist; give a folder of images or .tar archives, or a text file with one path per line"
         )
-    if not files:
-        raise DataError(f"no images under {path}: expected files ending in {', '.join(sorted(EXTENSIONS))}")
+    elif not root.is_file():
+        raise DataError(f"{path} is neither a folder nor a regular file; give a folder or a list of images")
+    elif root.suffix.lower() == ".tar":
+        _add_archive(found, root)
+    else:
+        found.files += _listed(root, root.parent if prefix is None else Path(prefix))
+    return found
+
+
+def image_files(folder: Path, found: Found | None = None) -> list[Path]:
+    """The image files under a folder at any depth, sorted; what is left out is added to `found`, archives too."""
+    found = Found(folder) if found is None else found
+    files = []
+    for path in _files(folder):
+        if not path.is_file():
+            found.leave_out("that are no regular files (broken links, pipes)", path)
+        elif path.name.startswith("._"):
+            found.leave_out("notes of macOS (._NAME)", path)
+        elif path.suffix.lower() in EXTENSIONS:
+            files.append(path)
+        elif path.name.lower().endswith(COMPRESSED):
+            found.leave_out("compressed archives (unpack them)", path)
+        else:
+            found.leave_out(f"other files ({path.suffix or 'no ending'})", path)
     return files
 
 
-def _images_of_tar(archive: Path) -> list[TarMember]:
-    return [member for member in tar_members(archive) if Path(member.name).suffix.lower() in EXTENSIONS]
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(walk(folder))
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be listed ({error.strerror}); change its permissions or remove it"
+        ) from None
+
+
+def _survey_folder(found: Found) -> None:
+    of_folder = Found(found.source)
+    found.files += image_files(found.source, of_folder)
+    archives = of_folder.left_out.pop("other files (.tar)", []) + of_folder.left_out.pop("other files (.TAR)", [])
+    found.left_out = of_folder.left_out
+    for archive in sorted(archives):
+        before = len(found.files)
+        _add_archive(found, archive)
+        if len(found.files) == before:
+            found.leave_out("archives without images", archive)
+
+
+def _add_archive(found: Found, archive: Path) -> None:
+    for member in tar_members(archive):
+        suffix = Path(member.name).suffix
+        if suffix.lower() not in EXTENSIONS:
+            found.leave_out(f"other files of archives ({suffix or 'no ending'})", member)
+        elif Path(member.name).name.startswith("._"):
+            found.leave_out("notes of macOS (._NAME)", member)
+        else:
+            found.files.append(member)
 
 
 def _listed(list_file: Path, folder: Path) -> list[Path]:
-    files = [folder / line.strip() for line in list_file.read_text().splitlines() if line.strip()]
+    files = [folder / line for line in read_list(list_file)]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
@@ -63,3 +160,7 @@ def _listed(list_file: Path, folder: Path) -> list[Path]:
             "that the lines are relative to"
         )
     return files
+
+
+def _name(file: ImageFile) -> str:
+    return file.name if isinstance(file, Path | TarMember) else ""

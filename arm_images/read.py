@@ -1,8 +1,9 @@
-"""Decodes image files to 8-bit RGB; a file that cannot be read stops the run or is skipped."""
+"""Reads image files upright in 8-bit RGB, and label maps; a file that cannot be read stops the run or is skipped."""
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -15,11 +16,54 @@ logger = logging.getLogger("arm_images")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB, whatever its mode. 16-bit greyscale is scaled; PIL alone would clip it at 255."""
+    """Convert an image to 8-bit RGB, whatever its mode. 16-bit greyscale is scaled; PIL alone would clip it at 255.
+
+    Raises:
+        DataError: for floating-point values, or integers of more than 16 bits: their range is not known.
+    """
+    if image.mode == "F":
+        raise DataError("floating-point values, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
+        grey = np.asarray(image)
+        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+            raise DataError(f"values {grey.min()} to {grey.max()}, more than 16 bits; save it with 8 or 16 bits")
+        grey = grey.astype(np.float32) * (255 / 65535)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def read_rgb(file: Path | BinaryIO) -> Image.Image:
+    """Decode an image: 8-bit RGB, upright (its EXIF orientation is applied). Raises whatever the decoder raises."""
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise DataError("it is no regular file")
+    with Image.open(file) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_labels(file: Path | BinaryIO) -> np.ndarray:
+    """Decode a label map: (H, W) uint8, upright. Of a palette image these are its indices.
+
+    Raises:
+        DataError: if it does not hold one channel of integers 0 to 255. The message does not name the file.
+    """
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise DataError("it is no regular file")
+    with Image.open(file) as image:
+        mode = image.mode
+        image.load()
+        labels = np.asarray(ImageOps.exif_transpose(image))
+    if labels.ndim != 2 or labels.dtype.kind not in "uib":
+        raise DataError(f"not one 8-bit channel: {mode}; save the class numbers as 8-bit greyscale")
+    if labels.dtype != np.uint8 and labels.size and (labels.min() < 0 or labels.max() > 255):
+        worst = int(labels.max() if labels.max() > 255 else labels.min())
+        raise DataError(f"the label {worst} in {labels.dtype.itemsize * 8} bits; labels are 0 to 255")
+    return labels.astype(np.uint8)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error, or its type if it has no text."""
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 class ImageFiles(list):
@@ -48,11 +92,8 @@ class ImageFiles(list):
         """(n,) bool: the files that were skipped so far."""
         return self._skipped.values
 
-    def load_rgb(self, index: int, upright: bool = True) -> tuple[Image.Image, int]:
-        """Decode a file as RGB.
-
-        Args:
-            upright: apply the EXIF orientation. Published ImageNet accuracies are measured without it.
+    def load_rgb(self, index: int) -> tuple[Image.Image, int]:
+        """Decode a file upright, as RGB.
 
         Returns:
             the image, and the index of the file it was read from (a later one if files were skipped).
@@ -64,13 +105,12 @@ class ImageFiles(list):
             position = (index + offset) % len(self)
             file = self[position]
             try:
-                with Image.open(file if isinstance(file, Path) else file.open()) as image:
-                    return to_rgb(ImageOps.exif_transpose(image) if upright else image), position
-            except (OSError, SyntaxError, ValueError) as error:
+                return read_rgb(file if isinstance(file, Path) else file.open()), position
+            except Exception as error:  # noqa: BLE001 a decoder can raise anything
                 if self.on_error == "raise":
                     raise DataError(
-                        f"cannot read {file} ({error}); remove it, or set on_error='skip' in the dataset to skip such "
-                        "files"
+                        f"cannot read {file} ({reason(error)}); remove it, or set on_error='skip' in the dataset to "
+                        "skip such files"
                     ) from None
                 self._skip(position, error)
         raise DataError(f"cannot read any of the {len(self)} images, first {self[0]}; check the data")
@@ -78,7 +118,8 @@ class ImageFiles(list):
     def _skip(self, position: int, error: Exception) -> None:
         file = self[position]
         if not self.skipped[position]:
-            logger.warning(f"skipped {file}: {error}")  # not "%s": mmengine drops repeated templates as duplicates
+            # not "%s": mmengine drops repeated templates as duplicates
+            logger.warning(f"skipped {file}: {reason(error)}")
             self.skipped[position] = True
         count = int(self.skipped.sum())
         if count > self.max_skipped:

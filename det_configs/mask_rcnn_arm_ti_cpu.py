@@ -31,7 +31,7 @@ model = dict(
 
 train_pipeline = [
     dict(type="SeedSample"),
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="RandomChoiceResize", scales=[(320, 192), (320, 256), (320, 320)], keep_ratio=True),

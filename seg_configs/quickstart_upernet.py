@@ -24,14 +24,14 @@ model = dict(
 
 train_pipeline = [
     dict(type="SeedSample"),
-    dict(type="LoadImage"),
-    dict(type="LoadLabels", num_classes=4),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
-    dict(type="LoadLabels", num_classes=4),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
 dataset = dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo, reduce_zero_label=True)

@@ -12,7 +12,7 @@
 #   2. The class names, in the order of their labels, and a colour for each.
 #   3. reduce_zero_label: True if a stored 0 means "ignore" and class k is stored as k + 1, as here and in ADE20K; False
 #      if class k is stored as k and 255 means "ignore".
-#   4. The number of classes, in both heads and in LoadLabels.
+#   4. The number of classes, in both heads.
 #   5. The size of images and crops.
 #   6. The length of training (in train_cfg and in param_scheduler) and the learning rate.
 _base_ = [
@@ -57,8 +57,8 @@ model = dict(
 
 train_pipeline = [
     dict(type="SeedSample"),
-    dict(type="LoadImage"),
-    dict(type="LoadLabels", num_classes=11),  # 4
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=(480, 360), ratio_range=(0.75, 2.0), keep_ratio=True),  # 5
     dict(type="RandomCrop", crop_size=(192, 192), cat_max_ratio=0.75),  # 5
     dict(type="RandomFlip", prob=0.5),
@@ -66,13 +66,13 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(480, 360), keep_ratio=True),  # 5
-    dict(type="LoadLabels", num_classes=11),  # 4
+    dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
 tta_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(
         type="TestTimeAug",
         transforms=[
@@ -81,7 +81,7 @@ tta_pipeline = [
                 for scale in ((360, 270), (480, 360), (720, 540))  # 5
             ],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadLabels", num_classes=11)],  # 4
+            [dict(type="LoadAnnotations")],
             [dict(type="PackSegInputs")],
         ],
     ),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .check_images import _look_at
+from .check_images import _look_at, read_dense
 from .check_report import Report, _by, _some
 
 FEW = 0.001  # share of boxes with faults that true COCO has as well, and that loaders survive
@@ -165,11 +165,19 @@ def _is_box(box) -> bool:
 
 def _check_pictures(entries: list, image_dir: Path, report: Report, progress: bool) -> None:
     stated = {entry["file_name"]: (entry["width"], entry["height"]) for entry in entries}
-    unreadable, sizes = [], []
-    for name, look in _look_at(image_dir, list(stated), True, progress):
+    unreadable, sizes, turned = [], [], []
+    files = {image_dir / name: name for name in stated}
+    for file, look in _look_at(list(files), read_dense, progress):
+        name = files[file]
         if look.fault:
             unreadable.append(f"{name} ({look.fault})")
         elif look.size != stated[name]:
             sizes.append(f"{name} ({_by(look.size)}, not {_by(stated[name])})")
+        turned += [name] * look.turned
     report.error(f"{len(unreadable)} images cannot be decoded", unreadable)
     report.error(f"{len(sizes)} images have another size than the file states", sizes)
+    report.note(
+        f"{len(turned)} images have an EXIF orientation; they are read upright: boxes, masks, width and height must "
+        "be those of the upright image",
+        turned,
+    )

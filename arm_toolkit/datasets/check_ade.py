@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from arm_images.pillow import Image
+from arm_images.errors import DataError
+from arm_images.read import read_labels
 
-from .check_images import _look_at
+from .check_images import _look_at, read_dense
 from .check_report import Report, _by, _reason
 
 ADE_SPLITS = ("training", "validation")
@@ -61,43 +62,64 @@ def _check_ade_split(
     report.error(f"{split}: {len(alone)} images without a label map (.png)", alone)
     alone = sorted(label_names - image_names)
     report.error(f"{split}: {len(alone)} label maps without an image (.jpg)", alone)
-    others = [path.name for path in images.iterdir() if path.suffix != ".jpg"]
+    others = sorted(path.name for path in images.iterdir() if path.suffix != ".jpg")
     report.note(f"{split}: {len(others)} files in {images} are not .jpg, not used", others)
+    others = sorted(path.name for path in labels.iterdir() if path.suffix != ".png")
+    report.note(f"{split}: {len(others)} files in {labels} are not .png, not used", others)
     names = sorted(image_names & label_names)
     if not names:
         report.error(f"{split}: no pairs; images are .jpg, label maps .png of the same name")
         return
 
     counts = np.zeros(256, dtype=np.int64)  # pixels by stored value
-    faults, values, sizes = [], [], []
-    for image_name, look in _look_at(images, [f"{name}.jpg" for name in names], decode, progress):
-        path = (labels / image_name).with_suffix(".png")
+    faults, values, sizes, turned = [], [], [], []
+    files = [images / f"{name}.jpg" for name in names]
+    for image, look in _look_at(files, read_dense if decode else None, progress):
+        path = (labels / image.name).with_suffix(".png")
+        if look.fault:
+            faults.append(f"{image.name} ({look.fault})")
+        turned += [image.name] * look.turned
         try:
-            with Image.open(path) as picture:
-                label = np.asarray(picture)
-        except Exception as error:  # whatever a decoder makes of a damaged file
+            label = read_labels(path)
+        except DataError as error:
+            values.append(f"{path.name} ({error})")
+            continue
+        except Exception as error:  # noqa: BLE001 whatever a decoder makes of a damaged file
             faults.append(f"{path.name} ({_reason(error)})")
             continue
-        if look.fault:
-            faults.append(f"{image_name} ({look.fault})")
-        elif look.stored_size != (label.shape[1], label.shape[0]):
-            size = _by((label.shape[1], label.shape[0]))
-            sizes.append(f"{path.stem} (image {_by(look.stored_size)}, labels {size})")
-        if label.ndim != 2 or label.dtype != np.uint8:
-            values.append(f"{path.name} (not one 8-bit channel: {picture.mode})")
-            continue
+        size = label.shape[::-1]
+        if not look.fault and look.size != size:
+            sizes.append(f"{path.stem} (image {_by(look.size)}, labels {_by(size)})")
         here = np.bincount(label.ravel(), minlength=256)
         counts += here
         wrong = [value for value in np.flatnonzero(here) if num_classes < value != 255]
         if wrong:
             values.append(f"{path.name} ({', '.join(str(value) for value in wrong[:3])})")
     report.error(f"{split}: {len(faults)} files cannot be decoded", faults)
-    report.error(f"{split}: {len(sizes)} pairs differ in size", sizes)
+    report.error(f"{split}: {len(sizes)} pairs differ in size (both upright)", sizes)
     report.error(
         f"{split}: {len(values)} label maps hold something other than 0 (ignored) and 1..{num_classes}",
         values,
     )
+    report.note(
+        f"{split}: {len(turned)} images have an EXIF orientation; they are read upright, and their label maps must fit "
+        "the upright image",
+        turned,
+    )
+    _check_labelled(split, counts, report)
     _describe_ade_split(split, len(names), counts, num_classes, report)
+
+
+def _check_labelled(split: str, counts: np.ndarray, report: Report) -> None:
+    """Refuse a split in which every pixel is ignored."""
+    if counts.sum() == 0 or counts[1:255].any():
+        return
+    both = bool(counts[0] and counts[255])
+    binary = "; a map of 0 and 255 must be stored as 1 and 2 (or as 0 and 1 with reduce_zero_label=False)"
+    stored = "0 and 255" if both else "0" if counts[0] else "255"
+    report.error(
+        f"{split}: no labelled pixel: all are {stored}, which are ignored; store class k as k + 1{binary * both}"
+    )
 
 
 def _describe_ade_split(split: str, pairs: int, counts: np.ndarray, num_classes: int, report: Report) -> None:

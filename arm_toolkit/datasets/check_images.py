@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags
 
-from arm_images.find import EXTENSIONS
+from arm_images.errors import DataError
+from arm_images.find import EXTENSIONS, ImageFile, survey
+from arm_images.opencv import read_bgr
 from arm_images.pillow import Image
+from arm_images.read import read_rgb
 
 from .check_report import Report, _reason
 
@@ -24,10 +27,10 @@ def check_images(
     decode: bool = True,
     progress: bool = False,
 ) -> Report:
-    """Check pictures for pretraining.
+    """Check pictures for pretraining, with the code that pretraining finds and reads them with.
 
     Args:
-        path: a folder (searched with all its subfolders), or a text file with a path per line.
+        path: any source of `arm_images.find.find_images`: a folder, a list, a .tar archive, a Hugging Face data set.
         root: folder that the lines of a list are relative to; default the folder of the list.
         decode: read every picture; else only its header.
         progress: show a bar on stderr.
@@ -36,62 +39,44 @@ def check_images(
         Facts: images, unreadable, modes (count by PIL mode), short_side (min, max) and
         long_side (min, max) in pixels.
     """
-    path = Path(path)
     report = Report(str(path))
-    root = path if path.is_dir() else Path(root or path.parent)
-    names = _list_pictures(path, report)
-    if not names:
-        if report.ok:
-            report.error(f"no images; looked for {', '.join(sorted(EXTENSIONS))}")
+    try:
+        found = survey(path, root)
+    except DataError as error:
+        report.error(str(error))
         return report
+    files = found.files
+    for reason, left_out in found.left_out.items():
+        report.note(f"left out {len(left_out)} {reason}", left_out)
+    if not files:
+        report.error(f"no images; looked for {', '.join(sorted(EXTENSIONS))}")
+        return report
+    twice = [name for name, count in Counter(map(str, files)).items() if count > 1]
+    report.note(f"{len(twice)} paths are listed more than once", twice)
 
-    missing, unreadable, modes, sizes = [], [], Counter(), []
-    for name, look in _look_at(root, names, decode, progress):
-        if look.missing:
-            missing.append(name)
-        elif look.fault:
-            unreadable.append(f"{name} ({look.fault})")
+    unreadable, turned, modes, sizes = [], [], Counter(), []
+    for file, look in _look_at(files, read_rgb if decode else None, progress):
+        if look.fault:
+            unreadable.append(f"{file} ({look.fault})")
         else:
             modes[look.mode] += 1
             sizes.append(look.size)
-    report.error(
-        f"{len(missing)} of {len(names)} files are not in {root} (what is a list relative to? "
-        "root, or --root, says so)",
-        missing,
-    )
-    report.error(f"{len(unreadable)} of {len(names)} images cannot be decoded", unreadable)
-    report.facts.update(images=len(names), unreadable=len(unreadable), modes=dict(modes))
+            turned += [file] * look.turned
+    report.error(f"{len(unreadable)} of {len(files)} images cannot be decoded", unreadable)
+    report.facts.update(images=len(files), unreadable=len(unreadable), modes=dict(modes))
     if sizes:
         short, long = np.sort(np.array(sizes), axis=1).T
         report.facts["short_side"] = int(short.min()), int(short.max())
         report.facts["long_side"] = int(long.min()), int(long.max())
         report.note(
-            f"{len(names)} images; short side {short.min()} to {short.max()} pixels "
+            f"{len(files)} images; short side {short.min()} to {short.max()} pixels "
             f"(median {np.median(short):.0f}), long side {long.min()} to {long.max()}"
         )
     grey, cmyk = sum(modes[mode] for mode in ("1", "L", "LA")), modes["CMYK"]
     if grey or cmyk:
-        report.note(f"{grey} greyscale, {cmyk} CMYK: convert them to RGB when loading")
+        report.note(f"{grey} greyscale, {cmyk} CMYK: loading converts them to RGB")
+    report.note(f"{len(turned)} images have an EXIF orientation; they are read upright", turned)
     return report
-
-
-def _list_pictures(path: Path, report: Report) -> list[str]:
-    """Names of the pictures, relative to the folder or as the list has them."""
-    if path.is_dir():
-        files = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
-        return sorted(str(file.relative_to(path)) for file in files)
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        report.error(f"cannot be read ({error.strerror}); give a folder or a list of images")
-        return []
-    except UnicodeDecodeError:
-        report.error("is not text; give a folder of images, or a list with a path per line")
-        return []
-    names = [line for line in lines if line]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    report.note(f"{len(twice)} paths are listed more than once", twice)
-    return names
 
 
 @dataclass
@@ -100,31 +85,38 @@ class _Look:
 
     mode: str = ""
     size: tuple[int, int] = (0, 0)
-    stored_size: tuple[int, int] = (0, 0)
+    turned: bool = False
     fault: str = ""
-    missing: bool = False
 
 
-def _look_at(root: Path, names: Sequence[str], decode: bool, progress: bool) -> Iterator[tuple[str, _Look]]:
-    """Open the files on a few threads (decoding lets go of Python's lock); in their order."""
+def read_dense(path: Path) -> np.ndarray:
+    """Decode an image as detection and segmentation do."""
+    return read_bgr(path.read_bytes())
 
-    def look(name: str) -> tuple[str, _Look]:
-        return name, open_one(root / name)
 
-    def open_one(path: Path) -> _Look:
+def _look_at(files: Sequence[ImageFile], read: Callable | None, progress: bool) -> Iterator[tuple[ImageFile, _Look]]:
+    """Open the files on a few threads (decoding lets go of Python's lock); in their order.
+
+    Args:
+        read: decodes an opened file or path; None reads headers only.
+    """
+
+    def look(file: ImageFile) -> tuple[ImageFile, _Look]:
         try:
-            with Image.open(path) as picture:
-                size, turned = picture.size, picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
-                if decode:
-                    picture.load()
-                return _Look(picture.mode, size[::-1] if turned else size, size)
-        except FileNotFoundError:
-            return _Look(fault="missing", missing=True)
-        except Exception as error:  # whatever a decoder makes of a damaged file
-            return _Look(fault=_reason(error))
+            if isinstance(file, Path) and file.exists() and not file.is_file():
+                return file, _Look(fault="no regular file")
+            with Image.open(file if isinstance(file, Path) else file.open()) as picture:
+                size, mode = picture.size, picture.mode
+                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            if read is not None:
+                read(file if isinstance(file, Path) else file.open())
+            upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+            return file, _Look(mode, upright, orientation in range(2, 9))
+        except Exception as error:  # noqa: BLE001 whatever a decoder makes of a damaged file
+            return file, _Look(fault=_reason(error))
 
     with ThreadPool(THREADS) as pool:
-        yield from _bar(pool.imap(look, names, chunksize=16), len(names), progress)
+        yield from _bar(pool.imap(look, files, chunksize=16), len(files), progress)
 
 
 def _bar(items: Iterable, total: int, show: bool) -> Iterable:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
-from arm_images.pillow import Image
+from arm_images.read import read_rgb, reason
 
 SPLITS = {"train": "train2017", "val": "val2017"}
 MARGIN = 1.25  # side of the square crop, relative to the longer side of the box
@@ -44,8 +44,7 @@ def _read(file: Path) -> dict:
 def _crop(content: dict, images: Path, out: Path, min_side: int) -> int:
     """Write the crops of one split; returns their number."""
     names = {category["id"]: category["name"] for category in content["categories"]}
-    for name in names.values():
-        (out / name).mkdir(parents=True)
+    out.mkdir(parents=True)
     by_image: dict[int, list[dict]] = {}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd") and min(annotation["bbox"][2:]) >= min_side:
@@ -54,13 +53,17 @@ def _crop(content: dict, images: Path, out: Path, min_side: int) -> int:
     for image_id, annotations in by_image.items():
         if not files[image_id].is_file():
             raise DataError(f"{files[image_id]} does not exist, but the annotations name it; complete the images")
-        with Image.open(files[image_id]) as opened:
-            image = opened.convert("RGB")
+        try:
+            image = read_rgb(files[image_id])
+        except Exception as error:  # noqa: BLE001 a decoder can raise anything
+            raise DataError(f"{files[image_id]} cannot be read ({reason(error)}); repair it") from None
         for annotation in annotations:
             left, top, width, height = annotation["bbox"]
             half = max(width, height) * MARGIN / 2
             x, y = left + width / 2, top + height / 2
             crop = image.crop([round(edge) for edge in (x - half, y - half, x + half, y + half)])  # black outside
             name = f"{files[image_id].stem}_{annotation['id']}.jpg"
-            crop.save(out / names[annotation["category_id"]] / name, quality=95)
+            folder = out / names[annotation["category_id"]]
+            folder.mkdir(exist_ok=True)  # a class without objects has no folder: an empty one is an error later
+            crop.save(folder / name, quality=95)
     return sum(map(len, by_image.values()))

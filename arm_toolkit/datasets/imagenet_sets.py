@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from arm_images.errors import DataError
 from arm_images.find import EXTENSIONS
 from arm_images.pillow import Image
+from arm_images.read import read_rgb, reason
 
 TITLES = {
     "val": "ImageNet val",
@@ -87,11 +88,9 @@ class ImageNetSet(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         path, labels = self.samples[i]
         try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
+            image = read_rgb(path)
         except Exception as error:  # noqa: BLE001 a decoder can raise anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"image {path} cannot be read ({reason}); {_UNPACK}") from None
+            raise DataError(f"image {path} cannot be read ({reason(error)}); {_UNPACK}") from None
         correct = torch.zeros(NUM_CLASSES, dtype=torch.bool)
         correct[list(labels)] = True
         return self.transform(image), correct

@@ -21,6 +21,7 @@ from arm_backbone.checkpoint.writing import WriteError, replacing
 from arm_images.errors import DataError
 
 from ..datasets.samplers import SeededSampler
+from ..datasets.transforms import checked_loading
 from ..errors import ConfigError, NonFiniteLoss
 from .checkpoint_contents import check_resumable, resuming
 from .checkpoint_hook import restore_log_buffers
@@ -80,13 +81,14 @@ class ARMRunner(Runner):
         self.started = self.started or fn_name in ("before_train", "before_test")
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """Like mmengine's; also sends warnings of `arm_images` to the same console and file, even from data workers."""
+        """Like mmengine's; also sends what `arm_images` says to the same console and file, even from data workers."""
         logger = super().build_logger(*args, **kwargs)
-        logging.getLogger("arm_images").handlers = list(logger.handlers)
+        images = logging.getLogger("arm_images")
+        images.handlers, images.level = list(logger.handlers), logging.INFO
         return logger
 
     def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
-        """Like mmengine's.
+        """Like mmengine's, but images and label maps are read with `LoadImage` and `LoadLabels`.
 
         Raises:
             DataError: if the data set is empty, or too small for one batch per process.
@@ -94,10 +96,10 @@ class ARMRunner(Runner):
         parts = ("train_dataloader", "val_dataloader", "test_dataloader")
         # mmengine keeps each part's configuration in a private attribute of that name until it is built
         name = next((part for part in parts if getattr(self, f"_{part}") is dataloader), "data loader")
-        file = dataloader["dataset"].get("ann_file")
+        file, scope = dataloader["dataset"].get("ann_file"), self.cfg.get("default_scope")
         try:
             with config_errors(self.cfg, f"{name} ({file})" if file else name):
-                loader = super().build_dataloader(dataloader, *args, **kwargs)
+                loader = super().build_dataloader(checked_loading(dataloader, scope), *args, **kwargs)
         except ConfigError as error:
             if "need at least one array to concatenate" in str(error):  # from mmengine's data set without entries
                 raise DataError(f"{name}: {EMPTY}") from error

@@ -6,7 +6,7 @@ data_root = "data/coco/"
 _short_edges = [(edge, 1333) for edge in range(480, 801, 32)]
 train_pipeline = [
     dict(type="SeedSample"),  # augmentation depends on seed, epoch and index only, so resuming repeats it
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomFlip", prob=0.5),
     dict(
@@ -33,7 +33,7 @@ train_pipeline = [
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(1333, 800), keep_ratio=True),
     # after Resize: drawn by --show-dir; CocoMetric reads ann_file itself
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -44,7 +44,7 @@ test_pipeline = [
 ]
 # test-time augmentation (--tta): three sizes, each with and without a flip
 tta_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(
         type="TestTimeAug",
         transforms=[

@@ -4,9 +4,9 @@ data_root = "data/ade/ADEChallengeData2016/"
 
 train_pipeline = [
     dict(type="SeedSample"),  # augmentation depends on seed, epoch and index only, so resuming repeats it
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     # reduce_zero_label of the data set: a stored 0 becomes 255 (ignored), a stored k becomes k - 1
-    dict(type="LoadLabels", num_classes=150),
+    dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -14,16 +14,16 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
     # after Resize: predictions are resized back and evaluated at the original size
-    dict(type="LoadLabels", num_classes=150),
+    dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
 # test-time augmentation (--tta): six sizes, each with and without a flip. The ratios multiply the test size 2048 x 512,
 # as in mmseg 0.x; mmseg 1.x multiplies the size of each image.
 tta_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(
         type="TestTimeAug",
         transforms=[
@@ -32,7 +32,7 @@ tta_pipeline = [
                 for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadLabels", num_classes=150)],
+            [dict(type="LoadAnnotations")],
             [dict(type="PackSegInputs")],
         ],
     ),

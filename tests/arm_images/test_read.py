@@ -36,8 +36,6 @@ def test_every_mode_becomes_upright_rgb(tmp_path):
         array = np.asarray(image).astype(float)
         assert position == i and array.shape == (48, 64, 3), file
         assert np.abs(array.mean((0, 2)) - RAMP).max() < 6, file
-    turned = files.index(tmp_path / "turned.jpg")
-    assert files.load_rgb(turned, upright=False)[0].size == (48, 64)
 
 
 @pytest.fixture
@@ -56,7 +54,8 @@ def test_unreadable_files_stop_the_run_or_are_skipped_with_a_warning(broken, cap
     for _ in range(2):  # a file is reported once
         with caplog.at_level(logging.WARNING, logger="arm_images"):
             assert files.load_rgb(0)[1] == 1
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == [f"skipped {broken / 'a.jpg'}"]
+    skipped = [text.split(":")[0] for text in caplog.messages if text.startswith("skipped")]
+    assert skipped == [f"skipped {broken / 'a.jpg'}"]
     assert files.skipped.tolist() == [True, False, False, False, False]
     with pytest.raises(ValueError, match="on_error='ignore' is unknown"):
         ImageFiles([], on_error="ignore")

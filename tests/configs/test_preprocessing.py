@@ -27,7 +27,7 @@ def preprocessed(config: str, inputs: list[dict]) -> torch.Tensor:
 def dense_item(config: str, path: str) -> dict:
     cfg = Config.fromfile(ROOT / config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        steps = [s for s in cfg.test_pipeline if s.type in ("LoadImage", "PackDetInputs", "PackSegInputs")]
+        steps = [s for s in cfg.test_pipeline if s.type in ("LoadImageFromFile", "PackDetInputs", "PackSegInputs")]
         if steps[-1].type == "PackDetInputs":
             steps[-1].meta_keys = ("img_path", "img_shape")
         info = dict(img_path=path, seg_fields=[], reduce_zero_label=True)

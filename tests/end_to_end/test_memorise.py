@@ -53,8 +53,6 @@ model = dict(data_preprocessor=dict(size=(192, 192)),
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
 for step in train_pipeline + test_pipeline:
-    if step["type"] == "LoadLabels":
-        step["num_classes"] = {count}
     if step["type"] in ("Resize", "RandomResize"):
         step["scale"] = (240, 240)
     if step["type"] == "RandomResize":

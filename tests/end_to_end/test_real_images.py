@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
 from arm_pretrain import ImageCrops
+from arm_toolkit.datasets.transforms import checked_loading
 from arm_toolkit.engine.config import load_config
 from tests.helpers.paths import ROOT
 from tests.helpers.small_models import narrow_detector
@@ -22,7 +23,7 @@ def coco(photographs):
     )
     with DefaultScope.overwrite_default_scope("mmdet"):
         cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=False)
-        yield cfg, DATASETS.build(cfg.train_dataloader.dataset)
+        yield cfg, DATASETS.build(checked_loading(cfg.train_dataloader, "mmdet").dataset)
 
 
 def one_loss(cfg: Config, items: list[dict]) -> dict[str, float]:
@@ -67,7 +68,7 @@ def test_greyscale_files_become_three_equal_channels(photographs):
                 data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
                 metainfo=json.loads((path.parents[2] / "meta.json").read_text()) | dict(palette=[[0, 0, 0]] * 133),
                 reduce_zero_label=True,
-                pipeline=[s for s in cfg.test_pipeline if s["type"] != "LoadLabels"],
+                pipeline=[s for s in cfg.test_pipeline if s["type"] != "LoadAnnotations"],
             )
         )
         index = next(i for i in range(len(dataset)) if dataset.get_data_info(i)["img_path"].endswith(path.name))

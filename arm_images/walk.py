@@ -1,0 +1,32 @@
+"""Walks a folder of images: follows links to folders, and never enters a folder twice."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Yield everything under a folder that is not a folder, in no particular order.
+
+    Links are followed after the real folders, so that a folder that is found both ways has its real path. A link to a
+    folder that was read already, as in a loop, is not followed.
+
+    Raises:
+        OSError: for a folder that cannot be listed.
+    """
+    links, entered = [root], set()
+    while links:
+        folders = [links.pop(0)]
+        while folders:
+            folder = folders.pop()
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    path = folder / entry.name
+                    if not entry.is_dir():
+                        yield path
+                    else:
+                        (links if entry.is_symlink() else folders).append(path)

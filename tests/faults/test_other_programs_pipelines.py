@@ -1,0 +1,105 @@
+"""Other people's clients read our configurations and checkpoints, from any folder."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+
+from arm_toolkit.datasets.transforms import checked_loading
+from tests.helpers.runs import det_config, seg_config, train
+from tests.helpers.tools import own_globals
+
+pytestmark = pytest.mark.xdist_group("clients")
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory) -> dict:
+    """Task -> (checkpoint with its configuration, model, image, the model's results on it after our test pipeline)."""
+    found = {}
+    for task, config, folder in (
+        ("det", det_config(shapes), "coco/val2017"),
+        ("seg", seg_config(shapes), "ade/images/validation"),
+    ):
+        run = tmp_path_factory.mktemp(task) / "run"
+        if task == "det":
+            config.train_cfg.max_epochs = 1
+        else:
+            config.train_cfg.max_iters = 4
+        runner = train(config, run)
+        image = str(sorted((shapes / folder).iterdir())[0])
+        file = next(Path(line.strip()) for line in (run / "last_checkpoint").read_text().splitlines())
+        found[task] = file, runner.model.eval(), image, ours(runner, image)
+    return found
+
+
+def ours(runner, image: str):
+    """The result of the runner's model on an image, read as in tools/test.py."""
+    scope = runner.cfg.default_scope
+    dataset = checked_loading(runner.cfg.test_dataloader, scope).dataset
+    with own_globals(), DefaultScope.overwrite_default_scope(scope):
+        item = DATASETS.build(dict(dataset, pipeline=[], lazy_init=False))
+        index = next(i for i in range(len(item)) if item.get_data_info(i)["img_path"] == image)
+        info = item.get_data_info(index)
+        pipeline = Compose([step for step in dataset.pipeline if step.type not in ("LoadAnnotations", "LoadLabels")])
+        with torch.no_grad():
+            return runner.model.eval().test_step(pseudo_collate([pipeline(info)]))[0]
+
+
+def same_instances(one, two) -> bool:
+    return len(one.scores) > 0 and all(torch.equal(one[key], two[key]) for key in ("scores", "labels", "bboxes"))
+
+
+def config_of(file: Path, folder: Path) -> str:
+    """The configuration inside a checkpoint as a file of its own."""
+    text = torch.load(file, weights_only=True)["meta"]["cfg"]
+    path = folder / "config.py"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with own_globals():
+        yield tmp_path
+
+
+def test_mmdet_inferencer_and_inference_detector(trained, empty):
+    """DetInferencer and inference_detector equal tools/test.py to the last bit."""
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+    file, _, image, expected = trained["det"]
+    model = init_detector(config_of(file, empty), str(file), device="cpu")
+    assert same_instances(expected.pred_instances, inference_detector(model, image).pred_instances)
+    inferencer = DetInferencer(config_of(file, empty), str(file), device="cpu", show_progress=False)
+    result = inferencer(image, return_datasamples=True, no_save_vis=True)["predictions"][0]
+    assert same_instances(expected.pred_instances, result.pred_instances)
+
+
+def test_mmseg_inferencer_and_inference_model(trained, empty):
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+    file, _, image, expected = trained["seg"]
+    model = init_model(config_of(file, empty), str(file), device="cpu")
+    result = inference_model(model, image)
+    assert torch.equal(result.pred_sem_seg.data, expected.pred_sem_seg.data)
+    assert torch.equal(result.seg_logits.data, expected.seg_logits.data)
+    inferencer = MMSegInferencer(config_of(file, empty), str(file), device="cpu")
+    assert np.array_equal(inferencer(image)["predictions"], expected.pred_sem_seg.data[0].numpy())
+
+
+def test_analysis_tools_load_the_data_set(trained, shapes, empty):
+    """As mmdet's analyze_results.py and browse_dataset.py do."""
+    from mmdet.datasets.utils import get_loading_pipeline
+
+    cfg = det_config(shapes)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        steps = get_loading_pipeline(copy.deepcopy(cfg.train_dataloader.dataset.pipeline))
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=steps))
+        assert dataset[0]["gt_bboxes"].tensor.shape[1] == 4
