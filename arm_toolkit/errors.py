@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from arm_images.errors import DataError
 
+from .parent import end_with_parent
+
 TRACEBACK = "ARM_TRACEBACK"
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that shells expect
 
@@ -51,7 +53,7 @@ def one_line(error: BaseException) -> str:
 def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Run a tool's `main`; on a user's error print one line to stderr and exit with status 2.
 
-    Ctrl-C prints one line, too, and exits with status 130.
+    Ctrl-C prints one line, too, and exits with status 130. A process that a launcher started ends with it.
 
     With ARM_TRACEBACK=1 the traceback is shown instead. Of several processes only the first prints, unless the error
     has a true attribute `met_alone`: it occurred in this process only, e.g. at an unreadable image.
@@ -59,6 +61,7 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None
     Args:
         interrupted: the line that Ctrl-C prints.
     """
+    end_with_parent()
     try:
         main()
     except BaseException as error:

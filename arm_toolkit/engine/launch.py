@@ -30,6 +30,7 @@ from .environment import check_environment
 from .newest import newest_checkpoint
 from .runner import ARMRunner
 from .values import check_values, require_keys
+from .work_dir_lock import one_run, refuse_second_run
 
 
 def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
@@ -103,7 +104,7 @@ def build_runner(cfg: Config) -> ARMRunner:
 def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
     """Build the runner and call one of its methods.
 
-    If an error occurs before the first batch, a new work dir is removed again.
+    If an error occurs before the first batch, a new work dir is removed again. Training locks the work dir.
 
     Args:
         action: "train" or "test".
@@ -113,16 +114,24 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
     """
     is_new = not Path(cfg.work_dir).exists()
     new_parents = [folder for folder in Path(cfg.work_dir).absolute().parents if not folder.exists()]
+    if action == "train":
+        with one_run(cfg.work_dir, cfg.launcher):
+            return _run(cfg, action, [Path(cfg.work_dir), *new_parents] if is_new else [])
+    return _run(cfg, action, [Path(cfg.work_dir), *new_parents] if is_new else [])
+
+
+def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, dict | torch.nn.Module]:
+    """`run`, without the lock; removes `new_folders` if nothing is made in the first of them."""
     runner = None
     try:
         runner = build_runner(cfg)
         return runner, getattr(runner, action)()
-    except user_errors() as error:
+    except (*user_errors(), KeyboardInterrupt) as error:
         if runner is not None and runner.started:
             error.met_alone = True  # an earlier error is the same in every process
-        elif is_new and get_rank() == 0:
-            shutil.rmtree(cfg.work_dir, ignore_errors=True)
-            for folder in new_parents:
+        elif new_folders and get_rank() == 0:
+            shutil.rmtree(new_folders[0], ignore_errors=True)
+            for folder in new_folders[1:]:
                 with suppress(OSError):  # another run has begun in it
                     folder.rmdir()
         raise
@@ -141,6 +150,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner 
     """
     _check_train(cfg, args, config_name)
     if args.check:
+        refuse_second_run(cfg.work_dir)
         print(f"{config_name}: configuration, arguments and files are in order")
         return None
     prepare(cfg, args, "train_dataloader")

@@ -17,6 +17,7 @@ import torch
 from arm_backbone.checkpoint.writing import replacing
 
 from ..errors import ConfigError
+from ..parent import ENDS_WITH_PARENT
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS_INTERVAL = 20  # seconds between two progress lines
@@ -115,7 +116,10 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
     start = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), ENDS_WITH_PARENT: "1"},
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,0 +1,201 @@
+"""Two runs in one work dir, a killed launcher, Ctrl-C: no run overwrites another's files or loses its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from arm_toolkit.engine.work_dir_lock import one_run, refuse_second_run
+from arm_toolkit.errors import ConfigError, run_tool
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import pretrain_config, seg_config
+from tests.helpers.tools import call_tool
+
+
+def in_child(function) -> str:
+    """The message of the ConfigError that the function raises in a forked process; "" if it raises none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            function()
+        except ConfigError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def locks(work_dir: Path):
+    def lock() -> None:
+        with one_run(work_dir, "none"):
+            pass
+
+    return lock
+
+
+def test_row_41_second_run_in_a_work_dir(tmp_path):
+    work = tmp_path / "work"
+    assert in_child(lambda: refuse_second_run(work)) == "" and not work.exists()
+    with one_run(work, "none"):
+        for second in (locks(work), lambda: refuse_second_run(work)):
+            said = in_child(second)
+            assert str(work) in said and f"process {os.getpid()}" in said and os.uname().nodename in said
+            assert time.strftime("since %Y-") in said and f"remove {work / 'run.lock'}" in said
+        assert in_child(locks(tmp_path / "other")) == ""
+    assert in_child(locks(work)) == "" and not os.listdir(work)
+
+
+def test_row_41_a_killed_run_leaves_no_lock(tmp_path):
+    child = os.fork()
+    if not child:
+        with one_run(tmp_path, "none"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert os.listdir(tmp_path) == ["run.lock"]  # its text is stale, the lock itself has gone
+    assert in_child(lambda: refuse_second_run(tmp_path)) == ""
+    assert in_child(locks(tmp_path)) == "" and not os.listdir(tmp_path)
+
+
+def test_row_41_a_lock_that_a_crashed_host_kept_can_be_removed(tmp_path):
+    with one_run(tmp_path, "none"):
+        (tmp_path / "run.lock").unlink()
+        assert in_child(locks(tmp_path)) == ""
+
+
+def test_row_41_several_processes_of_one_run(tmp_path, monkeypatch):
+    with one_run(tmp_path, "none"):
+        monkeypatch.setenv("RANK", "1")
+        assert in_child(locks(tmp_path)) != ""  # RANK means nothing without a launcher
+
+        def second_rank() -> None:
+            with one_run(tmp_path, "pytorch"):
+                pass
+
+        assert in_child(second_rank) == ""
+
+
+def test_row_41_the_tool_refuses_and_makes_nothing(shapes, tmp_path, capsys):
+    seg_config(shapes).dump(tmp_path / "config.py")
+    work = tmp_path / "work"
+    with one_run(work, "none"):
+        before = sorted(os.listdir(work))
+        said = in_child(lambda: run_train(tmp_path, work))
+        assert "belongs to a run that has not ended" in said, said
+        assert sorted(os.listdir(work)) == before
+
+
+def run_train(folder: Path, work: Path) -> None:
+    """Train in this (forked) process, and hand the error line back as a ConfigError."""
+    import contextlib
+    import io
+
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        status = call_tool("train.py", folder / "config.py", "--work-dir", work)
+    raise ConfigError(f"{status}: {err.getvalue()}")
+
+
+def interrupts() -> None:
+    raise KeyboardInterrupt
+
+
+def hides_it() -> None:
+    """As mmengine does while it formats a configuration."""
+    try:
+        raise KeyboardInterrupt
+    except:  # noqa: E722
+        raise SyntaxError("Failed to format the config file")  # noqa: B904
+
+
+def wraps_it() -> None:
+    try:
+        hides_it()
+    except SyntaxError as error:
+        raise ConfigError("the configuration cannot be built") from error
+
+
+@pytest.mark.parametrize("main", [interrupts, hides_it, wraps_it])
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch):
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_tool(main, interrupted="interrupted; continue with --resume")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.strip() == ("" if rank == "1" else "interrupted; continue with --resume")
+
+
+def launch(command: list, log: Path) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    return subprocess.Popen(
+        list(map(str, command)), stdout=log.open("w"), stderr=subprocess.STDOUT, env=env, start_new_session=True
+    )
+
+
+def wait_for(log: Path, text: str, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while text not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
+        time.sleep(0.1)
+
+
+def training_processes(work: Path) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(work).encode() in words and b"train.py" in words:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_row_40_killed_launcher_and_a_restart(shapes, tmp_path):
+    pretrain_config(shapes, **{"train_cfg.max_epochs": 5000}).dump(tmp_path / "config.py")
+    work, log = tmp_path / "work", tmp_path / "log"
+    command = ["bash", ROOT / "tools/dist_train.sh", tmp_path / "config.py", 2, "--work-dir", work]
+    launcher = launch(command, log)
+    try:
+        wait_for(log, "Epoch(train)", launcher)
+        assert len(training_processes(work)) >= 3  # the launcher and its two workers
+        launcher.kill()
+        launcher.wait()
+        end = time.monotonic() + 10
+        while training_processes(work) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not training_processes(work)
+    finally:
+        for process in training_processes(work):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["load_config", "Epoch(train)"])
+def test_row_42_ctrl_c_in_a_run(moment, shapes, tmp_path):
+    pretrain_config(shapes, **{"train_cfg.max_epochs": 5000}).dump(tmp_path / "config.py")
+    work, log = tmp_path / "work", tmp_path / "log"
+    run = launch([sys.executable, ROOT / "tools/train.py", tmp_path / "config.py", "--work-dir", work], log)
+    if moment == "load_config":
+        time.sleep(1.5)  # imports and the configuration take longer
+    else:
+        wait_for(log, moment, run)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    lines = log.read_text().splitlines()
+    assert "Traceback" not in log.read_text() and lines[-1] == "interrupted; continue with --resume"
+    assert not (work / "run.lock").exists()
