@@ -1,5 +1,7 @@
 """Checkpoints that load with `weights_only=True`; an outdated file is removed only after its successor is complete."""
 
+from pathlib import Path
+
 import numpy as np
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
@@ -23,7 +25,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        self.file_backend = _DeferredRemoval(self.file_backend)
+        self.file_backend = _DeferredRemoval(self.file_backend, Path(self.out_dir))
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         super().after_train_iter(runner, *args, **kwargs)
@@ -49,10 +51,13 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 class _DeferredRemoval:
-    """Wraps a file backend: `remove` only notes the path, `remove_outdated` removes."""
+    """Wraps a file backend: `remove` only notes the path, `remove_outdated` removes.
 
-    def __init__(self, backend) -> None:
-        self._backend = backend
+    Only files in `folder` are removed: after resuming, mmengine reads the name of the best checkpoint from the file.
+    """
+
+    def __init__(self, backend, folder: Path) -> None:
+        self._backend, self._folder = backend, folder.resolve()
         self._outdated: list[str] = []
 
     def remove(self, path: str) -> None:
@@ -61,7 +66,7 @@ class _DeferredRemoval:
     def remove_outdated(self, current: set[str | None]) -> None:
         """Remove the noted files, except the current ones: a resumed run can write a file of the same name again."""
         for path in self._outdated:
-            if path not in current:
+            if path not in current and Path(path).resolve().parent == self._folder:
                 self._backend.remove(path)
         self._outdated.clear()
 

@@ -23,7 +23,7 @@ from arm_images.errors import DataError
 from ..datasets.samplers import SeededSampler
 from ..datasets.transforms import checked_loading
 from ..errors import ConfigError, NonFiniteLoss
-from .checkpoint_contents import check_resumable, resuming
+from .checkpoint_contents import check_resumable, check_states, resuming
 from .checkpoint_hook import restore_log_buffers
 from .checks import config_errors
 from .finite_loss_hook import FiniteLossHook
@@ -184,6 +184,7 @@ class ARMRunner(Runner):
         if self._resume:
             epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
             check_resumable(checkpoint, filename, self.max_iters, epochs)
+            check_states(checkpoint, filename, self.optim_wrapper, self.param_schedulers)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
