@@ -184,13 +184,14 @@ class ARMRunner(Runner):
         if self._resume:
             epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
             check_resumable(checkpoint, filename, self.max_iters, epochs)
-            check_states(checkpoint, filename, self.optim_wrapper, self.param_schedulers)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         state = model_state(checkpoint, where=filename)
         (load_weights if is_sharded(model) else load_exact)(model, state, filename)
+        if self._resume:
+            check_states(checkpoint, filename, self.optim_wrapper, self.param_schedulers)
         self._has_loaded = True  # mmengine's private flag: it loads `load_from` once
         self.logger.info(f"All {len(state)} tensors of the model loaded from {filename}")
         self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})
