@@ -97,7 +97,7 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
 
 def build_runner(cfg: Config) -> ARMRunner:
     """Build the runner; a wrong argument in the configuration raises a ConfigError."""
-    with _network_errors(), config_errors(cfg, "the configuration cannot be built"):
+    with config_errors(cfg, "the configuration cannot be built"), _network_errors():
         return ARMRunner.from_cfg(cfg)
 
 
@@ -124,8 +124,16 @@ def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, 
     """`run`, without the lock; removes `new_folders` if nothing is made in the first of them."""
     runner = None
     try:
-        runner = build_runner(cfg)
-        return runner, getattr(runner, action)()
+        try:
+            runner = build_runner(cfg)
+            return runner, getattr(runner, action)()
+        except user_errors():
+            raise
+        except Exception as error:
+            explained = _explain(error, cfg, runner)
+            if explained is None:
+                raise
+            raise explained from error
     except (*user_errors(), KeyboardInterrupt) as error:
         if runner is not None and runner.started:
             error.met_alone = True  # an earlier error is the same in every process
@@ -135,10 +143,24 @@ def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, 
                 with suppress(OSError):  # another run has begun in it
                     folder.rmdir()
         raise
-    except RuntimeError as error:
-        if get_world_size() > 1 and "by peer" in str(error):  # gloo's "Connection closed by peer"
-            raise ConnectionError("another process has stopped; see its error") from error
-        raise
+
+
+def _explain(error: Exception, cfg: Config, runner: ARMRunner | None) -> Exception | None:
+    """The one line for an error of another process, or for one that comes before the first iteration is done.
+
+    Until then a value of the configuration, or of the checkpoint that is resumed, is the likely reason. Else None.
+    """
+    if get_world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
+        return ConnectionError("another process has stopped; see its error")  # gloo: "Connection closed by peer"
+    likely = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+    if not isinstance(error, likely) or (runner is not None and runner.worked):
+        return None
+    what = "the first iteration fails" if runner is not None and runner.started else "the run cannot be prepared"
+    source = f"the checkpoint {cfg.load_from} or in " if cfg.get("resume") else ""
+    return ConfigError(
+        f"{what} ({type(error).__name__}: {one_line(error)}); look for a wrong value in {source}the configuration "
+        "(ARM_TRACEBACK=1 before the command shows where)"
+    )
 
 
 def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner | None:

@@ -157,6 +157,9 @@ def _check_kind(key: str, value: object, typed: object, current: object) -> None
     is_number = isinstance(current, int | float) and not isinstance(current, bool)
     if is_number and isinstance(typed, str) and key.split(".")[-1] not in _TEXT_OR_NUMBER:
         raise ConfigError(f"--cfg-options {key}={value}: {key} is {current!r}; give a number")
+    is_list = isinstance(current, list | tuple) and len(current) and all(isinstance(i, int | float) for i in current)
+    if is_list and isinstance(typed, str):
+        raise ConfigError(f"--cfg-options {key}={value}: {key} is {current!r}; give numbers")
     is_part = isinstance(current, dict) and ("type" in current or "." not in key)
     is_part |= isinstance(current, list) and any(isinstance(item, dict) for item in current)
     if is_part and not isinstance(typed, dict | list | tuple | None):

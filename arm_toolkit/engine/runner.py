@@ -70,15 +70,17 @@ class ARMRunner(Runner):
 
     Attributes:
         started: whether training or testing has begun; by then everything is built and loaded.
+        worked: whether an iteration is done.
         gathered: while a checkpoint is written, the parts of it that all processes compute together (`_gather`).
     """
 
-    started = False
+    started = worked = False
     gathered: dict
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
         self.started = self.started or fn_name in ("before_train", "before_test")
+        self.worked = self.worked or fn_name in ("after_train_iter", "after_val_iter", "after_test_iter")
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """Like mmengine's; also sends what `arm_images` says to the same console and file, even from data workers."""

@@ -342,3 +342,19 @@ def test_empty_arguments(arguments, refused, configs):
 
 def test_empty_data(refused):
     refused("pretrain.py", "--model", "arm_tiny", "--data", "", says=["--data is empty"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "says"),
+    [
+        ("seg", "param_scheduler.0.type=()", "param_scheduler: type must be"),
+        ("det", "model.rpn_head.anchor_generator.strides=4", "cannot be"),
+        ("pretrain", "model.data_preprocessor.pad_size_divisor=[1]", "look for a wrong value"),
+    ],
+)
+def test_wrong_values_that_only_the_run_finds_are_one_line(kind, option, says, configs, tmp_path, capsys):
+    """row_46"""
+    command = ("train.py", configs / f"{kind}.py", "--work-dir", tmp_path / "work", "--cfg-options", option)
+    assert call_tool(*command) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", error) and says in error
