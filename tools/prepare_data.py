@@ -53,7 +53,7 @@ def make_classes(args: argparse.Namespace) -> None:
 
 
 def coco(args: argparse.Namespace) -> list[Report]:
-    options = dict(classes=args.classes, decode=args.decode, progress=args.progress)
+    options = dict(classes=args.classes, decode=args.decode, progress=args.progress, masks=not args.boxes)
     if args.root.is_dir():
         if args.images:
             raise DataError(f"--images {args.images} is for a single annotation file, but {args.root} is a folder")
@@ -118,6 +118,7 @@ def parse_args() -> argparse.Namespace:
     kind.add_argument("--images", type=Path, help="folder of the images, if ROOT is a file")
     kind.add_argument("--splits", nargs="+", default=["train2017", "val2017"], help="splits (train2017 val2017)")
     kind.add_argument("--classes", nargs="+", help="category names that the file must contain")
+    kind.add_argument("--boxes", action="store_true", help="for training boxes alone: objects need no segmentation")
     kind.add_argument("--decode", **decode)
 
     kind = kinds.add_parser(

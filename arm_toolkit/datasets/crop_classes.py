@@ -1,11 +1,12 @@
 """Creates a classification data set by cropping the objects of a COCO instance data set."""
 
-import json
 from pathlib import Path
 
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 from arm_images.read import read_rgb, reason
+
+from .annotations import read_coco
 
 SPLITS = {"train": "train2017", "val": "val2017"}
 MARGIN = 1.25  # side of the square crop, relative to the longer side of the box
@@ -38,7 +39,7 @@ def write_class_folders(coco: Path, out: Path, min_side: int = 16) -> dict[str, 
 def _read(file: Path) -> dict:
     if not file.is_file():
         raise DataError(f"{file} does not exist; give a COCO folder (annotations/, train2017/, val2017/)")
-    return json.loads(file.read_bytes())
+    return read_coco(file, masks=False)[0]
 
 
 def _crop(content: dict, images: Path, out: Path, min_side: int) -> int:

@@ -2,8 +2,6 @@
 
 import difflib
 import inspect
-import json
-import mmap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import mmengine.registry
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, HOOKS, METRICS, Registry
+from mmengine.registry import HOOKS, METRICS, Registry
 from timm.layers import to_2tuple
 
 from arm_images.errors import DataError
@@ -80,20 +78,19 @@ def _unknown_argument(cfg: Config, error: Exception) -> str | None:
 
 
 def check_data_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the folders and annotation files of some data loaders exist, and that COCO's classes are right.
+    """Check that the folders and annotation files of some data loaders exist.
 
     Args:
         loaders: keys of data loaders, e.g. "train_dataloader".
 
     Raises:
-        DataError: naming the first path that does not exist, or the first data set with wrong classes.
+        DataError: naming the first path that does not exist.
         ConfigError: if an evaluation would skip unreadable images.
     """
     for loader in loaders:
         for where, dataset in named_dicts((cfg.get(loader) or {}).get("dataset"), f"{loader}.dataset"):
             if "data_root" in dataset:
                 _check_dataset(dataset, where)
-                _check_classes(dataset, where, cfg.get("default_scope"))
             elif dataset.get("on_error") == "skip" and loader != "train_dataloader":
                 raise ConfigError(f"{where}.on_error='skip': an evaluation cannot skip images; give 'raise'")
             elif "path" in dataset and not Path(dataset["path"]).exists():
@@ -121,52 +118,6 @@ def _check_dataset(dataset: dict, where: str) -> None:
             raise DataError(
                 f"{where}.data_prefix.{key}: {root / folder} does not exist; check data_prefix and data_root"
             )
-
-
-def _check_classes(dataset: dict, where: str, scope: str | None) -> None:
-    """Check that a COCO data set's classes are in its file, in that order; mmdet silently drops the others."""
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        kind = registry.get(dataset["type"]) if isinstance(dataset.get("type"), str) else None
-    if not hasattr(kind, "COCOAPI") or not dataset.get("ann_file"):
-        return
-    classes = (dataset.get("metainfo") or {}).get("classes", kind.METAINFO.get("classes"))
-    if not isinstance(classes, list | tuple):
-        return
-    file = Path(dataset["data_root"]) / dataset["ann_file"]
-    names = [category.get("name") for category in _categories(file)]
-    absent = [name for name in classes if name not in names]
-    if absent:
-        raise DataError(
-            f"{where}.metainfo.classes: {file} has no category {_some(absent)} (it has {_some(names)}); "
-            "set the classes of all data sets to its names, and num_classes of the heads to their number"
-        )
-    in_file = [name for name in names if name in classes]
-    if in_file != list(classes):
-        raise DataError(
-            f"{where}.metainfo.classes: mmdet numbers classes in the order of {file}; "
-            f"list them in that order: {_some(in_file)}"
-        )
-
-
-def _categories(file: Path) -> list[dict]:
-    """The categories of a COCO file; avoids parsing all of it (hundreds of megabytes) if possible."""
-    if file.stat().st_size:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for found in re.finditer(rb'"categories"\s*:\s*(?=\[\s*\{)', content):
-                text = content[found.end() : found.end() + 2**20].decode(errors="replace")
-                try:
-                    return json.JSONDecoder().raw_decode(text)[0]
-                except ValueError:
-                    break
-    try:
-        return json.loads(file.read_bytes())["categories"]
-    except (ValueError, KeyError, TypeError) as error:
-        what = "has no 'categories'" if isinstance(error, KeyError | TypeError) else f"is not complete JSON ({error})"
-        raise DataError(f"{file} {what}; give a COCO instance file (tools/prepare_data.py check coco)") from error
-
-
-def _some(names: list) -> str:
-    return ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
 
 
 def check_arguments(cfg: Config) -> None:

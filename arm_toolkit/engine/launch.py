@@ -17,6 +17,7 @@ from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
+from .check_classes import check_classes, use_checked_coco
 from .checks import (
     check_arguments,
     check_data_paths,
@@ -186,10 +187,13 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
     check_environment(args.launcher)
     require_keys(cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
     check_values(cfg)
-    check_data_paths(cfg, ("train_dataloader", "val_dataloader"))
+    loaders = ("train_dataloader", "val_dataloader")
+    check_data_paths(cfg, loaders)
     check_arguments(cfg)
     check_image_size(cfg)
     check_num_classes(cfg)
+    check_classes(cfg, loaders)
+    use_checked_coco(cfg)
     _set_work_dir(cfg, args, config_name)
     if args.auto_scale_lr:
         if not cfg.get("auto_scale_lr"):
@@ -244,6 +248,8 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     check_values(cfg)
     check_data_paths(cfg, ("test_dataloader",))
     check_arguments(cfg)
+    check_classes(cfg, ("test_dataloader",))
+    use_checked_coco(cfg)
     _set_work_dir(cfg, args, config_name)
     cfg.load_from = args.checkpoint
     backbone = pretrained_backbone(cfg)

@@ -23,6 +23,7 @@ from arm_images.errors import DataError
 from ..datasets.samplers import SeededSampler
 from ..datasets.transforms import checked_loading
 from ..errors import ConfigError, NonFiniteLoss
+from .check_classes import check_checkpoint_classes
 from .checkpoint_contents import check_resumable, check_states, resuming
 from .checkpoint_hook import restore_log_buffers
 from .checks import config_errors
@@ -194,6 +195,11 @@ class ARMRunner(Runner):
         (load_weights if is_sharded(model) else load_exact)(model, state, filename)
         if self._resume:
             check_states(checkpoint, filename, self.optim_wrapper, self.param_schedulers)
+        testing = isinstance(self._test_loop, BaseLoop)  # built
+        if testing or self._resume:
+            loader = "test_dataloader" if testing else "train_dataloader"
+            dataset = (self.test_dataloader if testing else self.train_dataloader).dataset
+            check_checkpoint_classes(filename, checkpoint.get("meta") or {}, dataset, loader)
         self._has_loaded = True  # mmengine's private flag: it loads `load_from` once
         self.logger.info(f"All {len(state)} tensors of the model loaded from {filename}")
         self._interrupted_gradients = checkpoint.get("accumulated_gradients", {})

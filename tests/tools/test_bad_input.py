@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from arm_toolkit.datasets.annotations import read_categories
 from arm_toolkit.datasets.samplers import SeededSampler
-from arm_toolkit.engine.checks import _categories
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import CONFIGS, det_config, pretrain_config, seg_config, train
 from tests.helpers.tools import call_tool, run_tool
@@ -323,9 +323,6 @@ def test_classes_that_the_file_does_not_have(broken, refused):
     file = change_coco(broken, lambda content: content["categories"][1].update(name="box"))
     says = ["train_dataloader.dataset.metainfo.classes", f"{file} has no category square", "it has disc, box, triangle"]
     refused("train.py", "mine.py", says=says)
-    change_coco(broken, lambda content: content["categories"].reverse())
-    change_coco(broken, lambda content: content["categories"][1].update(name="square"))
-    refused("train.py", "mine.py", says=[str(file), "list them in that order: triangle, square, disc"])
     # 80 classes of COCO, for which the configuration has no metainfo
     coco = ROOT / "det_configs/mask_rcnn_arm_ti_cpu.py"
     options = ("--cfg-options", f"data_root={broken}/coco", "model.backbone.init_cfg=None")
@@ -338,7 +335,7 @@ def test_categories_are_found_wherever_they_stand(tmp_path):
     for order in (content, dict(reversed(content.items()))):
         for options in ({}, dict(indent=1), dict(ensure_ascii=False)):
             file.write_text(json.dumps(order, **options))
-            assert _categories(file) == content["categories"]
+            assert read_categories(file) == content["categories"]
 
 
 @pytest.mark.parametrize("text", ["", '{"images": [', "[]", '{"images": [], "annotations": []}'])
@@ -359,7 +356,7 @@ def test_annotation_file_that_is_broken_behind_its_categories(broken, refused):
 def test_empty_training_set(broken, refused):
     det_config(broken).dump("mine.py")
     change_coco(broken, lambda content: content.update(annotations=[]))
-    refused("train.py", "mine.py", says=["train_dataloader", "data set is empty; check ann_file", "classes"])
+    refused("train.py", "mine.py", says=["train_dataloader", "has no annotations"])
     for image in (broken / "ade/images/training").iterdir():
         image.unlink()
     seg_config(broken).dump("mine.py")
