@@ -135,6 +135,7 @@ extern "C" void arm_scan_backward(const Kernels *kernels, const ScanBackward *g,
 }
 
 extern "C" void arm_conv(const Kernels *kernels, const Conv *conv, int64_t backward, int64_t threads, void *parallel) {
+    if (conv->channels == 0) return;  // empty tensors have no addresses
     Call<Conv> call = {kernels, conv, conv->channels, arm_parts(kernels, conv->batch, conv->channels, threads), nullptr};
     if (backward)
         call.part = [](const auto &c, int64_t image, int64_t, int64_t first, int64_t end) {
