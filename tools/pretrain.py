@@ -66,8 +66,10 @@ def _rescale(cfg, epochs: int) -> None:
     """Scale the schedule to `epochs`, with at least one epoch of warm-up."""
     if epochs < 2:
         raise ConfigError(f"--epochs {epochs}: give at least 2, of which one is warm-up")
-    schedule = cfg.param_scheduler
-    schedule.warmup = max(1, round(schedule.warmup * epochs / cfg.train_cfg.max_epochs))
+    parts = cfg.get("param_scheduler") or []
+    for part in parts if isinstance(parts, list) else [parts]:  # the runner makes other parts end with the training
+        if "warmup" in part:
+            part.warmup = max(1, round(part.warmup * epochs / cfg.train_cfg.max_epochs))
     cfg.train_cfg.max_epochs = epochs
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -102,6 +103,32 @@ class SeededSampler(Sampler):
                 order = self._order(epoch)
             yield SampleIndex(order[position], mix_seed(self.seed, epoch, order[position]))
             step += 1
+
+
+@DATA_SAMPLERS.register_module()
+class SkippableBatches(Sampler):
+    """The batches of another batch sampler, without those that a resumed run has done.
+
+    Args:
+        sampler, batch_size: those of the data loader.
+        batches: configuration of the batch sampler.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, batches: dict) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+        self.batches = DATA_SAMPLERS.build(batches, default_args=dict(sampler=sampler, batch_size=batch_size))
+        self._skipped = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def skip(self, num_batches: int) -> None:
+        """Skip the next `num_batches` batches of this process; called on resuming."""
+        self._skipped += num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, self._skipped = self._skipped, 0
+        yield from islice(self.batches, first, None)
 
 
 @TRANSFORMS.register_module()

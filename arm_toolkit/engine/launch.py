@@ -1,6 +1,7 @@
 """Trains and tests any configuration: detection, segmentation, classification or pretraining."""
 
 import argparse
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,9 +34,11 @@ from .runner import ARMRunner
 from .values import check_values, require_keys
 from .work_dir_lock import one_run, refuse_second_run
 
+WIDTHS = ("channels", "in_channels", "out_channels")  # keys of a model that hold numbers of channels
+
 
 def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
-    """Set the launcher in a configuration, and adapt it to a machine without a GPU.
+    """Set the launcher in a configuration, and adapt it to a batch of one image and to a machine without a GPU.
 
     Args:
         args: parsed by `add_arguments`.
@@ -43,7 +46,9 @@ def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg.launcher = args.launcher
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        _use_group_norm(cfg)
+    else:
         _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
 
 
@@ -86,14 +91,31 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
         for key in ("dtype", "loss_scale"):
             optim_wrapper.pop(key, None)
         changes.append("float32 instead of mixed precision")
+    _use_group_norm(cfg)
     sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
-    # BN has no statistics for one image pooled to one pixel (UperNet's pyramid pooling)
-    single = (cfg.get("train_dataloader") or {}).get("batch_size") == 1
     for node in sync:
-        node.update(dict(type="GN", num_groups=32) if single else dict(type="BN"))
+        node.update(type="BN")
     if sync:
-        changes.append("GN (for a batch of 1) instead of SyncBN" if single else "BN instead of SyncBN")
+        changes.append("BN instead of SyncBN")
     print_log(f"No GPU found, running on the CPU{': ' if changes else ''}{', '.join(changes)}", logger="current")
+
+
+def _use_group_norm(cfg: Config) -> None:
+    """Replace BatchNorm in a segmentor that trains on one image at a time, and log it.
+
+    Of one image pooled to one pixel (UperNet's pyramid pooling) BatchNorm has no statistics.
+    """
+    single = cfg.get("default_scope") == "mmseg" and (cfg.get("train_dataloader") or {}).get("batch_size") == 1
+    model = list(dicts(cfg.get("model")))
+    spans_processes = torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    kinds = ("BN",) if spans_processes else ("BN", "SyncBN")
+    norms = [node for node in model if node.get("type") in kinds]
+    if single and norms:
+        # at least two channels a group: GN has no statistics of a single value either
+        groups = math.gcd(32, *(node[key] // 2 for node in model for key in WIDTHS if isinstance(node.get(key), int)))
+        for node in norms:
+            node.update(type="GN", num_groups=groups)
+        print_log(f"train_dataloader.batch_size=1: GN with {groups} groups instead of BN", logger="current")
 
 
 def build_runner(cfg: Config) -> ARMRunner:

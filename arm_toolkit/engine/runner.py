@@ -38,6 +38,8 @@ from .fsdp import (
     shard_optimizer_state,
 )
 from .hooks import FiniteOutputsHook, SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook
+from .resume import differences, run_facts
+from .schedule import Configured, follow_length
 
 EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes and filter_cfg"
 # hooks that every run has
@@ -100,6 +102,9 @@ class ARMRunner(Runner):
         # mmengine keeps each part's configuration in a private attribute of that name until it is built
         name = next((part for part in parts if getattr(self, f"_{part}") is dataloader), "data loader")
         file, scope = dataloader["dataset"].get("ann_file"), self.cfg.get("default_scope")
+        if name == "train_dataloader" and isinstance(dataloader.get("batch_sampler"), dict):
+            batches = dict(type="SkippableBatches", batches=dataloader["batch_sampler"])
+            dataloader = {**dataloader, "batch_sampler": batches}
         try:
             with config_errors(self.cfg, f"{name} ({file})" if file else name):
                 loader = super().build_dataloader(checked_loading(dataloader, scope), *args, **kwargs)
@@ -119,6 +124,9 @@ class ARMRunner(Runner):
         return loader
 
     def build_train_loop(self, loop: dict | BaseLoop) -> BaseLoop:
+        """Like mmengine's, but a loop of epochs is a `ResumableEpochLoop`."""
+        if isinstance(loop, dict) and (loop.get("type") == "EpochBasedTrainLoop" or loop.get("by_epoch")):
+            loop = {key: value for key, value in loop.items() if key != "by_epoch"} | dict(type="ResumableEpochLoop")
         with config_errors(self.cfg, "train_cfg"):
             return super().build_train_loop(loop)
 
@@ -139,6 +147,13 @@ class ARMRunner(Runner):
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler):
+        """Like mmengine's, but the schedule ends with the training."""
+        parts = [scheduler] if isinstance(scheduler, dict) and "type" in scheduler else scheduler
+        if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
+            epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
+            scheduler, lines = follow_length(parts, epochs, self.max_iters)
+            for line in lines:
+                self.logger.warning(line)
         with config_errors(self.cfg, "param_scheduler"):
             return super().build_param_scheduler(scheduler)
 
@@ -187,6 +202,8 @@ class ARMRunner(Runner):
         if self._resume:
             epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
             check_resumable(checkpoint, filename, self.max_iters, epochs)
+            self._differences = differences(checkpoint, self, filename)
+            self._saved_schedule = checkpoint.get("param_schedulers")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -210,12 +227,25 @@ class ARMRunner(Runner):
     def resume(self, filename: str, *args, **kwargs) -> None:
         """Like mmengine's; also restores partially accumulated gradients and the seed that orders the images.
 
+        Rates and schedules are those of the configuration. One line each says what differs from the run that is
+        continued, and whether it is finished.
+
         Raises:
-            CheckpointError: if the file lacks what resuming needs, or holds something else in its place.
+            CheckpointError: if the file lacks what resuming needs, holds something else in its place, or comes from a
+                run that this one cannot continue.
         """
         self._resume = True
+        configured = Configured(self.optim_wrapper, self.param_schedulers)
         with resuming(filename):
             super().resume(filename, *args, **kwargs)
+            lines = self._differences + configured.restore(self, self._saved_schedule)
+        for line in lines:
+            self.logger.warning(f"{filename}: {line}")
+        if self.iter >= self.max_iters:
+            self.logger.info(
+                f"{filename}: this run is finished ({self.iter} of {self.max_iters} iterations), nothing is left to "
+                "do; to train longer set train_cfg"
+            )
         if is_sharded(self.model):
             shard_optimizer_state(self.optim_wrapper.optimizer)
         for name, parameter in self._trained():
@@ -267,7 +297,7 @@ class ARMRunner(Runner):
         In the middle of gradient accumulation: the partial sums, averaged over the processes; after resuming, every
         process continues from the mean. Of a sharded model: also the unsharded weights and optimizer state.
         """
-        gathered, sharded = {}, is_sharded(self.model)
+        gathered, sharded = dict(run=run_facts(self)) if optimizer else {}, is_sharded(self.model)
         if optimizer and not self.optim_wrapper.should_update():
             gradients = {name: p.grad.clone() for name, p in self._trained() if p.grad is not None}
             if not sharded:  # sharded gradients are means already
