@@ -5,7 +5,6 @@ Legend: B batch, H, W image height and width, Gh, Gw grid height and width in to
 
 import functools
 import logging
-import math
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -96,12 +95,28 @@ def drop_path_rates(rate: float, num_layers: int) -> list[float]:
     return [0.0] + [rate * i / (num_layers - 1) for i in range(num_layers - 1)]
 
 
+def patch_grid(img_size: tuple[int, int], patch_size: int, patch_stride: int) -> tuple[int, int]:
+    """Grid (Gh, Gw) of an image (height, width) without padding.
+
+    Raises:
+        ValueError: for an image smaller than a patch, or a stride with which pixels lie between the patches.
+    """
+    if not 1 <= patch_stride <= patch_size:
+        raise ValueError(
+            f"patch_stride={patch_stride!r} with patch_size={patch_size!r}: give a stride from 1 to the patch size; "
+            "a larger one would leave out the pixels between the patches"
+        )
+    if min(img_size) < patch_size:
+        raise ValueError(f"img_size={tuple(img_size)} is smaller than one patch of {patch_size} pixels")
+    return tuple((size - patch_size) // patch_stride + 1 for size in img_size)
+
+
 class PatchEmbed(nn.Module):
     """(B, in_chans, H, W) -> (B, Gh, Gw, C), one token per patch."""
 
-    def __init__(self, patch_size: int, stride: int, in_chans: int, dim: int) -> None:
+    def __init__(self, patch_size: int, stride: int, in_chans: int, dim: int, device=None, dtype=None) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -119,7 +134,7 @@ class ARMTrunk(nn.Module):
     Args:
         arch: name in `ARCHS`, or a dict with embed_dims and num_layers.
         img_size: pixels, one number or (height, width); determines the grid of the position embedding.
-        patch_size, patch_stride: pixels.
+        patch_size, patch_stride: pixels; by default patches do not overlap: the stride is the patch size.
         scans: number of scan directions, 1 (pretraining) or 4 (finetuning).
         cls_token: None, or the position of a class token in the sequence: "middle" (reference code) or "tail" (STAR).
         in_chans: image channels.
@@ -129,6 +144,7 @@ class ARMTrunk(nn.Module):
             "full" or True: keep only the block's input, recompute everything.
         reference_init: zero the delta biases of directions 2 to 4, as the reference code does when it trains from
             scratch, instead of giving every direction Mamba's initial step sizes.
+        device, dtype: of the parameters.
 
     Raises:
         ValueError: for an argument out of range; the message names it.
@@ -140,13 +156,15 @@ class ARMTrunk(nn.Module):
         img_size: int | tuple[int, int] = 224,
         *,
         patch_size: int = 16,
-        patch_stride: int = 16,
+        patch_stride: int | None = None,
         scans: int = 4,
         cls_token: str | None = None,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         with_cp: bool | str = False,
         reference_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.with_cp = resolve_with_cp(with_cp)
@@ -154,21 +172,21 @@ class ARMTrunk(nn.Module):
             raise ValueError(f"scans={scans!r}: ARM scans in 1 direction (pretraining) or 4 (finetuning); give 1 or 4")
         self.embed_dims, self.num_layers = resolve_arch(arch)
         self.img_size = to_2tuple(img_size)
-        self.patch_size, self.patch_stride, self.scans = patch_size, patch_stride, scans
-        if min(self.img_size) < patch_size:
-            raise ValueError(f"img_size={img_size!r} is smaller than one patch of {patch_size} pixels")
-        self.grid_size = tuple((s - patch_size) // patch_stride + 1 for s in self.img_size)
+        self.patch_size, self.scans, self.in_chans = patch_size, scans, in_chans
+        self.patch_stride = patch_stride = patch_size if patch_stride is None else patch_stride
+        self.grid_size = patch_grid(self.img_size, patch_size, patch_stride)
         cls_index(1, cls_token)  # raises for an unknown position
         self.cls_token_position = cls_token
 
-        self.patch_embed = PatchEmbed(patch_size, patch_stride, in_chans, self.embed_dims)
-        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims))
+        factory = dict(device=device, dtype=dtype)
+        self.patch_embed = PatchEmbed(patch_size, patch_stride, in_chans, self.embed_dims, **factory)
+        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, self.embed_dims, **factory))
         if cls_token is not None:
-            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims))
-            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims))
+            self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dims, **factory))
+            self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims, **factory))
         ARMTrunk.reset_parameters(self)  # before the blocks are built: the order determines the weights of a seed
         self.blocks = nn.ModuleList(
-            Block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init)
+            Block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init, **factory)
             for rate in drop_path_rates(drop_path_rate, self.num_layers)
         )
 
@@ -261,7 +279,7 @@ class ARM(ARMTrunk):
         img_size: int | tuple[int, int] = 224,
         *,
         patch_size: int = 16,
-        patch_stride: int = 16,
+        patch_stride: int | None = None,
         scans: int = 4,
         cls_token: str | None = None,
         in_chans: int = 3,
@@ -312,7 +330,7 @@ class ARM(ARMTrunk):
     def _pad(self, images: Tensor) -> Tensor:
         """Append zeros at the right and the bottom until every pixel is in a patch: the grid is ceil(size / stride)."""
         stride, patch = self.patch_stride, self.patch_size
-        height, width = (max((math.ceil(s / stride) - 1) * stride + patch - s, 0) for s in images.shape[2:])
+        height, width = (-(s // -stride) * stride - stride + patch - s for s in images.shape[2:])  # ceil(s / stride)
         return F.pad(images, (0, width, 0, height))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -366,8 +384,9 @@ def init_parameters(model: nn.Module) -> None:
         model.to_empty(device="cuda")
         init_parameters(model)
 
-    Calls `reset_parameters()` of every module, children before parents, so that a parent can overwrite what its
-    children initialised. The weights have the distributions of an ordinary construction, but differ for the same seed.
+    Calls `reset_parameters()`, or `init_weights()` of timm's modules, children before parents, so that a parent can
+    overwrite what its children initialised. The weights have the distributions of an ordinary construction, but differ
+    for the same seed.
 
     Raises:
         TypeError: if a module holds parameters or buffers and has no `reset_parameters`.
@@ -375,5 +394,7 @@ def init_parameters(model: nn.Module) -> None:
     for name, module in reversed(list(model.named_modules())):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        elif hasattr(module, "init_weights"):
+            module.init_weights()
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters(); add one")

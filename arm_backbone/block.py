@@ -1,5 +1,6 @@
 """The MambaMLP block (ARM section 3.3): a Mamba mixer and a SwiGLU, each with a LayerNorm before it and a residual."""
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -15,12 +16,12 @@ NORM_EPS = 1e-5
 class SwiGLU(nn.Module):
     """`w3(silu(w1 x) * w2 x)` with biases; hidden width 8/3 dim, for as many parameters as an MLP with ratio 4."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, device=None, dtype=None) -> None:
         super().__init__()
         hidden = dim * 4 * 2 // 3
-        self.w1 = nn.Linear(dim, hidden)
-        self.w2 = nn.Linear(dim, hidden)
-        self.w3 = nn.Linear(hidden, dim)
+        self.w1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
+        self.w2 = nn.Linear(dim, hidden, device=device, dtype=dtype)
+        self.w3 = nn.Linear(hidden, dim, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -47,15 +48,25 @@ class Block(nn.Module):
         scans: scan directions K.
         drop_path: stochastic depth rate of both branches, drawn per sample.
         num_blocks: blocks in the network; scales the initial weights of the mixer's out_proj.
-        reference_init: as in `MambaMixer`.
+        reference_init, device, dtype: as in `MambaMixer`.
     """
 
-    def __init__(self, dim: int, scans: int, drop_path: float, num_blocks: int, reference_init: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        scans: int,
+        drop_path: float,
+        num_blocks: int,
+        reference_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mixer = MambaMixer(dim, scans, residual_layers=num_blocks, reference_init=reference_init)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = SwiGLU(dim)
+        factory = dict(device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
+        self.mixer = MambaMixer(dim, scans, residual_layers=num_blocks, reference_init=reference_init, **factory)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
+        self.mlp = SwiGLU(dim, **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:

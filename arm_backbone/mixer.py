@@ -36,6 +36,7 @@ class MambaMixer(nn.Module):
         expand: inner channels D as a multiple of dim; ARM has 1.
         residual_layers: blocks in the network; out_proj is initialised with a factor 1/sqrt(residual_layers).
         reference_init: zero the delta bias of directions 2 to 4, as the reference code does from scratch.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -47,20 +48,23 @@ class MambaMixer(nn.Module):
         expand: int = 1,
         residual_layers: int = 1,
         reference_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory = dict(device=device, dtype=dtype)
         self.dt_rank, self.d_state = math.ceil(dim / 16), d_state
         self.residual_layers, self.reference_init = residual_layers, reference_init
         inner = expand * dim
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(scans, inner, d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(scans, inner))
-        self.x_proj_weight = nn.Parameter(torch.empty(scans, self.dt_rank + 2 * d_state, inner))
-        self.dt_proj_weight = nn.Parameter(torch.empty(scans, inner, self.dt_rank))
-        self.dt_proj_bias = nn.Parameter(torch.empty(scans, inner))
-        self.A_log = nn.Parameter(torch.empty(scans, inner, d_state))
-        self.D = nn.Parameter(torch.empty(scans, inner))
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **factory)
+        self.conv_weight = nn.Parameter(torch.empty(scans, inner, d_conv, **factory))
+        self.conv_bias = nn.Parameter(torch.empty(scans, inner, **factory))
+        self.x_proj_weight = nn.Parameter(torch.empty(scans, self.dt_rank + 2 * d_state, inner, **factory))
+        self.dt_proj_weight = nn.Parameter(torch.empty(scans, inner, self.dt_rank, **factory))
+        self.dt_proj_bias = nn.Parameter(torch.empty(scans, inner, **factory))
+        self.A_log = nn.Parameter(torch.empty(scans, inner, d_state, **factory))
+        self.D = nn.Parameter(torch.empty(scans, inner, **factory))
+        self.out_proj = nn.Linear(inner, dim, bias=False, **factory)
         self.reset_parameters()
 
     @torch.no_grad()

@@ -69,6 +69,8 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
             reference code.
     """
 
+    is_init = BaseModel.is_init  # mmengine's record
+
     def __init__(self, *args, data_preprocessor: dict | None = None, init_cfg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.data_preprocessor = MODELS.build(data_preprocessor or dict(type="BaseDataPreprocessor"))

@@ -80,7 +80,7 @@ def cls_index(num_patches: int, cls_token: str | None) -> int | None:
 def _insert_cls(order: Tensor, position: int) -> Tensor:
     """Add 1 to the patch indices from `position` on, and visit the class token at step `position`."""
     order = order + (order >= position)
-    return torch.cat([order[:position], order.new_tensor([position]), order[position:]])
+    return torch.cat([order[:position], order.new_full((1,), position), order[position:]])
 
 
 def inverse_orders(orders: Tensor) -> Tensor:

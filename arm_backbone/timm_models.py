@@ -53,7 +53,9 @@ default_cfgs = generate_default_cfgs(
 def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Tensor]:
     """Adapt a checkpoint of any kind to `model`; timm calls this before loading.
 
-    Tensors that the file may lack (see `arm_backbone.checkpoint.load`) keep their initial values, with a warning.
+    Tensors that the file may lack (see `arm_backbone.checkpoint.load`) keep their initial values, with a warning. So
+    does the head if the file has one for another number of classes; a head for the model's number of classes is kept,
+    whatever number timm's pretrained_cfg states.
 
     Returns:
         a complete state dict of `model`.
@@ -62,8 +64,15 @@ def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Te
         CheckpointError: if the checkpoint does not fit the model.
     """
     state, accounting = fit_state(model, model_state(checkpoint), "the checkpoint")
-    if accounting.new:
-        _logger.warning("not in the checkpoint, initial values kept: %s", ", ".join(sorted(accounting.new)))
+    dropped = {name: accounting.dropped[name] for name in accounting.new if name in accounting.dropped}
+    absent = sorted(accounting.new.keys() - dropped.keys())
+    if absent:
+        _logger.warning("not in the checkpoint, initial values kept: %s", ", ".join(absent))
+    if dropped:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in dropped.items())
+        _logger.warning("dropped from the checkpoint, initial values kept: %s", reasons)
+    if "head.weight" in state:  # else timm drops the head of a file for another number of classes than the default
+        model.pretrained_cfg["num_classes"] = model.num_classes
     return model.state_dict() | state
 
 

@@ -12,6 +12,7 @@ MAY_START_FRESH = {
     "out_norms.": "output norms, learned with the dense task",
     "norm.": "learned in finetuning",
     "head.": "learned in finetuning",
+    "attn_pool.": "attention pooling, learned in finetuning",
     "cls_token": "class token, learned in finetuning",
 }
 
