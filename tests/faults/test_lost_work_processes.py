@@ -139,9 +139,14 @@ def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch):
 
 
 def launch(command: list, log: Path) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    """Start a command as a shell in a terminal does: tests that run in the background inherit an ignored SIGINT."""
     return subprocess.Popen(
-        list(map(str, command)), stdout=log.open("w"), stderr=subprocess.STDOUT, env=env, start_new_session=True
+        list(map(str, command)),
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -190,12 +195,15 @@ def test_row_42_ctrl_c_in_a_run(moment, shapes, tmp_path):
     pretrain_config(shapes, **{"train_cfg.max_epochs": 5000}).dump(tmp_path / "config.py")
     work, log = tmp_path / "work", tmp_path / "log"
     run = launch([sys.executable, ROOT / "tools/train.py", tmp_path / "config.py", "--work-dir", work], log)
-    if moment == "load_config":
-        time.sleep(1.5)  # imports and the configuration take longer
-    else:
-        wait_for(log, moment, run)
-    os.killpg(run.pid, signal.SIGINT)
-    assert run.wait(60) == 130
+    try:
+        if moment == "load_config":
+            time.sleep(1.5)  # imports and the configuration take longer
+        else:
+            wait_for(log, moment, run)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+    finally:
+        run.kill()
     lines = log.read_text().splitlines()
     assert "Traceback" not in log.read_text() and lines[-1] == "interrupted; continue with --resume"
     assert not (work / "run.lock").exists()
