@@ -126,7 +126,7 @@ def test_every_cell_is_a_run_of_its_configuration(comparison):
             continue
         assert str(cfg.train_cfg.max_iters) == str(cfg.param_scheduler[1].end) == "250"
         start = cfg.model.backbone.init_cfg
-        assert start == "None" if name.startswith("none") else start.checkpoint.endswith("/backbone.pth")
+        assert start is None if name.startswith("none") else start.checkpoint.endswith("/backbone.pth")
         assert (cfg.model.backbone.get("frozen_stages") == 12) == ("probe" in name)
 
 
