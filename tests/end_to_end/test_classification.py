@@ -310,7 +310,7 @@ def test_bad_arguments_are_one_line(folders, tmp_path, script, arguments, messag
 
 def test_nothing_to_draw(folders, tmp_path, capfd):
     weights = tmp_path / "weights.pth"
-    torch.save({}, weights)
+    torch.save(dict(weight=torch.zeros(1)), weights)
     arguments = ["--show-dir", tmp_path / "pictures", "--work-dir", tmp_path / "run"]
     config = ROOT / "cls_configs/quickstart_arm.py"
     assert call_tool("test.py", config, weights, *arguments, "--cfg-options", f"data_root={folders}") == 2
