@@ -101,17 +101,23 @@ def survey(path: str | os.PathLike, prefix: str | os.PathLike | None = None) -> 
     return found
 
 
-def image_files(folder: Path, found: Found | None = None) -> list[Path]:
-    """The image files under a folder at any depth, sorted; what is left out is added to `found`, archives too."""
-    found = Found(folder) if found is None else found
+def image_files(folder: Path, found: Found, archives: list[Path] | None = None) -> list[Path]:
+    """The image files under a folder at any depth, sorted.
+
+    Args:
+        found: what is left out is added to it.
+        archives: .tar archives are added to it; None leaves them out.
+    """
     files = []
     for path in _files(folder):
         if not path.is_file():
-            found.leave_out("that are no regular files (broken links, pipes)", path)
+            found.leave_out("that are not regular files (broken links, pipes)", path)
         elif path.name.startswith("._"):
             found.leave_out("notes of macOS (._NAME)", path)
         elif path.suffix.lower() in EXTENSIONS:
             files.append(path)
+        elif archives is not None and path.suffix.lower() == ".tar":
+            archives.append(path)
         elif path.name.lower().endswith(COMPRESSED):
             found.leave_out("compressed archives (unpack them)", path)
         else:
@@ -129,11 +135,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _survey_folder(found: Found) -> None:
-    of_folder = Found(found.source)
-    found.files += image_files(found.source, of_folder)
-    archives = of_folder.left_out.pop("other files (.tar)", []) + of_folder.left_out.pop("other files (.TAR)", [])
-    found.left_out = of_folder.left_out
-    for archive in sorted(archives):
+    archives: list[Path] = []
+    found.files += image_files(found.source, found, archives)
+    for archive in archives:
         before = len(found.files)
         _add_archive(found, archive)
         if len(found.files) == before:

@@ -26,21 +26,19 @@ def read_list(file: Path) -> list[str]:
     for start, what in ARCHIVES.items():
         if data.startswith(start):
             raise DataError(f"{file} is {what}, which is not read; {UNPACK}")
-    if data.startswith(WIDE) or b"\0" in data[:4096] and not _is_image(file):
+    if _is_image(file):
+        raise DataError(f"{file} is one image; give its folder, or a text file with one path per line")
+    if data.startswith(WIDE) or b"\0" in data[:4096]:
         text = "UTF-16" if data.startswith(WIDE) else "binary, or UTF-16"
         raise DataError(f"{file} is {text}, not a list of paths in UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        if _is_image(file):
-            raise DataError(f"{file} is one image; give its folder, or a text file with one path per line") from None
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{file} is not text in UTF-8 (line {line}); give a folder of images, or a list in UTF-8 "
             "(from Latin-1: iconv -f LATIN1 -t UTF-8)"
         ) from None
-    if _is_image(file):
-        raise DataError(f"{file} is one image; give its folder, or a text file with one path per line")
     return [line.strip() for line in lines if line.strip()]
 
 

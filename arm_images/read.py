@@ -32,10 +32,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def require_regular(file: object) -> None:
+    """Refuse a path to a folder, a pipe or a device: reading a pipe would wait for ever.
+
+    Raises:
+        DataError: without the file's name.
+    """
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise DataError("it is not a regular file")
+
+
 def read_rgb(file: Path | BinaryIO) -> Image.Image:
     """Decode an image: 8-bit RGB, upright (its EXIF orientation is applied). Raises whatever the decoder raises."""
-    if isinstance(file, Path) and file.exists() and not file.is_file():
-        raise DataError("it is no regular file")
+    require_regular(file)
     with Image.open(file) as image:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
@@ -47,8 +56,7 @@ def read_labels(file: Path | BinaryIO) -> np.ndarray:
     Raises:
         DataError: if it does not hold one channel of integers 0 to 255. The message does not name the file.
     """
-    if isinstance(file, Path) and file.exists() and not file.is_file():
-        raise DataError("it is no regular file")
+    require_regular(file)
     with Image.open(file) as image:
         mode = image.mode
         image.load()

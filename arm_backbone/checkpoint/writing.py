@@ -1,4 +1,4 @@
-"""Writes a file or folder completely or not at all; every file of this project is written with `replacing`."""
+"""Writes a file or folder completely or not at all."""
 
 import errno
 import os

@@ -239,7 +239,7 @@ def check_environment(device: torch.device) -> None:
     cpu = _part("cpu", "library")
     isa = os.environ.get("ARM_CPU_ISA") or cpu.ISAS[0]
     if isa not in cpu.ISAS:
-        raise ValueError(f"ARM_CPU_ISA={isa!r} is no instruction set; give one of {', '.join(cpu.ISAS)}")
+        raise ValueError(f"ARM_CPU_ISA={isa!r} is not an instruction set; give one of {', '.join(cpu.ISAS)}")
     if cpu.unavailable() is None:
         cpu.kernels()
 

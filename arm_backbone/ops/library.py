@@ -129,7 +129,8 @@ def is_eager(tensors: Iterable[Tensor | None]) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module runs PyTorch's forward of `kind` and nothing else.
 
-    So it is no subclass, and neither it nor its class has hooks or another `forward` or `__call__`.
+    A subclass is not plain, nor is a module with hooks, or one whose `forward` or `__call__` was replaced, on itself or
+    on its class.
     """
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     changed = any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()

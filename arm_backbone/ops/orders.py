@@ -55,7 +55,7 @@ class ScanOrders:
         """The tensor, validated again if it was changed in place.
 
         Raises:
-            ValueError: for a row that is no longer a permutation.
+            ValueError: if a row is not a permutation any more.
         """
         if self._version != _version(self._tensor):
             self._keep(_validated(self._tensor))

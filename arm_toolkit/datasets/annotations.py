@@ -187,7 +187,7 @@ def _read_ids(annotations: list, report: Report) -> None:
 def _read_annotations(annotations: list, images: dict, categories: dict, masks: bool, report: Report) -> None:
     """Check boxes, areas, crowd flags and segmentations, and repair them in place."""
     faults: dict[str, list] = {}
-    few: dict[str, list] = {}
+    small, outside = [], []
     computed, flagged, degenerate, ignored = 0, 0, 0, 0
     renumber = bool(report.facts["repairs"])
 
@@ -213,9 +213,9 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
             faults.setdefault(what, []).append(name)
             continue
         if w < 1 or h < 1:
-            few.setdefault("boxes are less than 1 pixel wide or high (training leaves them out)", []).append(name)
+            small.append(name)
         elif min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
-            few.setdefault("boxes reach more than 1 pixel out of their image (clip them)", []).append(name)
+            outside.append(name)
         if crowd is None:
             annotation["iscrowd"] = 0
             flagged += 1
@@ -242,11 +242,13 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
 
     for what, names in faults.items():
         report.error(f"{len(names)} {what}; annotation ids", names)
-    for what, names in few.items():
+    for what, names in (
+        ("boxes are less than 1 pixel wide or high (training leaves them out)", small),
+        ("boxes reach more than 1 pixel out of their image (clip them)", outside),
+    ):
         add = report.error if len(names) > FEW * len(annotations) else report.note
         add(f"{len(names)} of {len(annotations)} {what}; annotation ids", names)
-    small, outside = (len(names) for what in ("less than", "reach") for names in [_with(few, what)])
-    report.facts.update(boxes_too_small=small, boxes_outside=outside)
+    report.facts.update(boxes_too_small=len(small), boxes_outside=len(outside))
     repairs = report.facts["repairs"]
     if computed:
         repairs.append(f"{computed} areas are missing or not positive: computed from segmentation or box")
@@ -256,10 +258,6 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
         repairs.append(f"{degenerate} polygons of fewer than three points are left out; their objects have others")
     if ignored:
         report.note(f"{ignored} annotations are marked 'ignore': training leaves them out")
-
-
-def _with(found: dict[str, list], words: str) -> list:
-    return next((names for what, names in found.items() if words in what), [])
 
 
 def _describe(annotations: list, images: dict, categories: dict, images_only: bool, report: Report) -> None:

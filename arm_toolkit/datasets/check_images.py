@@ -14,7 +14,7 @@ from arm_images.errors import DataError
 from arm_images.find import EXTENSIONS, ImageFile, survey
 from arm_images.opencv import read_bgr
 from arm_images.pillow import Image
-from arm_images.read import read_rgb
+from arm_images.read import read_rgb, require_regular
 
 from .check_report import Report, _reason
 
@@ -103,8 +103,7 @@ def _look_at(files: Sequence[ImageFile], read: Callable | None, progress: bool) 
 
     def look(file: ImageFile) -> tuple[ImageFile, _Look]:
         try:
-            if isinstance(file, Path) and file.exists() and not file.is_file():
-                return file, _Look(fault="no regular file")
+            require_regular(file)
             with Image.open(file if isinstance(file, Path) else file.open()) as picture:
                 size, mode = picture.size, picture.mode
                 orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)

@@ -14,7 +14,7 @@ from .annotations import read_coco
 
 
 class NamedCOCO(COCO):
-    """COCO's index of a content that `read_coco` returned; category ids come in the order of the names asked for.
+    """COCO's index of what `read_coco` returns; it gives category ids in the order of the requested names.
 
     mmdet's COCO gives them in the file's order, so that label i is not always the i-th class.
     """

@@ -4,7 +4,6 @@ Configurations name mmcv's and mmseg's transforms, which other programs recognis
 """
 
 import logging
-import os
 from pathlib import Path
 
 import mmengine.fileio
@@ -16,7 +15,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 
 from arm_images.errors import DataError
 from arm_images.opencv import read_bgr
-from arm_images.read import read_labels, reason
+from arm_images.read import read_labels, reason, require_regular
 
 
 @TRANSFORMS.register_module()
@@ -57,8 +56,7 @@ class LoadImage(LoadImageFromFile):
     def _read(self, path: str) -> np.ndarray:
         if (self.color_type, self.imdecode_backend) != ("color", "cv2"):
             return super().transform(dict(img_path=path))["img"]
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise DataError("it is no regular file")
+        require_regular(Path(path))
         image = read_bgr(mmengine.fileio.get(path, backend_args=self.backend_args))
         return image.astype(np.float32) if self.to_float32 else image
 

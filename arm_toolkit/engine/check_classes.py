@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, Registry
 
+from arm_backbone.checkpoint.accounting import shorten
 from arm_images.errors import DataError
 
 from ..datasets.annotations import read_categories
@@ -60,7 +61,7 @@ def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
             first = first or (where, classes, zero)
             if classes != first[1]:
                 raise ConfigError(
-                    f"{where}.metainfo.classes: {_some(classes)}, but {first[0]} has {_some(first[1])}; "
+                    f"{where}.metainfo.classes: {shorten(classes)}, but {first[0]} has {shorten(first[1])}; "
                     "give all data sets the same names in the same order"
                 )
             if zero != first[2]:
@@ -117,7 +118,7 @@ def _class_names(dataset: dict, where: str, kind: type, scope: str | None) -> li
         raise ConfigError(f"{key}={classes!r}; give the names of the classes, in the order of their labels")
     twice = sorted({name for name in classes if list(classes).count(name) > 1})
     if twice:
-        raise ConfigError(f"{key} has {_some(twice)} more than once; give every class one name")
+        raise ConfigError(f"{key} has {shorten(twice)} more than once; give every class one name")
     return list(classes)
 
 
@@ -127,21 +128,21 @@ def _check_categories(file: Path, classes: list[str], where: str, kind: type) ->
     absent = [name for name in classes if name not in names]
     if absent:
         raise DataError(
-            f"{where}.metainfo.classes: {file} has no category {_some(absent)} (it has {_some(names)}); "
+            f"{where}.metainfo.classes: {file} has no category {shorten(absent)} (it has {shorten(names)}); "
             "set the classes of all data sets to its names, and num_classes of the heads to their number"
         )
     in_file = [name for name in names if name in classes]
     if in_file != classes and kind.__name__ not in (*OURS, *OURS.values()):
         raise DataError(
             f"{where}.metainfo.classes: {kind.__name__} numbers classes in the order of {file}; "
-            f"list them in that order: {_some(in_file)}"
+            f"list them in that order: {shorten(in_file)}"
         )
 
 
 def _check_number(key: str, number: object, where: str, classes: list[str]) -> None:
     if number is not None and number != len(classes):
         raise ConfigError(
-            f"{key}.num_classes={number}, but {where} has {len(classes)} classes ({_some(classes)}); "
+            f"{key}.num_classes={number}, but {where} has {len(classes)} classes ({shorten(classes)}); "
             f"set it to {len(classes)}, or correct metainfo.classes"
         )
 
@@ -191,11 +192,7 @@ def check_checkpoint_classes(file: str, meta: dict, dataset: object, loader: str
             continue
         of_file, here = (list(value) if isinstance(value, list | tuple) else value for value in (of_file, here))
         if of_file != here:
-            before, now = (_some(value) if isinstance(value, list) else value for value in (of_file, here))
+            before, now = (shorten(value) if isinstance(value, list) else value for value in (of_file, here))
             raise ConfigError(
                 f"{loader}.dataset: {key} is {now}, but {file} was trained with {before}; set it as in training"
             )
-
-
-def _some(names: list) -> str:
-    return ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")

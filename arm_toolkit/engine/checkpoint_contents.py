@@ -15,11 +15,12 @@ from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 from ..errors import ConfigError, one_line, user_errors
 from .config import config_from_text
 from .config_text import buildable, parse_config
+from .resume import AGAIN
 
 # key -> its type; mmengine reads all of them
 PARTS = {"meta": dict, "message_hub": dict, "optimizer": dict, "param_schedulers": (list, dict)}
 HUB_PARTS = ("log_scalars", "runtime_info", "resumed_keys")
-_AGAIN = "give a checkpoint of an interrupted run, or start from its weights with --cfg-options load_from=FILE"
+_AGAIN = f"give a checkpoint of an interrupted run, {AGAIN}"
 
 
 def check_resumable(checkpoint: dict, where: str, max_iters: int, max_epochs: int | None) -> None:
@@ -126,7 +127,7 @@ def check_states(checkpoint: dict, where: str, optim_wrapper: OptimWrapper, sche
 
 
 def _check_moments(state: object, optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Check the moments of each parameter: a finite number, or a finite tensor of the parameter's shape."""
+    """Check the moments of each parameter: a finite number, or a tensor of the parameter's shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
         raise CheckpointError(f"{where} is not a dict of dicts; {_AGAIN}")
@@ -147,7 +148,7 @@ def _check_moments(state: object, optimizer: torch.optim.Optimizer, where: str) 
                     )
             elif not isinstance(value, Real):
                 raise CheckpointError(f"{key} is {_shown(value)}, not a tensor or number; {_AGAIN}")
-            if not torch.as_tensor(value).isfinite().all():
+            elif not math.isfinite(value):  # `resume.differences` has looked at the tensors
                 raise CheckpointError(f"{key} holds NaN or infinite values; {_AGAIN}")
             if name == "step" and float(value) < 1:
                 raise CheckpointError(f"{key} is {_shown(value)}, not a number of steps; {_AGAIN}")

@@ -1,4 +1,5 @@
-"""Small hooks of every run: throughput, resumable random numbers, finite outputs, skipped files, metrics file."""
+"""Small hooks of every run: throughput, resumable random numbers, equal buffers, finite outputs, skipped
+files, metrics file."""
 
 import random
 import time

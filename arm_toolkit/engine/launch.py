@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -135,12 +135,10 @@ def run(cfg: Config, action: str) -> tuple[ARMRunner, dict | torch.nn.Module]:
     Returns:
         the runner, and what the method returned.
     """
-    is_new = not Path(cfg.work_dir).exists()
-    new_parents = [folder for folder in Path(cfg.work_dir).absolute().parents if not folder.exists()]
-    if action == "train":
-        with one_run(cfg.work_dir, cfg.launcher):
-            return _run(cfg, action, [Path(cfg.work_dir), *new_parents] if is_new else [])
-    return _run(cfg, action, [Path(cfg.work_dir), *new_parents] if is_new else [])
+    work_dir = Path(cfg.work_dir).absolute()
+    new_folders = [folder for folder in (work_dir, *work_dir.parents) if not folder.exists()]
+    with one_run(cfg.work_dir, cfg.launcher) if action == "train" else nullcontext():
+        return _run(cfg, action, new_folders)
 
 
 def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, dict | torch.nn.Module]:

@@ -1,6 +1,5 @@
 """COCO files with faults: one error with file and ids before the first batch, the same from the check of data."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from arm_images.errors import DataError
 from arm_toolkit.datasets.annotations import read_coco
 from arm_toolkit.datasets.check import check_coco
 from arm_toolkit.datasets.coco import ARMCocoDataset
+from tests.helpers.json_files import change_json
 from tests.helpers.runs import det_config, train
 
 NAN, INF = float("nan"), float("inf")
@@ -74,11 +74,7 @@ def coco(shapes, tmp_path) -> Path:
 
 
 def change(coco: Path, edit) -> Path:
-    file = coco / "annotations/instances_train2017.json"
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
-    return file
+    return change_json(coco / "annotations/instances_train2017.json", edit)
 
 
 def load(file: Path) -> ARMCocoDataset:

@@ -198,7 +198,7 @@ def test_row_15_what_is_left_out_is_said_in_one_line(tmp_path, caplog):
     (tmp_path / "more.tar.gz").write_bytes(b"")
     assert len(find_images(tmp_path)) == 2
     (line,) = caplog.messages
-    for part in ("2 images used", "1 other files (.gif)", "notes of macOS", "no regular files", "compressed archives"):
+    for part in ("2 images used", "1 other files (.gif)", "notes of macOS", "not regular files", "compressed archives"):
         assert part in line
     assert len(check_images(tmp_path).notes) >= 2
 
@@ -233,9 +233,9 @@ def test_row_51_a_pipe_among_images_is_left_out(tmp_path):
     os.mkfifo(tmp_path / "b.png")
     assert find_images(tmp_path) == [tmp_path / "a.png"]
     assert check_images(tmp_path).facts["images"] == 1
-    with pytest.raises(DataError, match="b.png .*no regular file"):
+    with pytest.raises(DataError, match="b.png .*not a regular file"):
         LoadImage().transform(dict(img_path=str(tmp_path / "b.png")))
-    with pytest.raises(DataError, match="b.png .*no regular file"):
+    with pytest.raises(DataError, match="b.png .*not a regular file"):
         load(tmp_path / "b.png")
 
 

@@ -55,7 +55,6 @@ READERS: dict[str, Callable[[str], tuple]] = {
 }
 FAST = ("convert", "visualize", "reconstruct")
 ONE_OF_EACH = ("system_in_zip.pth", "pickle.safetensors")
-refusals: set[tuple[str, str]] = set()
 
 
 def _cases() -> list:
@@ -76,7 +75,6 @@ def test_no_tool_executes_a_checkpoint(tool, file, place, tmp_path):
     assert done.returncode == 2, done.stderr
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and file in done.stderr
     assert not list(tmp_path.iterdir())
-    refusals.add((tool, file))
 
 
 @pytest.mark.parametrize("file", CHECKPOINTS)
@@ -90,13 +88,6 @@ def test_python_functions_execute_no_checkpoint(file, place, tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(file)):
         read_run(tmp_path, {})
     assert not (place / "canary").exists(), "executed"
-
-
-@pytest.mark.slow
-def test_the_figures(capsys):
-    """Runs last of its group: prints how many uses of a tool met how many files."""
-    with capsys.disabled():
-        print(f"\nhostile checkpoints: {len(READERS)} tools x {len(CHECKPOINTS)} files, {len(refusals)} refused here")
 
 
 # -------------------------------------------------------------------------------------------------------- data

@@ -170,7 +170,7 @@ def training_processes(work: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_row_40_killed_launcher_and_a_restart(shapes, tmp_path):
+def test_row_40_a_killed_launcher_leaves_no_process(shapes, tmp_path):
     pretrain_config(shapes, **{"train_cfg.max_epochs": 5000}).dump(tmp_path / "config.py")
     work, log = tmp_path / "work", tmp_path / "log"
     command = ["bash", ROOT / "tools/dist_train.sh", tmp_path / "config.py", 2, "--work-dir", work]

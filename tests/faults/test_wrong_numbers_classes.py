@@ -11,6 +11,7 @@ from arm_toolkit.datasets.coco import ARMCocoDataset
 from arm_toolkit.engine.check_classes import check_checkpoint_classes, check_classes, use_checked_coco
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.evaluation.coco import ARMCocoMetric
+from tests.helpers.json_files import change_json
 from tests.helpers.runs import det_config, seg_config
 
 LOADERS = ("train_dataloader", "val_dataloader")
@@ -24,24 +25,21 @@ def data(shapes, tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def change(file: Path, edit) -> Path:
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
-    return file
-
-
-def names_of_labels(file: Path, classes=CLASSES) -> list[list[str]]:
-    dataset = ARMCocoDataset(
+def dataset_of(file: Path, classes=CLASSES) -> ARMCocoDataset:
+    return ARMCocoDataset(
         ann_file=str(file), metainfo=dict(classes=classes), data_prefix=dict(img=""), pipeline=[], test_mode=True
     )
-    return [[classes[i["bbox_label"]] for i in dataset.get_data_info(n)["instances"]] for n in range(len(dataset))]
+
+
+def names_of_labels(file: Path) -> list[list[str]]:
+    dataset = dataset_of(file)
+    return [[CLASSES[i["bbox_label"]] for i in dataset.get_data_info(n)["instances"]] for n in range(len(dataset))]
 
 
 def test_labels_follow_names_when_the_file_lists_categories_in_another_order(data):
     """row_3"""
     before = names_of_labels(data / VAL)
-    change(data / VAL, lambda content: content["categories"].reverse())
+    change_json(data / VAL, lambda content: content["categories"].reverse())
     assert names_of_labels(data / VAL) == before
     cfg = det_config(data, validate=True)
     check_classes(cfg, LOADERS)
@@ -62,12 +60,6 @@ def perfect(file: Path, dataset: ARMCocoDataset, classwise: bool = False, first:
     return metric.evaluate(len(dataset) if first is None else first)
 
 
-def dataset_of(file: Path, classes=CLASSES) -> ARMCocoDataset:
-    return ARMCocoDataset(
-        ann_file=str(file), metainfo=dict(classes=classes), data_prefix=dict(img=""), pipeline=[], test_mode=True
-    )
-
-
 @pytest.mark.parametrize("plant", ["order", "id 0", "text ids", "no area", "area 0", "no iscrowd", "one image"])
 def test_perfect_predictions_have_ap_1(plant, data):
     """row_3, row_10, row_13, row_22, row_29"""
@@ -84,7 +76,7 @@ def test_perfect_predictions_have_ap_1(plant, data):
             if plant == "no iscrowd":
                 del annotation["iscrowd"]
 
-    file = change(data / VAL, edit)
+    file = change_json(data / VAL, edit)
     result = perfect(file, dataset_of(file), first=1 if plant == "one image" else None)
     assert result["coco/bbox_mAP"] == 1.0
 
@@ -92,9 +84,9 @@ def test_perfect_predictions_have_ap_1(plant, data):
 def test_rows_by_class_have_the_right_names_in_any_order(data):
     """row_3: pycocotools sorts category ids, mmdet names the rows in the order of the classes."""
     classes = tuple(reversed(CLASSES))
-    change(data / VAL, lambda content: content["annotations"].sort(key=lambda a: a["category_id"]))
+    change_json(data / VAL, lambda content: content["annotations"].sort(key=lambda a: a["category_id"]))
     dataset = dataset_of(data / VAL, classes)
-    metric_file = change(data / VAL, lambda content: None)
+    metric_file = change_json(data / VAL, lambda content: None)
     result = perfect(metric_file, dataset, classwise=True)
     assert all(result[f"coco/{name}_precision"] == 1.0 for name in classes)
 
@@ -161,7 +153,7 @@ def test_a_checkpoint_of_other_classes_is_refused(data):
 def test_areas_are_those_of_the_masks(data):
     """row_13"""
     original = {a["id"]: a["area"] for a in json.loads((data / VAL).read_text())["annotations"]}
-    change(data / VAL, lambda content: [a.update(area=0) for a in content["annotations"]])
+    change_json(data / VAL, lambda content: [a.update(area=0) for a in content["annotations"]])
     content, report = read_coco(data / VAL)
     assert {a["id"]: a["area"] for a in content["annotations"]} == original
     assert "computed" in report.facts["repairs"][0]

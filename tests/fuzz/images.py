@@ -10,10 +10,9 @@ from PIL import Image
 
 from arm_toolkit.datasets.check_ade import check_ade
 from arm_toolkit.datasets.check_images import check_images
-from arm_toolkit.errors import user_errors
 from tests.fuzz.mutate import mutate_bytes
-from tests.fuzz.session import Fault, quiet
-from tests.helpers.runs import pretrain_config, seg_config, train
+from tests.fuzz.session import compare_with_check, quiet
+from tests.helpers.runs import pretrain_config, seg_config
 
 MODES = ("L", "RGB", "RGBA", "CMYK", "P", "I;16", "LA", "1")
 
@@ -52,15 +51,7 @@ class ImageCase:
                     check_ade(self.shapes / "ade", self.seg.model.decode_head.num_classes, decode=True),
                     self.seg,
                 )
-            try:
-                train(cfg, self.folder / "run")
-            except user_errors() as error:
-                if report.ok:
-                    raise Fault(f"{what}: the check says ok, training says {error}") from error
-                return f"{what}: {report.errors[0]}", "named error"
-            if not report.ok:
-                raise Fault(f"{what}: training goes on, the check says {report.errors[0]}")
-            return what, "passes"
+            return compare_with_check(what, report, cfg, self.folder / "run")
         finally:
             file.write_bytes(content)
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from arm_toolkit.datasets.check_report import Report
 from arm_toolkit.errors import one_line, user_errors
+from tests.helpers.runs import train
 
 TIME_LIMIT = 60  # seconds; a case takes at most a few
 
@@ -55,6 +57,26 @@ def run(case: Callable[[random.Random], tuple[str, str]], log: Path, seeds: Iter
             counts[outcome] += 1
             print(json.dumps(dict(seed=seed, outcome=outcome, text=text)), file=file, flush=True)
     return counts
+
+
+def compare_with_check(what: str, report: Report, cfg: Config, folder: Path) -> tuple[str, str]:
+    """Train on data that a check has looked at: what the check passes must train, and the reverse.
+
+    Returns:
+        what a case returns.
+
+    Raises:
+        Fault: if check and training disagree.
+    """
+    try:
+        train(cfg, folder)
+    except user_errors() as error:
+        if report.ok:
+            raise Fault(f"{what}: the check says ok, training says {error}") from error
+        return f"{what}: {report.errors[0]}", "named error"
+    if not report.ok:
+        raise Fault(f"{what}: training goes on, the check says {report.errors[0]}")
+    return what, "passes"
 
 
 def quiet(cfg: Config) -> Config:

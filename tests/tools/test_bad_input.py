@@ -13,6 +13,7 @@ from PIL import Image
 
 from arm_toolkit.datasets.annotations import read_categories
 from arm_toolkit.datasets.samplers import SeededSampler
+from tests.helpers.json_files import change_json
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import CONFIGS, det_config, pretrain_config, seg_config, train
 from tests.helpers.tools import call_tool, run_tool
@@ -310,11 +311,7 @@ def test_unreadable_image_in_testing(broken, files, refused):
 
 
 def change_coco(data: Path, change) -> Path:
-    file = data / "coco/annotations/instances_train2017.json"
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-    return file
+    return change_json(data / "coco/annotations/instances_train2017.json", change)
 
 
 def test_classes_that_the_file_does_not_have(broken, refused):
