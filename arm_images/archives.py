@@ -35,19 +35,23 @@ class TarMember:
             return io.BytesIO(file.read(self.size))
 
 
-def tar_members(archive: Path) -> list[TarMember]:
+def tar_members(archive: Path, links: list[str] | None = None) -> list[TarMember]:
     """The files of a tar archive, such as a webdataset shard, in the archive's order.
+
+    Args:
+        links: the names of links, sparse files and devices, which are not read, are added to it.
 
     Raises:
         DataError: if the archive is compressed, is not a tar archive, or is not complete.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
-            members = [
-                TarMember(archive, member.offset_data, member.size, member.name)
-                for member in tar
-                if member.isreg() and not member.issparse()
-            ]
+            members = []
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    members.append(TarMember(archive, member.offset_data, member.size, member.name))
+                elif links is not None and not member.isdir():
+                    links.append(f"{archive}/{member.name}")
             end = tar.offset
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"{archive} is not an uncompressed tar archive ({error}); recreate it with tar -cf") from None

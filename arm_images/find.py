@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archives import DatasetRow, TarMember, dataset_rows, is_dataset, tar_members
-from .errors import DataError
+from .errors import DataError, printable
 from .lists import read_list
 from .walk import walk
 
@@ -45,7 +45,9 @@ class Found:
     def __str__(self) -> str:
         kinds = Counter(Path(_name(file)).suffix.lower() for file in self.files)
         used = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common() if kind)
-        return f"{self.source}: {len(self.files)} images used{f' ({used})' if used else ''}{self.remainder()}"
+        return printable(
+            f"{self.source}: {len(self.files)} images used{f' ({used})' if used else ''}{self.remainder()}"
+        )
 
     def remainder(self) -> str:
         """What is left out, to follow another sentence; empty if nothing is."""
@@ -101,20 +103,25 @@ def survey(path: str | os.PathLike, prefix: str | os.PathLike | None = None) -> 
     return found
 
 
-def image_files(folder: Path, found: Found, archives: list[Path] | None = None) -> list[Path]:
+def image_files(
+    folder: Path, found: Found, archives: list[Path] | None = None, suffix: str | None = None
+) -> list[Path]:
     """The image files under a folder at any depth, sorted.
 
     Args:
         found: what is left out is added to it.
         archives: .tar archives are added to it; None leaves them out.
+        suffix: names must end in it; None takes `EXTENSIONS`, in capital or small letters.
     """
     files = []
     for path in _files(folder):
         if not path.is_file():
             found.leave_out("that are not regular files (broken links, pipes)", path)
-        elif path.name.startswith("._"):
+        elif is_note_of_macos(path):
             found.leave_out("notes of macOS (._NAME)", path)
-        elif path.suffix.lower() in EXTENSIONS:
+        elif any(part.startswith(".") for part in path.relative_to(folder).parts):
+            found.leave_out("hidden files", path)
+        elif path.name.endswith(suffix) if suffix else path.suffix.lower() in EXTENSIONS:
             files.append(path)
         elif archives is not None and path.suffix.lower() == ".tar":
             archives.append(path)
@@ -123,6 +130,11 @@ def image_files(folder: Path, found: Found, archives: list[Path] | None = None) 
         else:
             found.leave_out(f"other files ({path.suffix or 'no ending'})", path)
     return files
+
+
+def is_note_of_macos(path: Path) -> bool:
+    """Whether macOS keeps its own data in this file or folder: `._NAME`, or `__MACOSX` of unpacked archives."""
+    return path.name.startswith("._") or path.name == "__MACOSX"
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -145,7 +157,8 @@ def _survey_folder(found: Found) -> None:
 
 
 def _add_archive(found: Found, archive: Path) -> None:
-    for member in tar_members(archive):
+    links: list[str] = []
+    for member in tar_members(archive, links):
         suffix = Path(member.name).suffix
         if suffix.lower() not in EXTENSIONS:
             found.leave_out(f"other files of archives ({suffix or 'no ending'})", member)
@@ -153,6 +166,8 @@ def _add_archive(found: Found, archive: Path) -> None:
             found.leave_out("notes of macOS (._NAME)", member)
         else:
             found.files.append(member)
+    for link in links:
+        found.leave_out("links and other special files of archives (recreate with tar --dereference)", link)
 
 
 def _listed(list_file: Path, folder: Path) -> list[Path]:

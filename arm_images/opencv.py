@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 
 from .errors import DataError
+from .header import ENDS, ORIENTATION
 from .pillow import Image
 from .read import read_rgb
 
-ORIENTATION = 0x0112  # EXIF
 TURNS = {  # from the stored to the upright image, by EXIF orientation
     2: np.fliplr,
     3: lambda image: image[::-1, ::-1],
@@ -19,7 +19,6 @@ TURNS = {  # from the stored to the upright image, by EXIF orientation
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
-ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def read_bgr(data: bytes) -> np.ndarray:

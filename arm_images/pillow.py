@@ -3,8 +3,8 @@
 Pillow goes by a file's contents, and gives PostScript to Ghostscript whatever the file's name is.
 """
 
-from PIL import EpsImagePlugin, Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 EpsImagePlugin.gs_binary = False  # "Ghostscript is not there": decoding raises an OSError
 
-__all__ = ["Image", "ImageOps"]
+__all__ = ["Image", "ImageOps", "UnidentifiedImageError"]

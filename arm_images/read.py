@@ -54,10 +54,13 @@ def read_labels(file: Path | BinaryIO) -> np.ndarray:
     """Decode a label map: (H, W) uint8, upright. Of a palette image these are its indices.
 
     Raises:
-        DataError: if it does not hold one channel of integers 0 to 255. The message does not name the file.
+        DataError: if it does not hold one channel of integers 0 to 255, or is a JPEG, which changes labels. The message
+            does not name the file.
     """
     require_regular(file)
     with Image.open(file) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise DataError("a JPEG, which changes labels at the edges of regions; save it as PNG")
         mode = image.mode
         image.load()
         labels = np.asarray(ImageOps.exif_transpose(image))

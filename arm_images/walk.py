@@ -9,7 +9,7 @@ def walk(root: Path) -> Iterator[Path]:
     """Yield everything under a folder that is not a folder, in no particular order.
 
     Links are followed after the real folders, so that a folder that is found both ways has its real path. A link to a
-    folder that was read already, as in a loop, is not followed.
+    folder that was read already, as in a loop, is not followed. A link to itself is yielded like a broken one.
 
     Raises:
         OSError: for a folder that cannot be listed.
@@ -26,7 +26,14 @@ def walk(root: Path) -> Iterator[Path]:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     path = folder / entry.name
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         yield path
                     else:
                         (links if entry.is_symlink() else folders).append(path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

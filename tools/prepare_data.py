@@ -1,5 +1,8 @@
 """Generate the small data set "shapes", crop COCO's objects into class folders, or check a data set before training.
 
+A check finds and reads files with the code that training uses, and lists all faults. "ok" means that the data set
+trains and evaluates, but for pixels that the line says were not read.
+
 Examples:
     python tools/prepare_data.py shapes data/shapes --train 400 --val 60
     python tools/prepare_data.py classes data/shapes/coco data/shapes_classes
@@ -7,6 +10,8 @@ Examples:
     python tools/prepare_data.py check coco instances_train.json --images data/nuts/images
     python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150
     python tools/prepare_data.py check images data/imagenet/train
+    python tools/prepare_data.py check classes data/imagenet
+    python tools/prepare_data.py check imagenet data/robustness --sets v2 sketch
 
 Exit status: 0 success, 1 a check found errors, 2 wrong arguments.
 """
@@ -16,8 +21,9 @@ import sys
 from pathlib import Path
 
 from arm_images.errors import DataError
-from arm_toolkit.datasets.check import check_coco
+from arm_toolkit.datasets.check import check_coco, compare_categories
 from arm_toolkit.datasets.check_ade import ADE_SPLITS, check_ade
+from arm_toolkit.datasets.check_class_folders import check_class_folders, check_imagenet_set
 from arm_toolkit.datasets.check_images import check_images
 from arm_toolkit.datasets.check_report import Report
 from arm_toolkit.errors import run_tool
@@ -31,7 +37,8 @@ def main() -> None:
     elif args.command == "classes":
         make_classes(args)
     else:
-        reports = {"coco": coco, "ade": ade, "images": images}[args.kind](args)
+        checks = {"coco": coco, "ade": ade, "images": images, "classes": class_folders, "imagenet": imagenet}
+        reports = checks[args.kind](args)
         print("\n".join(str(report) for report in reports))
         sys.exit(0 if all(report.ok for report in reports) else 1)
 
@@ -57,10 +64,13 @@ def coco(args: argparse.Namespace) -> list[Report]:
     if args.root.is_dir():
         if args.images:
             raise DataError(f"--images {args.images} is for a single annotation file, but {args.root} is a folder")
-        return [
+        reports = [
             check_coco(args.root / f"annotations/instances_{split}.json", args.root / split, **options)
             for split in args.splits
         ]
+        if not args.classes:
+            compare_categories(reports)
+        return reports
     if args.root.is_file() and not args.images:
         raise DataError(f"{args.root} is a file; give the folder of its images with --images FOLDER")
     if not args.root.is_file():
@@ -73,13 +83,27 @@ def ade(args: argparse.Namespace) -> list[Report]:
         raise DataError(f"{args.root} is not a folder; give the one with images/ and annotations/")
     if not 1 <= args.num_classes <= 254:
         raise DataError(f"--num-classes is {args.num_classes}; 8-bit labels allow 1 to 254")
-    return [check_ade(args.root, args.num_classes, args.splits, args.decode, args.progress)]
+    names = dict(img_suffix=args.img_suffix, seg_map_suffix=args.seg_map_suffix)
+    options = dict(splits=args.splits, decode=args.decode, progress=args.progress, **names)
+    return [check_ade(args.root, args.num_classes, reduce_zero_label=not args.no_reduce_zero_label, **options)]
 
 
 def images(args: argparse.Namespace) -> list[Report]:
     if not args.path.exists():
         raise DataError(f"{args.path} does not exist; give a folder of images or a list of their paths")
     return [check_images(args.path, args.root, not args.no_decode, args.progress)]
+
+
+def class_folders(args: argparse.Namespace) -> list[Report]:
+    if not args.root.is_dir():
+        raise DataError(f"{args.root} is not a folder; give the one with {'/ and '.join(args.splits)}/")
+    return check_class_folders(args.root, args.splits, args.decode, args.progress)
+
+
+def imagenet(args: argparse.Namespace) -> list[Report]:
+    if not args.root.is_dir():
+        raise DataError(f"{args.root} is not a folder; give the one that contains the sets")
+    return [check_imagenet_set(name, args.root, args.val, args.decode, args.progress) for name in args.sets]
 
 
 def parse_args() -> argparse.Namespace:
@@ -109,7 +133,7 @@ def parse_args() -> argparse.Namespace:
 
     check = commands.add_parser("check", help="check a data set")
     kinds = check.add_subparsers(dest="kind", required=True)
-    decode = dict(action="store_true", help="also decode every image (slow)")
+    decode = dict(action="store_true", help="read the pixels of every image (slow); otherwise headers")
 
     kind = kinds.add_parser(
         "coco", help="COCO instances", epilog="Example: python tools/prepare_data.py check coco data/coco"
@@ -129,6 +153,15 @@ def parse_args() -> argparse.Namespace:
     kind.add_argument("root", metavar="ROOT", type=Path, help="folder with images/ and annotations/")
     kind.add_argument("--num-classes", type=int, default=150, help="number of classes, without the ignored 0 (150)")
     kind.add_argument("--splits", nargs="+", default=list(ADE_SPLITS), help=f"splits ({' '.join(ADE_SPLITS)})")
+    kind.add_argument("--img-suffix", default=".jpg", help="end of the images' names (.jpg)")
+    kind.add_argument(
+        "--seg-map-suffix", default=".png", help="end of the label maps' names, as in the data set (.png)"
+    )
+    kind.add_argument(
+        "--no-reduce-zero-label",
+        action="store_true",
+        help="class k is stored as k, as with reduce_zero_label=False; otherwise as k + 1, and 0 is ignored",
+    )
     kind.add_argument("--decode", **decode)
 
     kind = kinds.add_parser(
@@ -136,9 +169,36 @@ def parse_args() -> argparse.Namespace:
         help="images for pretraining",
         epilog="Example: python tools/prepare_data.py check images data/imagenet/train",
     )
-    kind.add_argument("path", metavar="PATH", type=Path, help="folder of images, or a list with one path per line")
+    kind.add_argument(
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="folder of images or archives, .tar archive, list with one path per line",
+    )
     kind.add_argument("--root", type=Path, help="folder that the lines of a list are relative to (the list's own)")
     kind.add_argument("--no-decode", action="store_true", help="read headers only (fast)")
+
+    kind = kinds.add_parser(
+        "classes",
+        help="images for classification, in one folder per class",
+        epilog="Example: python tools/prepare_data.py check classes data/imagenet",
+    )
+    kind.add_argument("root", metavar="ROOT", type=Path, help="folder with SPLIT/CLASS/ for each split")
+    kind.add_argument(
+        "--splits", nargs="+", default=["train", "val"], help="splits; the first defines the classes (train val)"
+    )
+    kind.add_argument("--decode", **decode)
+
+    sets = ("val", "v2", "real", "a", "r", "sketch")
+    kind = kinds.add_parser(
+        "imagenet",
+        help="ImageNet's sets for tools/robustness.py",
+        epilog="Example: python tools/prepare_data.py check imagenet data/robustness --sets v2 sketch",
+    )
+    kind.add_argument("root", metavar="ROOT", type=Path, help="folder that contains the sets")
+    kind.add_argument("--sets", nargs="+", choices=sets, default=sets[1:], metavar="SET", help=", ".join(sets))
+    kind.add_argument("--val", type=Path, help="ImageNet validation images (default: ROOT/val)")
+    kind.add_argument("--decode", **decode)
     return parser.parse_args()
 
 

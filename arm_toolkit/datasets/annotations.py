@@ -11,7 +11,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from arm_images.absent import similar_file
 from arm_images.errors import DataError
+from arm_images.lists import ARCHIVES
 
 from .check_report import Report
 from .segmentations import NUMBERS, drop_degenerate, is_box, is_far, mask_area, segmentation_fault
@@ -86,10 +88,25 @@ def read_categories(file: Path) -> list[dict]:
     return [entry for entry in content["categories"] if isinstance(entry, dict)]
 
 
+def describe_absent(absent: list[str], total: int) -> str:
+    """A sentence about images that do not exist; `absent` are their paths."""
+    similar = similar_file(absent[0])
+    hint = f" ({similar} is there: correct the file names)" if similar else ""
+    return f"{len(absent)} of {total} images do not exist, first {absent[0]}{hint}"
+
+
 def _parse(file: Path, images_only: bool, report: Report) -> dict | None:
     """The parsed file if it is a dict with the three lists."""
+    if file.exists() and not file.is_file():
+        report.error("is not a regular file; give a COCO instance file")
+        return None
     try:
-        content = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        for start, kind in ARCHIVES.items():
+            if data.startswith(start):
+                report.error(f"is {kind}; unpack it, and give the COCO instance file in it")
+                return None
+        content = json.loads(data)
     except OSError as error:
         report.error(f"cannot be read ({error.strerror}); give a COCO instance file")
         return None

@@ -6,10 +6,9 @@ from mmengine.registry import DATASETS
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
-from arm_images.errors import DataError
-from arm_images.find import EXPECTED, Found, image_files
 from arm_images.read import ImageFiles
 
+from .class_images import find_class_images
 from .samplers import seeded
 
 
@@ -30,7 +29,7 @@ class ClassFolder(Dataset):
         on_error, max_skipped: see `arm_images.read.ImageFiles`.
 
     Raises:
-        DataError: for a missing folder, a class without images, or a class folder that `classes_from` lacks.
+        DataError: see `find_class_images`.
     """
 
     def __init__(
@@ -42,33 +41,12 @@ class ClassFolder(Dataset):
         on_error: str = "raise",
         max_skipped: int = 100,
     ) -> None:
-        folder, numbered = Path(data_root) / split, Path(data_root) / classes_from
-        self.classes = _class_names(numbered)
-        unknown = sorted(set(_class_names(folder)) - set(self.classes))
-        if unknown:
-            raise DataError(
-                f"{folder / unknown[0]} is not a class: {numbered} has no such folder; add it there or remove this one"
-            )
-        found, self.labels, split_files = [], [], Found(folder)
-        for label, name in enumerate(self.classes):
-            if not (folder / name).is_dir():
-                split_files.leave_out(f"classes of {numbered} without a folder here", folder / name)
-                continue
-            files = image_files(folder / name, split_files)
-            if not files:
-                raise DataError(
-                    f"{folder / name} is a class without an image (expected {EXPECTED}); add images or remove the "
-                    f"folder{split_files.remainder()}"
-                )
-            found += files
-            self.labels += [label] * len(files)
-        split_files.files = found
-        if not found:
-            raise DataError(f"the class folders of {folder} contain no image; expected {EXPECTED}")
-        split_files.log()
+        images = find_class_images(Path(data_root), split, classes_from)
+        images.found.log()
+        self.classes, self.labels = images.classes, images.labels
         self.metainfo = dict(classes=self.classes)
         self.transform = create_transform(**transform)
-        self.files = ImageFiles(found, on_error, max_skipped)
+        self.files = ImageFiles(images.found.files, on_error, max_skipped)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -77,12 +55,3 @@ class ClassFolder(Dataset):
         image, position = self.files.load_rgb(index)
         with seeded(getattr(index, "seed", None)):  # timm's transforms draw from random, numpy and torch
             return dict(inputs=self.transform(image), data_samples=self.labels[position])
-
-
-def _class_names(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise DataError(f"{root} does not exist; set --cfg-options data_root=PATH to a folder with train/ and val/")
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise DataError(f"{root} has no class folders; it needs one folder of images per class")
-    return names

@@ -8,9 +8,11 @@ from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from arm_images.absent import absent_files
 from arm_images.errors import DataError
 
-from .annotations import read_coco
+from .annotations import describe_absent, read_coco
+from .transforms import LoadImage, inner_steps
 
 
 class NamedCOCO(COCO):
@@ -37,16 +39,18 @@ class NamedCOCO(COCO):
 
 @DATASETS.register_module()
 class ARMCocoDataset(CocoDataset):
-    """mmdet's CocoDataset with two differences; the runner builds it where a configuration names CocoDataset.
+    """mmdet's CocoDataset with three differences; the runner builds it where a configuration names CocoDataset.
 
     * The file is read by `read_coco`: a fault is a DataError before the first batch. One line in the log says what is
       used, and what is left out and why.
     * Label i is the i-th name in `metainfo.classes`, wherever the category stands in the file.
+    * An image that is not there is a DataError before the first batch, unless `LoadImageFromFile` skips such images.
     """
 
     def COCOAPI(self, file: str) -> NamedCOCO:
         """The index that mmdet reads annotations from."""
-        content, report = read_coco(file, any(map(_loads_masks, self.pipeline.transforms)), self.test_mode)
+        masks = any(getattr(step, "with_mask", False) for step in inner_steps(self.pipeline))
+        content, report = read_coco(file, masks, self.test_mode)
         for repair in report.facts["repairs"]:
             print_log(f"{self.ann_file}: {repair}", logger="current")
         self._per_class = Counter(report.facts["per_class"])
@@ -71,10 +75,13 @@ class ARMCocoDataset(CocoDataset):
                 "high, outside their image, or in images that are not used)"
             )
         print_log(message, logger="current")
+        self._require_images([entry["img_path"] for entry in used])
         return used
 
-
-def _loads_masks(step: object) -> bool:
-    """Whether a transform, or one inside it, loads masks."""
-    inside = getattr(step, "transforms", None) or getattr(step, "subroutines", None) or ()
-    return bool(getattr(step, "with_mask", False)) or any(map(_loads_masks, inside))
+    def _require_images(self, paths: list[str]) -> None:
+        loading = [step for step in inner_steps(self.pipeline) if isinstance(step, LoadImage)]
+        local = not any("://" in path for path in paths[:1])
+        if not local or self._indices is not None or not any(step.stops_at_missing for step in loading):
+            return
+        if absent := absent_files(paths):
+            raise DataError(f"{self.ann_file}: {describe_absent(absent, len(paths))}; check data_root and data_prefix")

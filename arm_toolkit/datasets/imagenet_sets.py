@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from arm_images.errors import DataError
-from arm_images.find import EXTENSIONS
+from arm_images.find import EXTENSIONS, Found, image_files, is_note_of_macos
 from arm_images.pillow import Image
 from arm_images.read import read_rgb, reason
 
@@ -147,17 +147,19 @@ def _class_folders(root: Path, indices: dict[str, int]) -> list[tuple[Path, tupl
     for folder in folders:
         if folder.name not in indices:
             raise DataError(f"{folder} is not a class of ImageNet-1k {like}; remove it, or {_UNPACK}")
-    samples = []
+    found, samples = Found(root), []
     for folder in sorted(folders, key=lambda folder: indices[folder.name]):
-        images = sorted(path for path in _visible(folder) if path.suffix.lower() in EXTENSIONS)
+        images = image_files(folder, found)
         if not images:
-            raise DataError(f"{folder} has no images; {_UNPACK}")
+            raise DataError(f"{folder} has no images; {_UNPACK}{found.remainder()}")
         samples += [(path, (indices[folder.name],)) for path in images]
+    found.files = [path for path, _ in samples]
+    found.log()
     return samples
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return [path for path in folder.iterdir() if not path.name.startswith(".") and not is_note_of_macos(path)]
 
 
 def _read_real(path: Path) -> list[list[int]]:

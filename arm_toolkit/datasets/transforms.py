@@ -4,6 +4,7 @@ Configurations name mmcv's and mmseg's transforms, which other programs recognis
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import mmengine.fileio
@@ -16,6 +17,8 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from arm_images.errors import DataError
 from arm_images.opencv import read_bgr
 from arm_images.read import read_labels, reason, require_regular
+
+from .label_maps import class_numbers, outside
 
 
 @TRANSFORMS.register_module()
@@ -35,6 +38,11 @@ class LoadImage(LoadImageFromFile):
             raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
         super().__init__(**kwargs)
         self.on_error = on_error
+
+    @property
+    def stops_at_missing(self) -> bool:
+        """Whether a local image that does not exist stops the run."""
+        return self.on_error == "raise" and self.backend_args is None
 
     def transform(self, results: dict) -> dict | None:
         path = results["img_path"]
@@ -101,9 +109,7 @@ class LoadLabels(BaseTransform):
                 f"label map {path} has {labels.shape[1]}x{labels.shape[0]} pixels, its image "
                 f"{results.get('img_path')} {size[1]}x{size[0]}; both are read upright; make the sizes equal"
             )
-        if zero_ignored:  # 0 becomes 255 and k becomes k - 1, but 255 stays
-            labels = np.where(labels == 255, labels, labels - np.uint8(1))
-        stored = labels
+        stored = labels = class_numbers(labels, zero_ignored)
         if results.get("label_map") is not None:
             labels = stored.copy()
             for old, new in results["label_map"].items():
@@ -115,13 +121,20 @@ class LoadLabels(BaseTransform):
         return results
 
     def _check_values(self, labels: np.ndarray, path: str, zero_ignored: bool) -> None:
-        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
+        wrong = outside(labels, self.num_classes, self.ignore_index)
         if wrong.size:
             raise DataError(
                 f"{path} holds the label {int(np.max(wrong)) + zero_ignored}, but there are {self.num_classes} classes "
                 f"({'stored from 1, 0 ignored' if zero_ignored else 'stored from 0'}, {self.ignore_index} ignored); "
                 "correct the file, or num_classes and the data set's classes"
             )
+
+
+def inner_steps(step: object) -> Iterator[object]:
+    """A transform or pipeline, and the transforms inside it."""
+    yield step
+    for inner in getattr(step, "transforms", None) or getattr(step, "subroutines", None) or ():
+        yield from inner_steps(inner)
 
 
 def checked_loading(loader: dict, scope: str | None) -> dict:

@@ -1,6 +1,7 @@
 """Checks that data sets, heads, label loading, evaluators and checkpoints mean the same classes."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,26 +16,31 @@ from ..datasets.annotations import read_categories
 from ..errors import ConfigError
 from .checks import named_dicts
 
-OURS = {"CocoDataset": "ARMCocoDataset", "CocoMetric": "ARMCocoMetric"}
-MODULES = ["arm_toolkit.datasets.coco", "arm_toolkit.evaluation.coco"]  # they register `OURS`
+# types in a configuration, the subclasses that are built in their place, and the modules that register these
+OURS = {"CocoDataset": "ARMCocoDataset", "CocoMetric": "ARMCocoMetric", "BaseSegDataset": "ARMSegDataset",
+        "ADE20KDataset": "ARMADE20KDataset"}  # fmt: skip
+MODULES = {"ARMCocoDataset": "arm_toolkit.datasets.coco", "ARMCocoMetric": "arm_toolkit.evaluation.coco",
+           "ARMSegDataset": "arm_toolkit.datasets.segmentation",
+           "ARMADE20KDataset": "arm_toolkit.datasets.segmentation"}  # fmt: skip
 NO_HEAD = {"backbone", "neck", "rpn_head", "semantic_head"}  # parts of a model whose num_classes counts something else
 
 
-def use_checked_coco(cfg: Config) -> None:
-    """Put our subclasses (`OURS`) in the place of mmdet's CocoDataset and CocoMetric, and import them."""
-    found = False
+def use_checked_data(cfg: Config) -> None:
+    """Put our subclasses (`OURS`) in the place of mmdet's and mmseg's data sets and evaluators, and import them."""
+    found = []
     for part in ("train", "val", "test"):
         for key in (f"{part}_dataloader", f"{part}_evaluator"):
             for _, node in named_dicts(cfg.get(key)):
                 name = node.get("type")
-                if isinstance(name, str) and name.removeprefix("mmdet.") in OURS:
-                    node["type"] = OURS[name.removeprefix("mmdet.")]
-                    found = True
+                ours = OURS.get(re.sub(r"^mm(det|seg)\.", "", name)) if isinstance(name, str) else None
+                if ours:
+                    node["type"] = ours
+                    found.append(MODULES[ours])
     if found:
         imports = cfg.setdefault("custom_imports", ConfigDict(imports=[], allow_failed_imports=False))
         names = [imports.imports] if isinstance(imports.imports, str) else list(imports.imports)
-        imports.imports = names + [module for module in MODULES if module not in names]
-        for module in MODULES:
+        imports.imports = list(dict.fromkeys(names + found))
+        for module in found:
             import_module(module)
 
 

@@ -14,6 +14,7 @@ from timm.layers import to_2tuple
 
 from arm_images.errors import DataError
 
+from ..datasets.class_images import class_names
 from ..errors import ConfigError, one_line, user_errors
 from .options import suggestion
 
@@ -157,12 +158,13 @@ def check_num_classes(cfg: Config) -> None:
 
     Raises:
         ConfigError: if the numbers differ.
+        DataError: if there are no class folders.
     """
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     if dataset.get("type") != "ClassFolder":
         return
     folder = Path(dataset.data_root) / dataset.get("classes_from", "train")
-    count = sum(path.is_dir() for path in folder.glob("*"))
+    count = len(class_names(folder)) if folder.is_dir() else 0
     keys = {f"model.{key}": node for key, node in named_dicts(cfg.model) if "num_classes" in node}
     wrong = [
         f"{key.rstrip('.')}.num_classes={node.num_classes}" for key, node in keys.items() if node.num_classes != count

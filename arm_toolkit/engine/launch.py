@@ -18,7 +18,7 @@ from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
-from .check_classes import check_classes, use_checked_coco
+from .check_classes import check_classes, use_checked_data
 from .checks import (
     check_arguments,
     check_data_paths,
@@ -213,7 +213,7 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
     check_image_size(cfg)
     check_num_classes(cfg)
     check_classes(cfg, loaders)
-    use_checked_coco(cfg)
+    use_checked_data(cfg)
     _set_work_dir(cfg, args, config_name)
     if args.auto_scale_lr:
         if not cfg.get("auto_scale_lr"):
@@ -269,7 +269,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     check_data_paths(cfg, ("test_dataloader",))
     check_arguments(cfg)
     check_classes(cfg, ("test_dataloader",))
-    use_checked_coco(cfg)
+    use_checked_data(cfg)
     _set_work_dir(cfg, args, config_name)
     cfg.load_from = args.checkpoint
     backbone = pretrained_backbone(cfg)

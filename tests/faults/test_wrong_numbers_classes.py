@@ -8,7 +8,7 @@ import pytest
 
 from arm_toolkit.datasets.annotations import read_coco
 from arm_toolkit.datasets.coco import ARMCocoDataset
-from arm_toolkit.engine.check_classes import check_checkpoint_classes, check_classes, use_checked_coco
+from arm_toolkit.engine.check_classes import check_checkpoint_classes, check_classes, use_checked_data
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.evaluation.coco import ARMCocoMetric
 from tests.helpers.json_files import change_json
@@ -137,7 +137,7 @@ def test_an_evaluator_without_a_file_reads_that_of_its_data_set(shapes):
     file = cfg.val_evaluator.pop("ann_file")
     check_classes(cfg, LOADERS)
     assert Path(cfg.val_evaluator.ann_file) == Path(file)
-    use_checked_coco(cfg)
+    use_checked_data(cfg)
     assert cfg.val_evaluator.type == "ARMCocoMetric" and cfg.train_dataloader.dataset.type == "ARMCocoDataset"
 
 
