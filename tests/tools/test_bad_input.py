@@ -278,8 +278,8 @@ def test_missing_image(broken, refused):
     image = victim(broken, "det")
     image.unlink()
     det_config(broken).dump("mine.py")
-    says = [f"image {image} does not exist", "data_root and data_prefix"]
-    refused("train.py", "mine.py", says=says, started=True)
+    says = [f"1 of 16 images do not exist, first {image}", "data_root and data_prefix"]
+    refused("train.py", "mine.py", says=says)
     listed = [str(file) for file in sorted((broken / "coco/train2017").iterdir())]
     Path("list.txt").write_text("\n".join([*listed, str(image)]))
     pretrain_config(broken).dump("mine.py")
@@ -299,7 +299,8 @@ def test_missing_unreadable_and_wrong_labels(broken, refused):
     labels.write_bytes(b"no image at all")
     refused("train.py", "mine.py", says=[f"label map {labels} cannot be read", "repair it"], started=True)
     labels.unlink()
-    refused("train.py", "mine.py", says=f"label map {labels} does not exist", started=True)
+    says = ["1 of 16 images have no label map", f"({labels} does not exist)"]
+    refused("train.py", "mine.py", says=says)
 
 
 def test_unreadable_image_in_testing(broken, files, refused):
@@ -357,7 +358,7 @@ def test_empty_training_set(broken, refused):
     for image in (broken / "ade/images/training").iterdir():
         image.unlink()
     seg_config(broken).dump("mine.py")
-    refused("train.py", "mine.py", says=["train_dataloader", "data set is empty"])
+    refused("train.py", "mine.py", says=["train_dataloader", "training has no images: names must end in .jpg"])
     for image in (broken / "coco/train2017").iterdir():
         image.unlink()
     pretrain_config(broken).dump("mine.py")
@@ -368,7 +369,7 @@ def test_empty_validation_set(broken, refused):
     for image in (broken / "ade/images/validation").iterdir():
         image.unlink()
     seg_config(broken, validate=True).dump("mine.py")
-    refused("train.py", "mine.py", says="val_dataloader: the data set is empty")
+    refused("train.py", "mine.py", says=["val_dataloader", "validation has no images: names must end in .jpg"])
 
 
 # --------------------------------------------------------------------------------- as real processes
