@@ -20,6 +20,8 @@ from arm_images.read import read_labels, reason, require_regular
 
 from .label_maps import class_numbers, outside
 
+MAX_SKIPPED = 100  # unreadable images in a row
+
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
@@ -29,7 +31,8 @@ class LoadImage(LoadImageFromFile):
 
     Args:
         on_error: "raise" stops and names the file. "skip" logs a warning with the file's name. Training then draws
-            another image; testing still stops, because a test set cannot be evaluated in part.
+            another image, and stops after `MAX_SKIPPED` failures in a row; testing still stops, because a test set
+            cannot be evaluated in part.
         kwargs: of mmcv's LoadImageFromFile.
     """
 
@@ -38,6 +41,7 @@ class LoadImage(LoadImageFromFile):
             raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'")
         super().__init__(**kwargs)
         self.on_error = on_error
+        self._skipped = 0  # in a row
 
     @property
     def stops_at_missing(self) -> bool:
@@ -55,7 +59,13 @@ class LoadImage(LoadImageFromFile):
             problem = f"image {path} cannot be read ({reason(error)})"
         else:
             results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+            self._skipped = 0
             return results
+        self._skipped += 1
+        if self._skipped == MAX_SKIPPED:
+            raise DataError(
+                f"{problem}, the last of {MAX_SKIPPED} images in a row that cannot be read; check the data set"
+            )
         if self.on_error == "raise":
             raise DataError(f"{problem}; repair it, or set on_error='skip' in LoadImageFromFile to skip it")
         print_log(f"skipped: {problem}", logger="current", level=logging.WARNING)

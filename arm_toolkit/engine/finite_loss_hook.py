@@ -87,7 +87,7 @@ class FiniteLossHook(Hook):
     def _stop(self, what: str) -> None:
         runner = self._runner
         path = Path(runner.work_dir) / f"non_finite_batch_{runner.rank}.pth"
-        files = _files(self._batch)
+        files = batch_files(self._batch)
         with replacing(path) as partial:
             torch.save(dict(iteration=runner.iter + 1, inputs=self._batch["inputs"], files=files), partial)
         named = f" of {', '.join(files[:4])}{', ...' if len(files) > 4 else ''}" if files else ""
@@ -98,7 +98,7 @@ class FiniteLossHook(Hook):
         )
 
 
-def _files(batch: dict) -> list[str]:
+def batch_files(batch: dict) -> list[str]:
     """Names of a batch's files, if its data samples are names or hold `img_path`."""
     samples = batch.get("data_samples")
     samples = samples if isinstance(samples, list | tuple) else []

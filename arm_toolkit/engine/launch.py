@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -153,6 +153,8 @@ def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, 
         except Exception as error:
             explained = _explain(error, cfg, runner)
             if explained is None:
+                if runner is not None and runner.working_on:
+                    error.add_note(f"while working on {_few(runner.working_on)}")
                 raise
             raise explained from error
     except (*user_errors(), KeyboardInterrupt) as error:
@@ -176,12 +178,18 @@ def _explain(error: Exception, cfg: Config, runner: ARMRunner | None) -> Excepti
     likely = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
     if not isinstance(error, likely) or (runner is not None and runner.worked):
         return None
-    what = "the first iteration fails" if runner is not None and runner.started else "the run cannot be prepared"
+    started = runner is not None and runner.started
+    on = f" on {_few(runner.working_on)}" if started and runner.working_on else ""
+    what = f"the first iteration fails{on}" if started else "the run cannot be prepared"
     source = f"the checkpoint {cfg.load_from} or in " if cfg.get("resume") else ""
     return ConfigError(
         f"{what} ({type(error).__name__}: {one_line(error)}); look for a wrong value in {source}the configuration "
         "(ARM_TRACEBACK=1 before the command shows where)"
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
 
 
 def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner | None:

@@ -1,6 +1,7 @@
 """mmengine's Runner with strict and safe checkpoints and resumable random numbers, on GPUs or CPUs."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.device import get_device
@@ -20,9 +21,11 @@ from arm_backbone.checkpoint.load import load_exact
 from arm_backbone.checkpoint.writing import WriteError, replacing
 from arm_images.errors import DataError
 
+from ..datasets.checked_pipeline import check_pipelines
 from ..datasets.samplers import SeededSampler
 from ..datasets.transforms import checked_loading
 from ..errors import ConfigError, NonFiniteLoss
+from .batches_hook import BatchesHook
 from .check_classes import check_checkpoint_classes
 from .checkpoint_contents import check_resumable, check_states, resuming
 from .checkpoint_hook import restore_log_buffers
@@ -43,7 +46,15 @@ from .schedule import Configured, follow_length
 
 EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes and filter_cfg"
 # hooks that every run has
-ALWAYS = (FiniteLossHook, FiniteOutputsHook, SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook)
+ALWAYS = (
+    BatchesHook,
+    FiniteLossHook,
+    FiniteOutputsHook,
+    SameBuffersHook,
+    SeedIterationHook,
+    SkippedFilesHook,
+    ThroughputHook,
+)
 # types of hooks in a configuration, and the subclasses that the runner builds in their place
 HOOK_SUBCLASSES = {"CheckpointHook": "SafeCheckpointHook", "LoggerHook": "OneFileLoggerHook"}
 
@@ -74,10 +85,12 @@ class ARMRunner(Runner):
     Attributes:
         started: whether training or testing has begun; by then everything is built and loaded.
         worked: whether an iteration is done.
+        working_on: the image files of the current batch, where its data samples name them.
         gathered: while a checkpoint is written, the parts of it that all processes compute together (`_gather`).
     """
 
     started = worked = False
+    working_on: Sequence[str] = ()
     gathered: dict
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
@@ -93,7 +106,8 @@ class ARMRunner(Runner):
         return logger
 
     def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
-        """Like mmengine's, but images and label maps are read with `LoadImage` and `LoadLabels`.
+        """Like mmengine's, but images and label maps are read with `LoadImage` and `LoadLabels`, and an image that a
+        transform fails on is named.
 
         Raises:
             DataError: if the data set is empty, or too small for one batch per process.
@@ -114,6 +128,7 @@ class ARMRunner(Runner):
             raise
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
+        check_pipelines(loader.dataset)
         if len(loader.dataset) == 0:
             raise DataError(f"{name}: {EMPTY}")
         if len(loader) == 0:

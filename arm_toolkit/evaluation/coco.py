@@ -1,5 +1,6 @@
 """mmdet's CocoMetric over annotations that are checked, and over the images that were predicted."""
 
+import logging
 import tempfile
 from collections.abc import Sequence
 
@@ -12,15 +13,18 @@ from arm_images.errors import DataError
 from ..datasets.annotations import read_coco
 from ..datasets.coco import NamedCOCO
 
+ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")  # that mmdet reports by default
+
 
 @METRICS.register_module()
 class ARMCocoMetric(CocoMetric):
-    """mmdet's CocoMetric with three differences; the runner builds it where a configuration names CocoMetric.
+    """mmdet's CocoMetric with four differences; the runner builds it where a configuration names CocoMetric.
 
     * The file is read by `read_coco`, as for training.
     * Classes are numbered in the order of `metainfo.classes` for the evaluation: pycocotools sorts category ids, and
       mmdet's `classwise` names its rows in the order of the classes. Result files keep the file's ids.
     * Only images that were predicted are evaluated; the log says so if the file lists more.
+    * Where nothing is detected, all scores are 0; mmdet gives none.
     """
 
     def __init__(self, ann_file: str | None = None, **kwargs) -> None:
@@ -34,7 +38,12 @@ class ARMCocoMetric(CocoMetric):
         if self.ann_file is not None and self.cat_ids is None:
             self._number_classes()
             self._choose_images([prediction["img_id"] for _, prediction in results])
-        return super().compute_metrics(results)
+        scores = super().compute_metrics(results)
+        if not scores and not self.format_only:
+            print_log(f"{self.ann_file}: no object is detected in any image", logger="current", level=logging.WARNING)
+            items = self.metric_items or ITEMS
+            scores = {f"{metric}_{item}": 0.0 for metric in self.metrics for item in items}
+        return scores
 
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
         if self.ann_file is None or self.outfile_prefix is None:
