@@ -8,7 +8,8 @@ are always available as `arm_backbone.arm.ARM` and `arm_backbone.classifier.ARMC
 from importlib.util import find_spec
 
 from . import timm_models  # noqa: F401 registers its models with timm
-from .arm import ARCHS, init_parameters
+from .arm import ARCHS
+from .parameters import init_parameters
 from .pyramid import ARMPyramid
 
 if find_spec("mmengine") is not None:

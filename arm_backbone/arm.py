@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from .block import NORM_EPS, Block
 from .ops.inner import uses_fused_inner
+from .ops.library import refuse_proxy
 from .ops.orders import ScanOrders
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
@@ -191,7 +192,7 @@ class ARMTrunk(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Initialise the parameters that no submodule holds; `init_parameters` initialises the whole model."""
+        """Initialise the parameters that no submodule holds; `arm_backbone.init_parameters` does the whole model."""
         for name in ("pos_embed", "cls_token", "cls_pos_embed"):
             if hasattr(self, name):
                 nn.init.normal_(getattr(self, name), std=0.02)
@@ -201,6 +202,7 @@ class ARMTrunk(nn.Module):
 
         The grid is the reference code's, (H - patch_size) // patch_stride + 1; the position embedding is resized to it.
         """
+        refuse_proxy(images)
         x = self.patch_embed(images)
         grid = tuple(x.shape[1:3])
         x = (x + resize_pos_embed(self.pos_embed, *grid)).flatten(1, 2)
@@ -329,6 +331,7 @@ class ARM(ARMTrunk):
 
     def _pad(self, images: Tensor) -> Tensor:
         """Append zeros at the right and the bottom until every pixel is in a patch: the grid is ceil(size / stride)."""
+        refuse_proxy(images)
         stride, patch = self.patch_stride, self.patch_size
         height, width = (-(s // -stride) * stride - stride + patch - s for s in images.shape[2:])  # ceil(s / stride)
         return F.pad(images, (0, width, 0, height))
@@ -373,28 +376,3 @@ def find_trunk(model: nn.Module) -> tuple[str, ARMTrunk] | tuple[None, None]:
         if isinstance(module, ARMTrunk):
             return f"{name}." if name else "", module
     return None, None
-
-
-@torch.no_grad()
-def init_parameters(model: nn.Module) -> None:
-    """Initialise every parameter and buffer of a model that was built on the meta device.
-
-        with torch.device("meta"):
-            model = ARM("huge")
-        model.to_empty(device="cuda")
-        init_parameters(model)
-
-    Calls `reset_parameters()`, or `init_weights()` of timm's modules, children before parents, so that a parent can
-    overwrite what its children initialised. The weights have the distributions of an ordinary construction, but differ
-    for the same seed.
-
-    Raises:
-        TypeError: if a module holds parameters or buffers and has no `reset_parameters`.
-    """
-    for name, module in reversed(list(model.named_modules())):
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        elif hasattr(module, "init_weights"):
-            module.init_weights()
-        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            raise TypeError(f"{name or 'the model'} ({type(module).__name__}) has no reset_parameters(); add one")

@@ -9,6 +9,7 @@ from .ops.gate import gated_linear
 from .ops.library import compute_dtype
 from .ops.norm import add_layer_norm, layer_norm
 from .ops.orders import ScanOrders
+from .parameters import own_linears
 
 NORM_EPS = 1e-5
 
@@ -26,7 +27,7 @@ class SwiGLU(nn.Module):
 
     def reset_parameters(self) -> None:
         """Uniform weights within 1/sqrt(fan-in), zero biases."""
-        for linear in (self.w1, self.w2, self.w3):
+        for linear in own_linears(self, "w1", "w2", "w3"):
             bound = linear.in_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.zeros_(linear.bias)

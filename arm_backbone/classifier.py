@@ -10,8 +10,9 @@ from timm.layers import AttentionPoolLatent, resample_patch_embed, to_2tuple
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .arm import ARMTrunk, init_parameters, patch_grid
+from .arm import ARMTrunk, patch_grid
 from .block import NORM_EPS
+from .parameters import init_parameters
 from .pos_embed import resize_pos_embed
 from .scan_order import cls_index
 
@@ -129,7 +130,8 @@ class ARMClassifier(ARMTrunk):
         for module in self.head.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=self.head_std)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:  # in a head of the user's own
+                    nn.init.zeros_(module.bias)
 
     def reset_parameters(self) -> None:
         """Initialise the position embedding, the class token and the head."""
@@ -208,7 +210,11 @@ class ARMClassifier(ARMTrunk):
         position = cls_index(x.shape[1] - 1, self.cls_token_position)
         if self.cls_token_position != "middle":
             return x[:, :position].mean(1)
-        if isinstance(position, torch.SymInt):  # a program for images of any size
+        if isinstance(position, Tensor):  # torch.jit.trace: a program for images of any size has no branch
+            share = position.clamp(max=1) / 2
+            before = x[:, :position].sum(1) / position.clamp(min=1)
+            return share * before + (1 - share) * x[:, position + 1 :].mean(1)
+        if isinstance(position, torch.SymInt):  # torch.export
             torch._check(position >= 1, lambda: "the image must have at least two patches")
         elif position == 0:  # one patch: nothing lies before the class token
             return x[:, 1:].mean(1)

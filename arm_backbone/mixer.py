@@ -4,6 +4,7 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size, R rank o
 """
 
 import math
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .ops.gate import gated_linear
 from .ops.inner import mamba_inner
 from .ops.orders import ScanOrders
+from .parameters import own_linears
 
 
 class MambaMixer(nn.Module):
@@ -70,10 +72,11 @@ class MambaMixer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Mamba's initialisation, with the same distribution in every direction; see `reference_init`."""
-        for weight in (self.in_proj.weight, self.x_proj_weight, self.out_proj.weight):
+        in_proj, out_proj = own_linears(self, "in_proj", "out_proj")
+        for weight in (in_proj.weight, self.x_proj_weight, out_proj.weight):
             fan_in = weight.shape[-1]
             weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
-        self.out_proj.weight /= math.sqrt(self.residual_layers)
+        out_proj.weight /= math.sqrt(self.residual_layers)
         taps = self.conv_weight.shape[2]
         self.conv_weight.uniform_(-(taps**-0.5), taps**-0.5)
         self.conv_bias.uniform_(-(taps**-0.5), taps**-0.5)
@@ -86,6 +89,10 @@ class MambaMixer(nn.Module):
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(states.log().expand_as(self.A_log))
         self.D.fill_(1)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script, for a model that contains a mixer too."""
+        raise NotImplementedError("TorchScript cannot compile the scan; use torch.export.export, or torch.compile")
 
     def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
         """x (B, L, dim), orders (K, L) -> (B, L, dim)."""

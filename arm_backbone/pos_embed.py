@@ -35,9 +35,11 @@ def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
 def resize_pos_embed(pos_embed: Tensor, height: int, width: int) -> Tensor:
     """Resize a (1, Gh, Gw, C) table to (1, height, width, C), bicubically; return it unchanged if the grid is equal.
 
-    An exported program always interpolates, so that it takes grids of any size; on an equal grid that changes nothing.
+    An exported or traced program always interpolates, so that it takes grids of any size; on an equal grid that changes
+    nothing.
     """
-    if not torch.compiler.is_exporting() and pos_embed.shape[1:3] == (height, width):
+    program = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if not program and pos_embed.shape[1:3] == (height, width):
         return pos_embed
     table = pos_embed.permute(0, 3, 1, 2).float()
     table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)

@@ -76,8 +76,14 @@ def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Te
     return model.state_dict() | state
 
 
-def _create(name: str, pretrained: bool, **kwargs) -> ARMClassifier:
-    """Build a model as timm does: pretrained_cfg, weights and `features_only`."""
+def _create(name: str, pretrained: bool, dynamic_img_size: bool = True, **kwargs) -> ARMClassifier:
+    """Build a model as timm does: pretrained_cfg, weights and `features_only`.
+
+    Raises:
+        ValueError: for `dynamic_img_size=False`, which timm's vision transformers can have.
+    """
+    if not dynamic_img_size:
+        raise ValueError("dynamic_img_size=False: ARM takes images of any size; leave the argument out")
     return build_model_with_cfg(
         ARMClassifier,
         name,

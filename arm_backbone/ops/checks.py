@@ -5,6 +5,7 @@ from torch import Tensor
 
 STRIDED = torch.strided
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+CAST_FLOATS = FLOATS - {torch.float64}  # that autocast converts
 
 
 def check_tensors(shapes: dict[str, tuple[Tensor, tuple[int, ...]]], given: tuple[str, ...]) -> None:

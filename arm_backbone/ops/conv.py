@@ -11,7 +11,7 @@ from .checks import check_positive, check_real, check_tensors
 from .dispatch import conv_kernels, derivable
 from .layout import empty_by_direction
 from .library import define_op, register_backward
-from .orders import ScanOrders, order_tensor
+from .orders import ScanOrders, check_fit, order_tensor
 
 
 def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Tensor) -> Tensor:
@@ -32,6 +32,15 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
         ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
         NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
+    _check(x, weight, bias)
+    orders = order_tensor(orders, len(weight), x)
+    plain = derivable(x, weight, bias)
+    if plain is not None:
+        return plain.conv(x, weight, bias, orders)
+    return _cross_conv(x, weight, bias, orders)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     check_real("x", x)
     check_real("weight", weight)
     if x.ndim != 3 or weight.ndim != 3 or x.shape[2] != weight.shape[1]:
@@ -41,14 +50,11 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
     shapes = {"x": (x, x.shape), "weight": (weight, weight.shape), "bias": (bias, weight.shape[:2])}
     check_tensors(shapes, ("weight",))
     check_positive(directions=weight.shape[0], taps=weight.shape[2])
-    orders = order_tensor(orders, len(weight), x)
-    plain = derivable(x, weight, bias)
-    if plain is not None:
-        return plain.conv(x, weight, bias, orders)
-    return _cross_conv(x, weight, bias, orders)
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, orders: Tensor) -> Tensor:
+    _check(x, weight, bias)  # a traced program may call it with tensors of other shapes than it was made with
+    check_fit(orders, len(weight), x)
     return conv_kernels(x, weight.shape[2]).conv_forward(x, weight, bias, orders)
 
 

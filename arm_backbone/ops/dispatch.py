@@ -15,6 +15,7 @@ end, write such a folder, name it in `_FOLDERS`, `BACKENDS` and `unavailable`, a
 
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,29 +177,46 @@ def _triton_version() -> tuple[int, ...] | None:
     return tuple(int(part) for part in import_module("triton").__version__.split(".")[:2])
 
 
-_selected: str | None = None
+class _Chosen(threading.local):
+    """The back ends of the `scan_backend` blocks that this thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.names: dict[object, str] = {}
+
+
+_chosen = _Chosen()
+_chosen_anywhere: dict[object, str] = {}  # in any thread, the block that was entered last at the end
 
 
 @contextmanager
 def scan_backend(name: str) -> Iterator[None]:
-    """Choose the back end of all scans, in every thread, inside a `with` block; it overrides ARM_SCAN_BACKEND.
+    """Choose the back end of all scans inside a `with` block; it overrides ARM_SCAN_BACKEND.
 
-    If the backward recomputes the forward (`with_cp`), run it inside the block, too.
+    It holds for the thread, and for threads without a block of their own (autograd's, DataParallel's). If the backward
+    recomputes the forward (`with_cp`), run it inside the block, too.
 
     Args:
         name: one of `BACKENDS`, or "auto" for the fastest.
 
     Raises:
         ValueError: for an unknown name.
+        RuntimeError: inside a function that is being compiled or exported; put the block around it.
     """
-    global _selected
+    if torch.compiler.is_compiling():
+        raise RuntimeError("scan_backend has no effect inside a compiled function; put the block around its call")
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"scan_backend({name!r}) is not a scan back end; give auto, {', '.join(BACKENDS)}")
-    before, _selected = _selected, name
+    block, own = object(), _chosen.names
+    own[block] = _chosen_anywhere[block] = name
     try:
         yield
     finally:
-        _selected = before
+        del own[block], _chosen_anywhere[block]
+
+
+def _selected() -> str | None:
+    """The back end of the innermost `scan_backend` block, in this thread if it is in one; None outside."""
+    return next(reversed([*_chosen_anywhere.values(), *_chosen.names.values()]), None)
 
 
 @torch.compiler.assume_constant_result  # depends on the environment, not on the data
@@ -212,8 +230,8 @@ def resolve_backend(device: torch.device, dtype: torch.dtype, backend: str = "au
         ValueError: for a back end that is unknown or cannot run here; the message says why, and what to install.
     """
     source = "backend"
-    if backend == "auto" and _selected is not None:
-        source, backend = "scan_backend", _selected
+    if backend == "auto" and (selected := _selected()) is not None:
+        source, backend = "scan_backend", selected
     elif backend == "auto":
         source, backend = "ARM_SCAN_BACKEND", os.environ.get("ARM_SCAN_BACKEND") or "auto"
     if backend == "auto":

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import FLOATS
+from .checks import CAST_FLOATS
 from .dispatch import GateKernels, direct_gate
 from .library import compute_dtype, is_plain, no_double_backward
 
@@ -33,7 +33,7 @@ def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
 def _fits(x: Tensor, linear: nn.Linear) -> bool:
     """Whether the layer's own call computes in x's dtype; for parameters of other dtypes it may raise."""
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    convertible = FLOATS - {torch.float64} if autocast else {x.dtype}
+    convertible = CAST_FLOATS if autocast else {x.dtype}
     parameters = (linear.weight, linear.bias)
     return x.dtype == compute_dtype(x) and all(p is None or p.dtype in convertible for p in parameters)
 

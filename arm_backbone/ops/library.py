@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch._ops import OpOverload
@@ -110,6 +111,15 @@ def raise_no_derivative(kind: str) -> NoReturn:
     raise NotImplementedError(f"the kernels do not support {kind} derivatives; use {PLAIN_REMEDY}")
 
 
+def refuse_proxy(images: Tensor) -> None:
+    """Raise an error that says what to use instead if torch.fx traces a model symbolically."""
+    if isinstance(images, torch.fx.Proxy):
+        raise NotImplementedError(
+            "torch.fx cannot trace the scan symbolically, because its orders depend on the image's size; use "
+            "torch.export.export or torch.compile, or make this module a leaf of the tracer"
+        )
+
+
 def is_eager(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nothing observes operators on these tensors, so that kernels may run without the dispatcher.
 
@@ -129,12 +139,18 @@ def is_eager(tensors: Iterable[Tensor | None]) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module runs PyTorch's forward of `kind` and nothing else.
 
-    A subclass is not plain, nor is a module with hooks, or one whose `forward` or `__call__` was replaced, on itself or
-    on its class.
+    A subclass is not plain, nor is a module with hooks, one that was compiled in place, or one whose `forward` or
+    `__call__` was replaced, on itself or on its class. Whoever reads the weights of a module instead of calling it must
+    ask first.
     """
+    if type(module) is not kind:
+        return False
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    changed = any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
-    return type(module) is kind and not changed and _is_own(kind.forward, kind) and _is_own(kind.__call__, nn.Module)
+    changed = any(own) or "forward" in vars(module) or "_call_impl" in vars(module)
+    if changed or module._compiled_call_impl is not None or nn.modules.module._has_any_global_hook():
+        return False
+    methods = ((kind.forward, kind), (kind.__call__, nn.Module), (kind._call_impl, nn.Module))
+    return all(_is_own(method, owner) for method, owner in methods)
 
 
 def _is_own(method: Callable, kind: type) -> bool:

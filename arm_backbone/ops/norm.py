@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .checks import FLOATS
+from .checks import CAST_FLOATS
 from .dispatch import NormKernels, direct_norm
 from .library import compute_dtype, is_plain, no_double_backward
 
@@ -46,7 +46,7 @@ def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels |
     parameters = norm.weight, _bias(norm)
     if norm.weight is None or norm.normalized_shape != x.shape[-1:]:
         return None
-    if any(p is not None and (p.shape != x.shape[-1:] or p.dtype not in FLOATS) for p in parameters):
+    if any(p is not None and (p.shape != x.shape[-1:] or p.dtype not in CAST_FLOATS) for p in parameters):
         return None
     if branch is not None and (branch.shape != x.shape or torch.promote_types(x.dtype, branch.dtype) != x.dtype):
         return None

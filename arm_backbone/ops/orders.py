@@ -83,15 +83,24 @@ def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -
     tensor = orders.validated() if trusted else getattr(orders, "tensor", orders)
     if not trusted:
         _check_kind(tensor)
+    check_fit(tensor, directions, tokens)
+    return tensor if trusted else _validated(tensor)
+
+
+def check_fit(orders: Tensor, directions: int, tokens: Tensor) -> None:
+    """Check that orders (K, L) are for K directions of tokens (..., L, D).
+
+    Raises:
+        ValueError: for another shape or device.
+    """
     expected = (directions, tokens.shape[-2])
-    if tensor.shape != expected:
+    if orders.shape != expected:
         raise ValueError(
-            f"orders has shape {tuple(tensor.shape)}; with tokens {tuple(tokens.shape)} and {directions} directions "
+            f"orders has shape {tuple(orders.shape)}; with tokens {tuple(tokens.shape)} and {directions} directions "
             f"it must be {expected}"
         )
-    if tensor.device != tokens.device:
-        raise ValueError(f"orders is on {tensor.device}, but the tokens on {tokens.device}; move both to one device")
-    return tensor if trusted else _validated(tensor)
+    if orders.device != tokens.device:
+        raise ValueError(f"orders is on {orders.device}, but the tokens on {tokens.device}; move both to one device")
 
 
 def _version(tensor: Tensor) -> int | None:

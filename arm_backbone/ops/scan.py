@@ -11,7 +11,7 @@ from .checks import check_positive, check_real, check_tensors
 from .dispatch import derivable, differentiable_scan, resolve_backend, scan_kernels
 from .layout import empty_by_direction
 from .library import define_op, register_backward
-from .orders import ScanOrders, order_tensor
+from .orders import ScanOrders, check_fit, order_tensor
 from .scan_inputs import ScanInputs
 
 REDUCE = ("mean", "sum")
@@ -123,6 +123,8 @@ def _run(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D), and states (n, B, K, N, D): with `keep` those for the backward, then the final one."""
+    _check(u, delta, A, B, C, D, delta_bias)  # again: a traced program calls it with tensors of other shapes
+    check_fit(orders, len(A), u)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     return scan_kernels(backend).scan_forward(inputs, delta_softplus, reduce, keep, last=True)
 

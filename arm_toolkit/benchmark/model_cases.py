@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from arm_images.errors import DataError
 
 from ..analysis.model_info import from_name
+from ..datasets.transforms import checked_loading
 from ..engine.checks import check_data_paths, config_errors
 from ..engine.config import load_config
 from ..errors import ConfigError, one_line
@@ -134,7 +135,7 @@ def _loader_case(cfg: Config, data: str, images: Tensor, setting: Setting) -> Ca
     cfg.train_dataloader.update(batch_size=setting.batch, persistent_workers=cfg.train_dataloader.num_workers > 0)
     check_data_paths(cfg, ("train_dataloader",))
     with config_errors(cfg, "train_dataloader"):
-        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        loader = Runner.build_dataloader(checked_loading(cfg.train_dataloader, cfg.get("default_scope")), seed=0)
     if len(loader) == 0:
         raise DataError(f"{data}: its {len(loader.dataset)} images do not fill a batch of {setting.batch}")
     batches = chain.from_iterable(repeat(loader))

@@ -1,13 +1,16 @@
 """Other people's clients read our configurations and checkpoints, from any folder."""
 
 import copy
+import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
 
 from arm_toolkit.datasets.transforms import checked_loading
 from tests.helpers.runs import det_config, seg_config, train
@@ -92,6 +95,69 @@ def test_mmseg_inferencer_and_inference_model(trained, empty):
     assert torch.equal(result.seg_logits.data, expected.seg_logits.data)
     inferencer = MMSegInferencer(config_of(file, empty), str(file), device="cpu")
     assert np.array_equal(inferencer(image)["predictions"], expected.pred_sem_seg.data[0].numpy())
+
+
+def test_inferencers_given_a_checkpoint_alone(trained, empty):
+    """They read the configuration in it."""
+    from mmdet.apis import DetInferencer
+    from mmseg.apis import MMSegInferencer
+
+    file, _, image, expected = trained["det"]
+    inferencer = DetInferencer(weights=str(file), device="cpu", show_progress=False)
+    result = inferencer(image, return_datasamples=True, no_save_vis=True)["predictions"][0]
+    assert same_instances(expected.pred_instances, result.pred_instances)
+    file, _, image, expected = trained["seg"]
+    found = MMSegInferencer(None, str(file), device="cpu")(image)["predictions"]
+    assert np.array_equal(found, expected.pred_sem_seg.data[0].numpy())
+
+
+def test_images_in_memory(trained, empty):
+    """An array in BGR, as OpenCV reads it, gives what its file gives."""
+    from mmdet.apis import inference_detector, init_detector
+    from mmseg.apis import inference_model, init_model
+
+    file, _, image, expected = trained["det"]
+    model = init_detector(config_of(file, empty), str(file), device="cpu")
+    found = inference_detector(model, [cv2.imread(image)] * 2)
+    assert all(same_instances(expected.pred_instances, one.pred_instances) for one in found)
+    file, _, image, expected = trained["seg"]
+    model = init_model(config_of(file, empty), str(file), device="cpu")
+    found = inference_model(model, cv2.imread(image))
+    assert torch.equal(found.seg_logits.data, expected.seg_logits.data)
+
+
+def test_mmseg_inferencer_on_a_folder(trained, empty):
+    from mmseg.apis import MMSegInferencer
+
+    file, _, image, _ = trained["seg"]
+    inferencer = MMSegInferencer(config_of(file, empty), str(file), device="cpu")
+    folder = Path(image).parent
+    found = inferencer(str(folder), out_dir=str(empty / "out"), show=False)["predictions"]
+    files = [folder / name for name in os.listdir(folder)]  # in the inferencer's order
+    assert len(found) == len(files) > 1
+    for labels, path in zip(found, files, strict=True):
+        assert np.array_equal(labels, inferencer(str(path))["predictions"])
+    assert len(list((empty / "out" / "pred").iterdir())) == len(files)
+
+
+@pytest.mark.parametrize("task", ["det", "seg"])
+def test_mmengines_runner_trains_and_evaluates(task, shapes, empty):
+    """Our configurations need our modules, not our runner."""
+    cfg = dict(det=det_config, seg=seg_config)[task](shapes, validate=True)
+    cfg.work_dir = str(empty / "run")
+    cfg.optim_wrapper.type = "OptimWrapper"  # mmengine's AmpOptimWrapper refuses a CPU
+    for key in ("dtype", "loss_scale"):
+        cfg.optim_wrapper.pop(key, None)
+    for loader, images in ((cfg.train_dataloader, 8), (cfg.val_dataloader, 2)):
+        loader.dataset.indices = images
+    cfg.train_cfg.update(dict(max_epochs=1, val_begin=1, val_interval=1) if task == "det" else dict(max_iters=2))
+    if task == "seg":
+        cfg.train_cfg.update(val_interval=2, val_begin=1)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    scalars = [line for file in (empty / "run").glob("*/vis_data/scalars.json") for line in file.open()]
+    key = "coco/bbox_mAP" if task == "det" else "mIoU"
+    assert any('"loss"' in line for line in scalars) and any(f'"{key}"' in line for line in scalars)
 
 
 def test_analysis_tools_load_the_data_set(trained, shapes, empty):
