@@ -5,7 +5,6 @@
 """
 
 import json
-import math
 import mmap
 import re
 from collections import Counter
@@ -75,12 +74,13 @@ def read_categories(file: Path) -> list[dict]:
     """
     if file.stat().st_size:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for found in re.finditer(rb'"categories"\s*:\s*(?=\[\s*\{)', content):
-                text = content[found.end() : found.end() + 2**20].decode(errors="replace")
+            found = list(re.finditer(rb'"categories"\s*:\s*(?=\[\s*\{)', content))
+            if len(found) == 1:  # several: some belong to other parts of the file
+                text = content[found[0].end() : found[0].end() + 2**20].decode(errors="replace")
                 try:
                     return [entry for entry in json.JSONDecoder().raw_decode(text)[0] if isinstance(entry, dict)]
                 except (ValueError, RecursionError):
-                    break
+                    pass
     report = Report(str(file))
     content = _parse(file, True, report)
     if content is None:
@@ -106,12 +106,14 @@ def _parse(file: Path, images_only: bool, report: Report) -> dict | None:
             if data.startswith(start):
                 report.error(f"is {kind}; unpack it, and give the COCO instance file in it")
                 return None
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_each_key_once)
     except OSError as error:
         report.error(f"cannot be read ({error.strerror}); give a COCO instance file")
         return None
     except (ValueError, RecursionError) as error:
-        report.error(f"is not JSON ({error}); it may be cut off: fetch it again, and give a COCO instance file")
+        report.error(
+            f"is not JSON ({error}); it may be cut off or damaged: fetch it again, and give a COCO instance file"
+        )
         return None
     if isinstance(content, dict) and images_only:
         content.setdefault("annotations", [])
@@ -119,6 +121,15 @@ def _parse(file: Path, images_only: bool, report: Report) -> dict | None:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             report.error(f"has no list {part!r}; give a COCO instance file")
     return content if report.ok else None
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Readers of JSON take the last of two equal keys, and the objects under the first would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} stands twice in one object")
+    return content
 
 
 def _id(value: object) -> int | str | None:
@@ -163,7 +174,13 @@ def _read_images(entries: list, report: Report) -> dict:
         return {}
     if not entries:
         report.error("has no images")
-    _only_once([entry["id"] for entry in entries], "ids of 'images'", report)
+    ids = [entry["id"] for entry in entries]
+    _only_once(ids, "ids of 'images'", report)
+    # numpy sorts the ids in the evaluation: mixed with texts it compares texts, and larger numbers lose digits
+    if len(set(map(type, ids))) > 1:
+        report.error("some ids of 'images' are numbers and some are texts; give all of them one type")
+    elif huge := [value for value in ids if type(value) is int and not -(2**63) <= value < 2**63]:
+        report.error(f"{len(huge)} ids of 'images' do not fit 64 bits; number the images", huge)
     huge = [entry["id"] for entry in entries if entry["width"] * entry["height"] > MAX_PIXELS]
     report.error(f"{len(huge)} images have more than 2^30 pixels; image ids", huge)
     twice = [name for name, count in Counter(entry["file_name"] for entry in entries).items() if count > 1]
@@ -182,6 +199,11 @@ def _read_categories(entries: list, report: Report) -> dict:
         report.error("has no categories")
     _only_once([entry["id"] for entry in entries], "ids of 'categories'", report)
     _only_once([entry["name"] for entry in entries], "names of 'categories'", report)
+    padded = [entry["name"] for entry in entries if entry["name"] != entry["name"].strip()]
+    report.note(
+        f"{len(padded)} names of 'categories' begin or end with a blank, as must those in metainfo.classes",
+        list(map(repr, padded)),
+    )
     return {entry["id"]: entry["name"] for entry in entries}
 
 
@@ -253,7 +275,7 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
             degenerate += len(mask) - len(kept)
             mask = annotation["segmentation"] = kept
         area = annotation.get("area")
-        if type(area) not in NUMBERS or not 0 < area < math.inf:
+        if type(area) not in NUMBERS or not 0 < area <= 2 * width * height:
             annotation["area"] = (mask_area(mask, width, height) if mask else 0) or w * h
             computed += 1
 
@@ -268,7 +290,9 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
     report.facts.update(boxes_too_small=len(small), boxes_outside=len(outside))
     repairs = report.facts["repairs"]
     if computed:
-        repairs.append(f"{computed} areas are missing or not positive: computed from segmentation or box")
+        repairs.append(
+            f"{computed} areas are missing, not positive or larger than their image: computed from segmentation or box"
+        )
     if flagged:
         repairs.append(f"{flagged} annotations have no 'iscrowd': taken as 0")
     if degenerate:

@@ -17,6 +17,7 @@ from .check_report import Report, by, some
 from .look import look_at, note_turned, read_dense
 
 MIN_SIZE = 32  # filter_cfg.min_size of the configurations
+NARROW = 100  # long side over short side
 
 
 def check_coco(
@@ -56,12 +57,15 @@ def check_coco(
     report.facts["missing"] = len(names)
     if missing:
         report.error(f"{describe_absent(missing, len(content['images']))}; all", names)
-    _note_small(content["images"], report)
+    _note_sizes(content["images"], report)
     _check_images({Path(path): images for path, images in paths.items()}, decode, report, progress)
     return report
 
 
-def _note_small(images: list[dict], report: Report) -> None:
+def _note_sizes(images: list[dict], report: Report) -> None:
+    sides = {image["file_name"]: sorted((image["width"], image["height"])) for image in images}
+    narrow = [name for name, (short, long) in sides.items() if long > NARROW * short]
+    report.note(f"{len(narrow)} images are over {NARROW} times longer than wide; resizing can leave no pixel", narrow)
     small = [image["file_name"] for image in images if min(image["width"], image["height"]) < MIN_SIZE]
     add = report.error if len(small) == len(images) else report.note
     add(f"{len(small)} images have a side below {MIN_SIZE} pixels; filter_cfg leaves them out of training", small)

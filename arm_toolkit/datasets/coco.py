@@ -80,7 +80,7 @@ class ARMCocoDataset(CocoDataset):
 
     def _require_images(self, paths: list[str]) -> None:
         loading = [step for step in inner_steps(self.pipeline) if isinstance(step, LoadImage)]
-        local = not any("://" in path for path in paths[:1])
+        local = "://" not in self.data_prefix["img"]
         if not local or self._indices is not None or not any(step.stops_at_missing for step in loading):
             return
         if absent := absent_files(paths):

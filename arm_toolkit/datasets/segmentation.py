@@ -27,6 +27,8 @@ class CheckedPairs(BaseSegDataset):
         pairs = find_pairs(images, labels, self.img_suffix, self.seg_map_suffix, listed)
         if any(isinstance(step, LoadLabels) for step in inner_steps(self.pipeline)):
             pairs.require_labels()
+        for file in pairs.unused:
+            pairs.found.leave_out("label maps without an image", file)
         pairs.found.log()
         shared = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
         return [

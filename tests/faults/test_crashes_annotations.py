@@ -1,12 +1,13 @@
 """COCO files with faults: one error with file and ids before the first batch, the same from the check of data."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from arm_images.errors import DataError
-from arm_toolkit.datasets.annotations import read_coco
+from arm_toolkit.datasets.annotations import PARTS, read_categories, read_coco
 from arm_toolkit.datasets.check import check_coco
 from arm_toolkit.datasets.coco import ARMCocoDataset
 from tests.helpers.json_files import change_json
@@ -63,6 +64,12 @@ FAULTS = {
     "image height 0": (lambda c: c["images"][0].update(height=0), "no proper 'height'"),
     "image of 2^40 pixels": (lambda c: c["images"][0].update(height=2**20, width=2**20), "more than 2\\^30 pixels"),
     "annotation null": (lambda c: c["annotations"].append(None), "no proper 'id'"),
+    "image ids of two types": (
+        lambda c: [image.update(id=f"x{n}") for n, image in enumerate(c["images"]) if n],
+        "some ids of 'images' are numbers and some are texts",
+    ),
+    "image ids above 64 bits": (lambda c: c["images"][0].update(id=2**63), "do not fit 64 bits"),
+    "file_name is a list": (lambda c: c["images"][0].update(file_name=["a.jpg"]), "proper 'file_name'"),
     "annotations are a dict": (lambda c: c.update(annotations={}), "no list 'annotations'"),
 }
 
@@ -105,12 +112,34 @@ def test_a_file_that_is_cut_off_is_refused(coco):
     assert "is not JSON" in check_coco(file, coco / "train2017").errors[0]
 
 
+@pytest.mark.parametrize("part", ["annotations", "categories"])
+def test_a_part_that_stands_twice_is_refused(part, coco):
+    """JSON readers take the last one: the objects under the first would be lost without a word."""
+    file = coco / "annotations/instances_train2017.json"
+    text = file.read_text()
+    second = json.loads(text)[part][:2]
+    file.write_text(f"{text[:-1]}, {json.dumps(part)}: {json.dumps(second)}}}")
+    with pytest.raises(DataError, match=f"the key '{part}' stands twice"):
+        load(file)
+    assert "stands twice" in check_coco(file, coco / "train2017").errors[0]
+
+
+def test_categories_of_other_parts_are_not_those_of_the_file(coco):
+    content = json.loads(change(coco, lambda content: None).read_text())
+    content = dict(info=dict(categories=[dict(id=1, name="x")]), **{key: content[key] for key in PARTS})
+    file = coco / "annotations/instances_train2017.json"
+    file.write_text(json.dumps(content))
+    assert [category["name"] for category in read_categories(file)] == ["disc", "square", "triangle"]
+
+
 HARMLESS = {
     "row_22 no iscrowd": without("iscrowd"),
     "row_22 no area": without("area"),
     "row_13 area 0": first(area=0),
     "area NaN": first(area=NAN),
     "area null": first(area=None),
+    "area as text": first(area="12"),
+    "area 1e300": first(area=1e300),
     "row_29 float ids": lambda c: [
         a.update(id=float(a["id"]), image_id=float(a["image_id"])) for a in c["annotations"]
     ],

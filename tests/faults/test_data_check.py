@@ -227,6 +227,8 @@ ABSENT = {
     "capital letters": ("X.JPG", "x.jpg is there"),
     "another end": ("x.png", "x.jpg is there"),
     "a folder": ("deep", "deep"),
+    "an address": ("http://example.org/x.jpg", "http://example.org/x.jpg"),
+    "half a character": ("\ud800.jpg", "\\ud800.jpg"),
 }
 
 
@@ -262,7 +264,7 @@ def test_images_that_are_not_there_stop_training_before_its_first_batch(what, da
         coco_dataset(data)
     assert f"1 of {COUNT} images do not exist" in str(caught.value) and says in str(caught.value)
     report = coco_report(data)
-    assert says in report.errors[0] and report.facts["missing"] == 1
+    assert says in str(report) and report.facts["missing"] == 1
 
 
 def test_skipped_images_may_be_absent(data):
@@ -421,6 +423,16 @@ def test_an_image_without_a_label_map_stops_training_before_its_first_batch(data
     errors = check_ade(data / "ade", 4).errors
     assert len(errors) == 2 and "train_000000" in errors[0] and "other" in errors[1]
     assert len(seg_dataset(data, pipeline=[dict(type="LoadImage")])) == COUNT  # images alone
+
+
+def test_an_image_that_is_a_broken_link_is_named(data, caplog):
+    file = data / "ade/images/training/train_000000.jpg"
+    file.unlink()
+    file.symlink_to("/nowhere")
+    with caplog.at_level("WARNING", logger="arm_images"):
+        assert len(seg_dataset(data)) == COUNT - 1
+    assert "broken links" in caplog.text and f"label maps without an image, first {labels_of(data)}" in caplog.text
+    assert "1 label maps without an image" in check_ade(data / "ade", 4).errors[0]
 
 
 def test_other_ends_of_names_and_labels_from_zero(data):
