@@ -11,7 +11,7 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
-from arm_backbone.checkpoint.writing import replacing
+from arm_backbone.checkpoint.writing import WriteError, replacing
 from arm_images.read import ImageFiles
 
 from ..datasets.samplers import mix_seed
@@ -127,4 +127,9 @@ class OneFileLoggerHook(LoggerHook):
 
     def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
         if get_rank() == 0:
-            super().after_test_epoch(runner, metrics)
+            path = Path(runner.log_dir, self.json_log_path)
+            try:
+                super().after_test_epoch(runner, metrics)
+            except OSError as error:
+                path.unlink(missing_ok=True)  # half of it
+                raise WriteError(path, error.strerror, error.errno) from error

@@ -1,6 +1,7 @@
 """Trains and tests any configuration: detection, segmentation, classification or pretraining."""
 
 import argparse
+import importlib
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
+from . import saved_results  # noqa: F401 registers what tests save with
 from .check_classes import check_classes, use_checked_data
 from .checks import (
     check_arguments,
@@ -296,8 +298,6 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
         print(f"{config_name}: configuration, arguments and files are in order")
         return None
     prepare(cfg, args, "test_dataloader")
-    if args.out is not None and cfg.default_scope == "mmseg":
-        os.makedirs(args.out, exist_ok=True)  # IoUMetric creates it in the first process; another may write earlier
     return run(cfg, "test")[1]
 
 
@@ -306,15 +306,20 @@ def _save_results(cfg: Config, out: str) -> None:
     if cfg.default_scope == "mmseg":
         if Path(out).suffix:
             raise ConfigError(f"--out {out}: segmentation writes one label map per image; give a folder")
-        for evaluator in dicts(cfg.test_evaluator):
-            if evaluator.get("type") == "IoUMetric":
-                evaluator.output_dir = out
+        _add_metric(cfg, type="SaveLabelMaps", folder=out)
         return
     if Path(out).suffix not in (".pkl", ".pickle"):
         raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")
+    if cfg.default_scope == "mmdet":
+        importlib.import_module("arm_toolkit.engine.saved_instances")
+        _add_metric(cfg, type="SaveInstances", out_file_path=out)
+    else:
+        _add_metric(cfg, type="SaveResults", out_file_path=out)
+
+
+def _add_metric(cfg: Config, **metric) -> None:
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
-    dump = "DumpDetResults" if cfg.default_scope == "mmdet" else "DumpResults"
-    cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+    cfg.test_evaluator = [*evaluators, metric]
 
 
 def _draw(cfg: Config, show_dir: str) -> None:
@@ -327,3 +332,5 @@ def _draw(cfg: Config, show_dir: str) -> None:
         cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
     else:
         raise ConfigError(f"--show-dir {show_dir}: classification results are not drawn; use --out to save the logits")
+    hook = dict(type="WholeDrawingsHook", folder=os.path.join(show_dir, "vis_data", "vis_image"))
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), hook]

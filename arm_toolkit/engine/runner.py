@@ -13,6 +13,7 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wra
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -41,6 +42,7 @@ from .fsdp import (
     shard_optimizer_state,
 )
 from .hooks import FiniteOutputsHook, SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook
+from .logs import forgive_logger, forgive_visualizer
 from .resume import differences, run_facts
 from .schedule import Configured, follow_length
 
@@ -101,9 +103,23 @@ class ARMRunner(Runner):
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """Like mmengine's; also sends what `arm_images` says to the same console and file, even from data workers."""
         logger = super().build_logger(*args, **kwargs)
+        forgive_logger(logger)
         images = logging.getLogger("arm_images")
         images.handlers, images.level = list(logger.handlers), logging.INFO
         return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Like mmengine's; also, what it cannot write does not stop the run."""
+        visualizer = super().build_visualizer(visualizer)
+        forgive_visualizer(visualizer)
+        return visualizer
+
+    def dump_config(self) -> None:
+        """Like mmengine's, but the file is written whole. The first process writes it."""
+        if self.rank == 0:
+            name = Path(self.cfg.filename).name if self.cfg.filename else f"{self.timestamp}.py"
+            with replacing(Path(self.work_dir, name)) as partial:
+                partial.write_text(self.cfg.pretty_text, encoding="utf-8")
 
     def build_dataloader(self, dataloader: dict, *args, **kwargs) -> DataLoader:
         """Like mmengine's, but images and label maps are read with `LoadImage` and `LoadLabels`, and an image that a
