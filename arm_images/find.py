@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .absent import similar_file
 from .archives import DatasetRow, TarMember, dataset_rows, is_dataset, tar_members
 from .errors import DataError, printable
 from .lists import read_list
@@ -175,10 +177,19 @@ def _listed(list_file: Path, folder: Path) -> list[Path]:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
-            f"{list_file} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the folder "
-            "that the lines are relative to"
+            f"{list_file} lists {len(missing)} files that do not exist, first {missing[0]}{_hint(missing[0])}; set "
+            "prefix to the folder that the lines are relative to"
         )
     return files
+
+
+def _hint(missing: Path) -> str:
+    """What may be wrong with a line of a list."""
+    start = re.split(r"[ \t,;]+[^ \t,;]+$", str(missing))[0]
+    if start != str(missing) and Path(start).is_file():
+        return f" ({start} is there: a line holds one path and nothing else, no label)"
+    similar = similar_file(str(missing))
+    return f" ({similar} is there: correct the list)" if similar else ""
 
 
 def _name(file: ImageFile) -> str:
