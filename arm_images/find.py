@@ -12,7 +12,7 @@ from .absent import similar_file
 from .archives import DatasetRow, TarMember, dataset_rows, is_dataset, tar_members
 from .errors import DataError, printable
 from .lists import read_list
-from .walk import walk
+from .walk import Identity, walk
 
 logger = logging.getLogger("arm_images")
 
@@ -106,7 +106,11 @@ def survey(path: str | os.PathLike, prefix: str | os.PathLike | None = None) -> 
 
 
 def image_files(
-    folder: Path, found: Found, archives: list[Path] | None = None, suffix: str | None = None
+    folder: Path,
+    found: Found,
+    archives: list[Path] | None = None,
+    suffix: str | None = None,
+    entered: set[Identity] | None = None,
 ) -> list[Path]:
     """The image files under a folder at any depth, sorted.
 
@@ -114,9 +118,10 @@ def image_files(
         found: what is left out is added to it.
         archives: .tar archives are added to it; None leaves them out.
         suffix: names must end in it; None takes `EXTENSIONS`, in capital or small letters.
+        entered: see `walk`.
     """
     files = []
-    for path in _files(folder):
+    for path in _files(folder, entered):
         if not path.is_file():
             found.leave_out("that are not regular files (broken links, pipes)", path)
         elif is_note_of_macos(path):
@@ -139,9 +144,9 @@ def is_note_of_macos(path: Path) -> bool:
     return path.name.startswith("._") or path.name == "__MACOSX"
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, entered: set[Identity] | None) -> Iterator[Path]:
     try:
-        yield from sorted(walk(folder))
+        yield from sorted(walk(folder, entered))
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be listed ({error.strerror}); change its permissions or remove it"

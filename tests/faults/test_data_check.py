@@ -525,6 +525,10 @@ FOLDER_FAULTS = {
     ),
     "a class that training lacks": (lambda f: add(f, "val/wasp/a.jpg"), "wasp is not a class"),
     "a class folder linked twice": (lambda f: link(f, "train/cow", "train/bee"), "bee and .*cow are one folder"),
+    "a folder linked into another class": (
+        lambda f: link(f, "train/bee/more", "train/ant/deep"),
+        "bee shares a folder with another class",
+    ),
     "no validation folder": (lambda f: shutil.rmtree(f / "val"), "val does not exist"),
 }
 
@@ -570,6 +574,8 @@ def test_what_class_folders_leave_out_is_named(name, folders, caplog):
 def test_links_in_loops_do_no_harm_among_class_folders(folders):
     link(folders, "train/ant/up", "train/ant")
     link(folders, "train/ant/self", "train/ant/self")
+    link(folders, "train/ant/all", "train")  # its images of the other classes are not ants
+    link(folders, "train/bee/ants", "train/ant")
     assert ClassFolder(str(folders), "train", TRANSFORM).labels == [0, 0, 1] and not class_errors(folders)
 
 
