@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from .block import NORM_EPS, Block
 from .ops.inner import uses_fused_inner
-from .ops.library import refuse_proxy
+from .ops.library import check_images
 from .ops.orders import ScanOrders
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
@@ -202,7 +202,7 @@ class ARMTrunk(nn.Module):
 
         The grid is the reference code's, (H - patch_size) // patch_stride + 1; the position embedding is resized to it.
         """
-        refuse_proxy(images)
+        check_images(images)
         x = self.patch_embed(images)
         grid = tuple(x.shape[1:3])
         x = (x + resize_pos_embed(self.pos_embed, *grid)).flatten(1, 2)
@@ -331,7 +331,7 @@ class ARM(ARMTrunk):
 
     def _pad(self, images: Tensor) -> Tensor:
         """Append zeros at the right and the bottom until every pixel is in a patch: the grid is ceil(size / stride)."""
-        refuse_proxy(images)
+        check_images(images)
         stride, patch = self.patch_stride, self.patch_size
         height, width = (-(s // -stride) * stride - stride + patch - s for s in images.shape[2:])  # ceil(s / stride)
         return F.pad(images, (0, width, 0, height))

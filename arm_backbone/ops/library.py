@@ -111,13 +111,20 @@ def raise_no_derivative(kind: str) -> NoReturn:
     raise NotImplementedError(f"the kernels do not support {kind} derivatives; use {PLAIN_REMEDY}")
 
 
-def refuse_proxy(images: Tensor) -> None:
-    """Raise an error that says what to use instead if torch.fx traces a model symbolically."""
+def check_images(images: Tensor) -> None:
+    """Check that images are a batch, not symbols of torch.fx.
+
+    Raises:
+        NotImplementedError: if torch.fx traces a model symbolically; it says what to use instead.
+        ValueError: for another number of dimensions than (B, C, H, W).
+    """
     if isinstance(images, torch.fx.Proxy):
         raise NotImplementedError(
             "torch.fx cannot trace the scan symbolically, because its orders depend on the image's size; use "
             "torch.export.export or torch.compile, or make this module a leaf of the tracer"
         )
+    if images.ndim != 4:
+        raise ValueError(f"images must be (B, C, H, W), not {tuple(images.shape)}; for one image give image[None]")
 
 
 def is_eager(tensors: Iterable[Tensor | None]) -> bool:
@@ -149,8 +156,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     changed = any(own) or "forward" in vars(module) or "_call_impl" in vars(module)
     if changed or module._compiled_call_impl is not None or nn.modules.module._has_any_global_hook():
         return False
-    methods = ((kind.forward, kind), (kind.__call__, nn.Module), (kind._call_impl, nn.Module))
-    return all(_is_own(method, owner) for method, owner in methods)
+    of_class = _is_own(kind.__call__, nn.Module) and _is_own(kind._call_impl, nn.Module)
+    return of_class and _is_own(kind.forward, kind)
 
 
 def _is_own(method: Callable, kind: type) -> bool:

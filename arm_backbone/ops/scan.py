@@ -85,6 +85,7 @@ def scan_with_state(
     if 0 in A.shape:  # kernels are for whole vectors of channels and states
         backend = "torch"
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    keep = keep or torch.jit.is_tracing()  # a traced program may be trained, whatever traced it
     return _cross_scan(*inputs, delta_softplus, reduce, backend, keep)
 
 
@@ -108,6 +109,19 @@ def _check(u, delta, A, B, C, D, delta_bias) -> None:
     check_positive(directions=tokens[1])
 
 
+def _fits(u, delta, A, B, C, D, delta_bias) -> bool:
+    """Whether the shapes are those that `_check` wants, faster."""
+    per_state, per_channel = (*u.shape[:3], A.shape[-1]), A.shape[:2]
+    vectors = all(x is None or x.shape == per_channel for x in (D, delta_bias))
+    return (
+        (u.ndim, A.ndim) == (4, 3)
+        and u.shape == delta.shape
+        and u.shape[1::2] == per_channel
+        and B.shape == C.shape == per_state
+        and vectors
+    )
+
+
 def _run(
     u: Tensor,
     delta: Tensor,
@@ -123,7 +137,8 @@ def _run(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D), and states (n, B, K, N, D): with `keep` those for the backward, then the final one."""
-    _check(u, delta, A, B, C, D, delta_bias)  # again: a traced program calls it with tensors of other shapes
+    if not _fits(u, delta, A, B, C, D, delta_bias):  # in a traced program nobody has checked
+        _check(u, delta, A, B, C, D, delta_bias)
     check_fit(orders, len(A), u)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     return scan_kernels(backend).scan_forward(inputs, delta_softplus, reduce, keep, last=True)

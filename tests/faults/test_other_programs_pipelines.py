@@ -140,6 +140,7 @@ def test_mmseg_inferencer_on_a_folder(trained, empty):
     assert len(list((empty / "out" / "pred").iterdir())) == len(files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["det", "seg"])
 def test_mmengines_runner_trains_and_evaluates(task, shapes, empty):
     """Our configurations need our modules, not our runner."""
