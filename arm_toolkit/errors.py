@@ -4,17 +4,20 @@ Imports neither torch nor mmengine, so that a tool can print its help and refuse
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from arm_images.errors import DataError
 
-from .parent import end_with_parent
+from .parent import ENDS_WITH_PARENT, LAUNCHER, end_with_parent
 
 TRACEBACK = "ARM_TRACEBACK"
+GRACE = 3  # seconds
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that shells expect
 
 
@@ -22,7 +25,7 @@ class ConfigError(ValueError):
     """A configuration or command line that cannot be run; the message names the key, its value and the remedy."""
 
 
-class NonFiniteLoss(ArithmeticError):
+class NotFinite(ArithmeticError):
     """Training diverged; the message names the iteration, the saved batch and the remedy."""
 
     met_alone = True  # the other processes have other batches
@@ -35,7 +38,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     """
     files = sys.modules.get("arm_backbone.checkpoint.files")  # not imported here: it loads torch
     checkpoint_error = (files.CheckpointError,) if hasattr(files, "CheckpointError") else ()
-    return (ConfigError, DataError, NonFiniteLoss, OSError, *checkpoint_error)
+    return (ConfigError, DataError, NotFinite, OSError, *checkpoint_error)
 
 
 def one_line(error: BaseException) -> str:
@@ -50,7 +53,7 @@ def one_line(error: BaseException) -> str:
     return lines[0]
 
 
-def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None:
+def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_log: bool = False) -> None:
     """Run a tool's `main`; on a user's error print one line to stderr and exit with status 2.
 
     Ctrl-C prints one line, too, and exits with status 130. A process that a launcher started ends with it.
@@ -60,6 +63,7 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None
 
     Args:
         interrupted: the line that Ctrl-C prints.
+        prints_log: what the tool prints is a log. Otherwise it is the result, and an error if it cannot be written.
     """
     end_with_parent()
     try:
@@ -67,14 +71,19 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None
     except BaseException as error:
         if _by_ctrl_c(error):
             _end_interrupted(interrupted)
+        if isinstance(error, OSError) and error.filename is None:
+            _check_output()
         if not isinstance(error, user_errors()):
             raise
         if os.environ.get(TRACEBACK):
             raise
-        distributed = _process_group()
-        if distributed is None or distributed.get_rank() == 0 or getattr(error, "met_alone", False):
-            print(f"error: {one_line(error)}", file=sys.stderr)
+        if not _is_first() and not getattr(error, "met_alone", False):
+            if LAUNCHER not in os.environ:
+                sys.exit(2)
+            time.sleep(GRACE)  # if the first process has the same error, the launcher ends this one meanwhile
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    _check_output(prints_log)
     distributed = _process_group()
     if distributed is None:
         return
@@ -83,10 +92,32 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted") -> None
         # During the interpreter's shutdown gloo's threads sometimes abort a finished process ("terminate called without
         # an active exception"): exit without that shutdown.
         logging.shutdown()
-        sys.stdout.flush()
+        _check_output(prints_log)
         sys.stderr.flush()
         os._exit(0)
     distributed.destroy_process_group()
+
+
+def _check_output(is_log: bool = False) -> None:
+    """End the tool if what it printed cannot be written: quietly if its reader has gone, as `head` does."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        if is_log:
+            return
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_first() -> bool:
+    distributed = _process_group()
+    if distributed is None:
+        return LAUNCHER not in os.environ or os.environ.get("RANK", "0") == "0"
+    return distributed.get_rank() == 0
 
 
 def _by_ctrl_c(error: BaseException | None) -> bool:
@@ -102,9 +133,11 @@ def _by_ctrl_c(error: BaseException | None) -> bool:
 
 def _end_interrupted(line: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the end
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and ENDS_WITH_PARENT not in os.environ:  # the parent prints its own
         print(f"\n{line}", file=sys.stderr, flush=True)
     if _process_group() is not None:  # its threads would wait for the other processes
+        for worker in multiprocessing.active_children():
+            worker.kill()
         logging.shutdown()
         sys.stdout.flush()
         os._exit(INTERRUPTED)

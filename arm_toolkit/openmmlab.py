@@ -8,7 +8,7 @@
 | `engine.batches_hook` | BatchesHook |
 | `engine.checkpoint_hook` | SafeCheckpointHook |
 | `engine.ema_hook` | WeightEMAHook |
-| `engine.finite_loss_hook` | FiniteLossHook |
+| `engine.finite_hook` | FiniteHook |
 | `engine.hooks` | ThroughputHook, SeedIterationHook, SameBuffersHook, SkippedFilesHook, OneFileLoggerHook |
 | `engine.loops` | ResumableEpochLoop |
 | `engine.optim_wrapper` | CPUAmpOptimWrapper |
@@ -27,4 +27,4 @@ The following modules are not imported here. Only the configurations that need t
 
 from .analysis import reconstruction_hook  # noqa: F401
 from .datasets import samplers, transforms  # noqa: F401
-from .engine import batches_hook, checkpoint_hook, ema_hook, finite_loss_hook, hooks, loops, optim_wrapper, runner  # noqa: F401
+from .engine import batches_hook, checkpoint_hook, ema_hook, finite_hook, hooks, loops, optim_wrapper, runner  # noqa: F401

@@ -4,8 +4,8 @@ import ctypes
 import os
 import signal
 
-ENDS_WITH_PARENT = "ARM_ENDS_WITH_PARENT"  # set for processes that our own programs start
-_LAUNCHER = "TORCHELASTIC_RUN_ID"  # set by torchrun
+ENDS_WITH_PARENT = "ARM_ENDS_WITH_PARENT"  # id of the parent, set by programs of ours for the processes they start
+LAUNCHER = "TORCHELASTIC_RUN_ID"  # set by torchrun
 _PR_SET_PDEATHSIG = 1
 
 
@@ -14,9 +14,12 @@ def end_with_parent() -> None:
 
     A killed run loses nothing: its files are written whole.
     """
-    if _LAUNCHER not in os.environ and ENDS_WITH_PARENT not in os.environ:
+    parent = os.environ.get(ENDS_WITH_PARENT)
+    if LAUNCHER not in os.environ and parent is None:
         return
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (AttributeError, OSError):
-        pass
+        return
+    if parent is not None and parent != str(os.getppid()):
+        os.kill(os.getpid(), signal.SIGKILL)  # it has ended before the system was told

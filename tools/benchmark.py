@@ -31,12 +31,11 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from arm_backbone.arm import ARCHS
-from arm_backbone.checkpoint.writing import replacing
+from arm_backbone.checkpoint.writing import check_writable, replacing
 from arm_backbone.ops import BACKENDS
 from arm_toolkit.benchmark.block_cases import block_cases
 from arm_toolkit.benchmark.case import Case, Grid, Setting
@@ -144,8 +143,7 @@ def cases(args: argparse.Namespace, setting: Setting) -> Iterator[Case]:
 def main() -> None:
     args = parse()
     for file in filter(None, (args.json, args.plot)):
-        if not Path(file).absolute().parent.is_dir():
-            raise ConfigError(f"{file}: its folder does not exist; create it first")
+        check_writable(file)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU; use --device cpu")
     check_environment()

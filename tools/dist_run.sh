@@ -21,6 +21,8 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 
+trap 'printf "\ninterrupted\n" >&2; exit 130' INT # until the processes start, which end with a line of their own
+
 python=${PYTHON:-python}
 if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
     python=$tools/../.venv/bin/python # created by tools/install.sh
@@ -49,13 +51,14 @@ if [ -n "${PORT:-}" ] && [ "${NODE_RANK:-0}" -eq 0 ] &&
     exit 2
 fi
 
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+gpus=$("$python" -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)
+import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
     echo "error: $processes GPUs requested, but this machine has $gpus; give at most $gpus" >&2
     exit 2
 fi
 # What one process can check is checked before the others start: an error is then one line, and the last one.
-"$python" "$tools/$tool" "${inputs[@]}" "$@" --check >/dev/null || exit
+ARM_ENDS_WITH_PARENT=$$ "$python" "$tools/$tool" "${inputs[@]}" "$@" --check >/dev/null || exit
 case " $* " in *" --check "*) exit ;; esac
 if [ "$gpus" -eq 0 ]; then
     echo "No GPU found: starting $processes CPU processes that communicate over gloo."
@@ -73,5 +76,5 @@ elif [ -n "${PORT:-}" ]; then
 else
     rendezvous=(--standalone) # picks a free port
 fi
-exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$processes" \
+exec "$python" -m arm_toolkit.processes "${rendezvous[@]}" --nproc_per_node="$processes" \
     "$tools/$tool" "${inputs[@]}" --launcher pytorch "$@"

@@ -11,16 +11,12 @@ On several devices, use tools/dist_train.sh CONFIG GPUS.
 import argparse
 from pathlib import Path
 
-from arm_backbone.arm import ARCHS
 from arm_toolkit.engine.arguments import add_train_arguments
-from arm_toolkit.engine.config import load_config
-from arm_toolkit.engine.launch import train
-from arm_toolkit.engine.values import require_keys
 from arm_toolkit.errors import ConfigError, run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / "pretrain" / "configs"
-MODELS = [f"arm_{name}" for name in ARCHS]
 SHORT = dict(tiny="ti", small="s", base="b", large="l", huge="h")
+MODELS = [f"arm_{name}" for name in SHORT]
 
 
 def main() -> None:
@@ -48,6 +44,11 @@ def main() -> None:
         raise ConfigError(f"--model {args.model} is unknown; give one of {', '.join(MODELS)}")
     path = args.config or CONFIGS / f"arm_{SHORT[args.model.removeprefix('arm_')]}.py"
 
+    # imported here: --help and wrong arguments need no torch
+    from arm_toolkit.engine.config import load_config
+    from arm_toolkit.engine.launch import train
+    from arm_toolkit.engine.values import require_keys
+
     cfg = load_config(str(path), args.cfg_options)
     require_keys(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
     dataset = cfg.train_dataloader.dataset
@@ -74,4 +75,4 @@ def _rescale(cfg, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main, interrupted="interrupted; continue with --resume")
+    run_tool(main, interrupted="interrupted; continue with --resume", prints_log=True)

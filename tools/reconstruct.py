@@ -52,7 +52,6 @@ def main() -> None:
         png = draw(model, load_images(model, crops, range(count)), args.given)
     except ValueError as error:
         raise ConfigError(f"{args.checkpoint} with --given {args.given}: {error}") from None
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(args.out) as partial:
         partial.write_bytes(png)
     print(f"{args.out}: {count} images")

@@ -23,7 +23,6 @@ Examples:
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def main() -> None:
     # imported here: --help and wrong arguments need no torch
     import torch
 
-    from arm_backbone.checkpoint.writing import replacing
+    from arm_backbone.checkpoint.writing import check_writable, replacing
     from arm_toolkit.engine.environment import check_environment
     from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, open_sets, results_table, top1
 
@@ -47,9 +46,7 @@ def main() -> None:
     sets = open_sets(args.sets, args.data, eval_transform(model, args.keep_ratio), args.val)
     print(f"{args.checkpoint}:\n{accounting}", file=sys.stderr)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(args.out.parent, os.W_OK):
-            raise ConfigError(f"--out {args.out}: its folder is not writable; give another")
+        check_writable(args.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     results: dict[str, dict | None] = {}

@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main, interrupted="interrupted; continue with --resume")
+    run_tool(main, interrupted="interrupted; continue with --resume", prints_log=True)

@@ -211,7 +211,6 @@ def write_checkpoint(
         WriteError: if the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     meta = {**meta, "format_version": FORMAT_VERSION}
     state = {key: tensor.contiguous() for key, tensor in state.items()}
     with replacing(path) as partial:

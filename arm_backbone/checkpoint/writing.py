@@ -14,7 +14,6 @@ _REMEDIES = {
     errno.ENOSPC: "free space there or give another path",
     errno.EDQUOT: "free space in your quota or give another path",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or give a path on another file system",
-    errno.ENOENT: "make its folder first",
 }
 
 
@@ -31,11 +30,41 @@ class WriteError(OSError):
         self.reason = reason
 
 
+def make_folder(folder: str | os.PathLike) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        WriteError: if that fails, for example because a file has its name.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocking = [part for part in (folder, *folder.parents) if os.path.lexists(part) and not part.is_dir()]
+        reason = f"{blocking[0]} is not a folder" if blocking else error.strerror or str(error)
+        raise WriteError(folder, reason, error.errno) from error
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Check that a file can be written later, before the work that its contents need; makes its folder.
+
+    Raises:
+        WriteError: if it cannot.
+    """
+    if Path(path).is_dir():
+        raise WriteError(path, "it is a folder")
+    partial = _partial(path)
+    with write_errors(path, partial):
+        partial.touch()
+    _remove(partial)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file or a new folder next to its final place, then rename it: readers never see an incomplete one.
 
-    What was written reaches the disk before the name does, so that a power loss leaves no empty file either.
+    What was written reaches the disk before the name does, so that a power loss leaves no empty file either. The
+    folder of `path` is made; of a symbolic link, the file that it names is written.
 
     Yields:
         the path to write to: `path` with ".part" appended. It does not exist at first; if the block raises, what it
@@ -44,42 +73,64 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         WriteError: if writing fails, for example because the disk is full; an earlier file is kept.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
+    partial = _partial(path)
     try:
-        _remove(partial)  # left by a process that was killed
-        yield partial
-        _flush(partial)
-        os.replace(partial, path)
-        _flush_folder(path.parent)
+        with write_errors(path, partial):
+            _remove(partial)  # left by a process that was killed
+            yield partial
+            _flush(partial)
+            os.replace(partial, partial.with_suffix(""))
+            _flush_folder(partial.parent)
+    finally:
+        _remove(partial)
+
+
+def _partial(path: str | os.PathLike) -> Path:
+    """The name under which a file is written at first; makes its folder."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise WriteError(path, "it is a device or a pipe")  # which a rename would replace
+    make_folder(target.parent)
+    return target.with_name(target.name + ".part")
+
+
+@contextmanager
+def write_errors(path: str | os.PathLike, partial: Path) -> Iterator[None]:
+    """Turn an error of writing `partial` into one that names `path`.
+
+    Raises:
+        WriteError: instead of the errors of Python, Pillow, PyTorch and safetensors.
+    """
+    try:
+        yield
     except Exception as error:
         failure = _failure(error, path, partial)
         if failure is None:
             raise
         raise WriteError(path, *failure) from error
-    finally:
-        _remove(partial)
 
 
-def _failure(error: Exception, path: Path, partial: Path) -> tuple[str, int | None] | None:
+def _failure(error: Exception, path: str | os.PathLike, partial: Path) -> tuple[str, int | None] | None:
     """Reason and errno if an error comes from writing `partial`; None if the block raised it for another reason."""
     if isinstance(error, WriteError):
         return None
-    if isinstance(error, OSError):
+    text = str(error)
+    if isinstance(error, OSError) and error.errno:
         ours = error.filename is None or str(error.filename).startswith((str(path), str(partial)))
-        return (error.strerror, error.errno) if error.errno and ours else None
-    # of torch.save and safetensors' save_file
-    if isinstance(error, SafetensorError) or (isinstance(error, RuntimeError) and "inline_container" in str(error)):
-        found = re.search(r"os error (\d+)", str(error))
+        return (error.strerror or text, error.errno) if ours else None
+    pillow = isinstance(error, OSError) and "when writing image file" in text
+    pytorch = isinstance(error, RuntimeError) and "inline_container" in text
+    if pillow or pytorch or isinstance(error, SafetensorError):
+        found = re.search(r"os error (\d+)", text)
         number = int(found[1]) if found else _probe(partial)
-        return (os.strerror(number), number) if number else (str(error).splitlines()[0], None)
+        return (os.strerror(number), number) if number else (text.splitlines()[0], None)
     return None
 
 
 def _probe(partial: Path) -> int | None:
-    """The errno with which another MiB cannot be written, because torch.save does not say it."""
+    """The errno with which another MiB cannot be written, because Pillow and torch.save do not say it."""
     try:
-        with open(partial, "ab", buffering=0) as file:
+        with open(partial / "probe" if partial.is_dir() else partial, "ab", buffering=0) as file:
             block = memoryview(bytes(2**20))
             while block:
                 block = block[file.write(block) :]

@@ -44,7 +44,6 @@ def write_figures(model: ARM, images: list[Image.Image], folder: Path) -> list[P
     draw = {"features.png": features_figure, "receptive_field.png": receptive_field_figure}
     if model.scans > 1:
         draw["directions.png"] = directions_figure
-    folder.mkdir(parents=True, exist_ok=True)
     for name, function in draw.items():
         with replacing(folder / name) as partial:
             function(model, images).savefig(partial, format="png", dpi=110)

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from arm_backbone.checkpoint.writing import write_errors
 from arm_images.errors import DataError
 
 VERSION = 1  # increase it if a change alters any image or annotation
@@ -255,11 +256,9 @@ def write_shapes(
     # not `replacing`: two processes may write the same data set at once, so each needs its own name
     partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
-        _write_all(partial, meta, progress)
-        _put_in_place(partial, out, meta, force)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{out} cannot be written ({reason}); give another folder") from error
+        with write_errors(out, partial):
+            _write_all(partial, meta, progress)
+            _put_in_place(partial, out, meta, force)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True

@@ -15,7 +15,7 @@ from arm_images.errors import DataError
 
 from ..datasets.truth import require_truth
 from ..errors import ConfigError
-from .finite_loss_hook import batch_files
+from .finite_hook import batch_files
 
 PATIENCE = 20  # training batches without a labelled pixel
 

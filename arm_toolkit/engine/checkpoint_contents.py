@@ -17,8 +17,7 @@ from .config import config_from_text
 from .config_text import buildable, parse_config
 from .resume import AGAIN
 
-# key -> its type; mmengine reads all of them
-PARTS = {"meta": dict, "message_hub": dict, "optimizer": dict, "param_schedulers": (list, dict)}
+PARTS = ("meta", "message_hub", "optimizer")  # dicts that mmengine reads
 HUB_PARTS = ("log_scalars", "runtime_info", "resumed_keys")
 _AGAIN = f"give a checkpoint of an interrupted run, {AGAIN}"
 
@@ -36,9 +35,9 @@ def check_resumable(checkpoint: dict, where: str, max_iters: int, max_epochs: in
     Raises:
         CheckpointError: naming the file, the key and what is wrong with it.
     """
-    for key, kind in PARTS.items():
-        if key in checkpoint and not isinstance(checkpoint[key], kind):
-            raise CheckpointError(f"{where}: {key} is a {type(checkpoint[key]).__name__}, not a dict or list; {_AGAIN}")
+    for key in PARTS:
+        if key in checkpoint and not isinstance(checkpoint[key], dict):
+            raise CheckpointError(f"{where}: {key} is a {type(checkpoint[key]).__name__}, not a dict; {_AGAIN}")
     meta = checkpoint.get("meta", {})
     for key in ("iter", "epoch"):
         count = meta.get(key)
@@ -101,29 +100,23 @@ def _check_hub(hub: dict, where: str) -> None:
     hub["resumed_keys"] = {key: True for key, resumed in hub["resumed_keys"].items() if resumed is True}
 
 
-def check_states(checkpoint: dict, where: str, optim_wrapper: OptimWrapper, schedulers: list | dict | None) -> None:
-    """Check that a checkpoint's optimizer and schedules have the form of this run's; PyTorch takes any.
+def check_optimizer(checkpoint: dict, where: str, optim_wrapper: OptimWrapper) -> None:
+    """Check that a checkpoint's optimizer has the form of this run's; PyTorch takes any.
 
     Args:
         where: name of the file, for messages.
-        optim_wrapper, schedulers: of this run, newly built.
+        optim_wrapper: of this run, newly built.
 
     Raises:
         CheckpointError: naming the file, the key and what is wrong with it.
     """
-    if "optimizer" in checkpoint:
-        saved, own = dict(checkpoint["optimizer"]), optim_wrapper.state_dict()
-        _check_moments(saved.pop("state", None), optim_wrapper.optimizer, f"{where}: optimizer.state")
-        del own["state"]
-        _same_form(saved, own, f"{where}: optimizer")
-        for index, (one, other) in enumerate(zip(saved["param_groups"], own["param_groups"], strict=True)):
-            if one["params"] != other["params"]:
-                raise CheckpointError(f"{where}: optimizer.param_groups.{index}.params are not this run's; {_AGAIN}")
-    if "param_schedulers" in checkpoint and schedulers is not None:
-        named = schedulers if isinstance(schedulers, dict) else {"": schedulers}
-        own = {name: [scheduler.state_dict() for scheduler in group] for name, group in named.items()}
-        own = own if isinstance(schedulers, dict) else own[""]
-        _same_form(checkpoint["param_schedulers"], own, f"{where}: param_schedulers")
+    saved, own = dict(checkpoint["optimizer"]), optim_wrapper.state_dict()
+    _check_moments(saved.pop("state", None), optim_wrapper.optimizer, f"{where}: optimizer.state")
+    del own["state"]
+    _same_form(saved, own, f"{where}: optimizer")
+    for index, (one, other) in enumerate(zip(saved["param_groups"], own["param_groups"], strict=True)):
+        if one["params"] != other["params"]:
+            raise CheckpointError(f"{where}: optimizer.param_groups.{index}.params are not this run's; {_AGAIN}")
 
 
 def _check_moments(state: object, optimizer: torch.optim.Optimizer, where: str) -> None:
@@ -157,23 +150,25 @@ def _check_moments(state: object, optimizer: torch.optim.Optimizer, where: str) 
 def _same_form(found: object, expected: object, where: str) -> None:
     """Check that two nested values have the same keys, lengths and types. None fits anything.
 
-    Flags may be missing and other keys may be there: they differ between versions of PyTorch.
+    Flags may be missing and other keys may be there: they differ between versions of PyTorch. What schedules add to
+    groups of parameters may be missing, too: the run that wrote it can have had others.
     """
     if isinstance(expected, dict):
         if not isinstance(found, dict):
             raise CheckpointError(f"{where} is {_shown(found)}, not a dict; {_AGAIN}")
         flags = {key for key, value in expected.items() if isinstance(value, bool | None)}
-        missing = sorted(map(str, expected.keys() - flags - found.keys()))
+        added = {key for key in expected if str(key).startswith("initial_")}
+        added |= {"momentum"} if "betas" in expected else set()
+        missing = sorted(map(str, expected.keys() - flags - added - found.keys()))
         if missing:
-            raise CheckpointError(f"{where} has no {missing[0]}; resume with the optimizer and schedule it began with")
+            raise CheckpointError(f"{where} has no {missing[0]}; resume with the optimizer it began with")
         for key in expected.keys() & found.keys():
             _same_form(found[key], expected[key], f"{where}.{key}")
     elif isinstance(expected, list | tuple):
         if not isinstance(found, list | tuple) or len(found) != len(expected):
             has = f"{len(found)} entries" if isinstance(found, list | tuple) else _shown(found)
             raise CheckpointError(
-                f"{where}: {has} for {len(expected)} of this run; resume with the model, optimizer and schedule it "
-                "began with"
+                f"{where}: {has} for {len(expected)} of this run; resume with the model and optimizer it began with"
             )
         for index, (one, other) in enumerate(zip(found, expected, strict=True)):
             _same_form(one, other, f"{where}.{index}")

@@ -1,5 +1,7 @@
 """Checkpoints that load with `weights_only=True`; an outdated file is removed only after its successor is complete."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,13 @@ class SafeCheckpointHook(CheckpointHook):
         self.file_backend = _DeferredRemoval(self.file_backend, Path(self.out_dir))
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        super().after_train_iter(runner, *args, **kwargs)
+        with self._note_errors(runner):
+            super().after_train_iter(runner, *args, **kwargs)
         self._remove_outdated()
 
     def after_train_epoch(self, runner) -> None:
-        super().after_train_epoch(runner)
+        with self._note_errors(runner):
+            super().after_train_epoch(runner)
         self._remove_outdated()
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
@@ -44,6 +48,15 @@ class SafeCheckpointHook(CheckpointHook):
         checkpoint.update(runner.gathered)
         for key in checkpoint.keys() - set(TENSORS):
             checkpoint[key] = plain(checkpoint[key])
+
+    @contextmanager
+    def _note_errors(self, runner) -> Iterator[None]:
+        """Go on if the file `last_checkpoint` cannot be written: the checkpoint is complete, and --resume finds it."""
+        try:
+            yield
+        except OSError as error:  # one of the checkpoint itself is a CheckpointError
+            path = Path(runner.work_dir, "last_checkpoint")
+            runner.logger.warning(f"{path} cannot be written ({error.strerror}); the checkpoint itself is complete")
 
     def _remove_outdated(self) -> None:
         best = getattr(self, "best_ckpt_path_dict", {}).values()  # mmengine sets one of the two, or neither

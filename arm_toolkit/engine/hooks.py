@@ -15,7 +15,7 @@ from arm_backbone.checkpoint.writing import WriteError, replacing
 from arm_images.read import ImageFiles
 
 from ..datasets.samplers import mix_seed
-from ..errors import NonFiniteLoss
+from ..errors import NotFinite
 
 
 @HOOKS.register_module()
@@ -88,14 +88,14 @@ class FiniteOutputsHook(Hook):
     Other outputs need no check: `Accuracy` counts such logits as wrong, and a box with such a score is not detected.
 
     Raises:
-        NonFiniteLoss: naming the image.
+        NotFinite: naming the image.
     """
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         for sample in outputs or ():
             scores = getattr(getattr(sample, "seg_logits", None), "data", None)
             if scores is not None and not bool(scores.isfinite().all()):
-                raise NonFiniteLoss(
+                raise NotFinite(
                     f"{sample.get('img_path', f'image {batch_idx + 1}')}: the model's scores are not finite, so its "
                     "label map means nothing; the model has diverged: use an earlier checkpoint"
                 )

@@ -63,6 +63,11 @@ def differences(checkpoint: dict, runner, where: str) -> list[str]:
     return lines
 
 
+def _signature(group: dict) -> set[str]:
+    found = {key for key in SIGNATURES if key in group}
+    return found - {"momentum"} if "betas" in found else found  # mmengine's momentum schedules add it to Adam's
+
+
 def _check_optimizer(checkpoint: dict, then: dict, now: dict, runner, where: str) -> None:
     state = checkpoint.get("optimizer")
     if not isinstance(state, dict) or "param_groups" not in state:
@@ -71,7 +76,7 @@ def _check_optimizer(checkpoint: dict, then: dict, now: dict, runner, where: str
             f"iter_*.pth beside it, {AGAIN}"
         )
     groups, fresh = state["param_groups"], runner.optim_wrapper.optimizer.param_groups
-    kinds = [{key for key in SIGNATURES if group and key in group[0]} for group in (groups, fresh)]
+    kinds = [_signature(group[0] if group else {}) for group in (groups, fresh)]
     if then["optimizer"] != now["optimizer"] or kinds[0] != kinds[1]:
         was = then["optimizer"] if then["optimizer"] != now["optimizer"] else "another one"
         raise CheckpointError(

@@ -25,13 +25,13 @@ from arm_images.errors import DataError
 from ..datasets.checked_pipeline import check_pipelines
 from ..datasets.samplers import SeededSampler
 from ..datasets.transforms import checked_loading
-from ..errors import ConfigError, NonFiniteLoss
+from ..errors import ConfigError, NotFinite
 from .batches_hook import BatchesHook
 from .check_classes import check_checkpoint_classes
-from .checkpoint_contents import check_resumable, check_states, resuming
+from .checkpoint_contents import check_optimizer, check_resumable, resuming
 from .checkpoint_hook import restore_log_buffers
 from .checks import config_errors
-from .finite_loss_hook import FiniteLossHook
+from .finite_hook import FiniteHook
 from .fsdp import (
     gather_tensors,
     gather_weights,
@@ -50,7 +50,7 @@ EMPTY = "the data set is empty; check ann_file, data_prefix, metainfo classes an
 # hooks that every run has
 ALWAYS = (
     BatchesHook,
-    FiniteLossHook,
+    FiniteHook,
     FiniteOutputsHook,
     SameBuffersHook,
     SeedIterationHook,
@@ -199,9 +199,9 @@ class ARMRunner(Runner):
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
         """Like mmengine's, but builds a subclass for the types in `HOOK_SUBCLASSES`.
 
-        A `FiniteLossHook` that a configuration names, as older ones do, is the one that every run has.
+        A `FiniteHook` that a configuration names is the one that every run has.
         """
-        if isinstance(hook, dict) and hook.get("type") == "FiniteLossHook":
+        if isinstance(hook, dict) and hook.get("type") in ("FiniteHook", "FiniteLossHook"):
             return
         if isinstance(hook, dict) and hook.get("type") in HOOK_SUBCLASSES:
             hook = {**hook, "type": HOOK_SUBCLASSES[hook["type"]]}
@@ -242,7 +242,7 @@ class ARMRunner(Runner):
         state = model_state(checkpoint, where=filename)
         (load_weights if is_sharded(model) else load_exact)(model, state, filename)
         if self._resume:
-            check_states(checkpoint, filename, self.optim_wrapper, self.param_schedulers)
+            check_optimizer(checkpoint, filename, self.optim_wrapper)
         testing = isinstance(self._test_loop, BaseLoop)  # built
         if testing or self._resume:
             loader = "test_dataloader" if testing else "train_dataloader"
@@ -255,7 +255,7 @@ class ARMRunner(Runner):
             restore_log_buffers(checkpoint["message_hub"])
         return checkpoint
 
-    def resume(self, filename: str, *args, **kwargs) -> None:
+    def resume(self, filename: str, **kwargs) -> None:
         """Like mmengine's; also restores partially accumulated gradients and the seed that orders the images.
 
         Rates and schedules are those of the configuration. One line each says what differs from the run that is
@@ -268,7 +268,7 @@ class ARMRunner(Runner):
         self._resume = True
         configured = Configured(self.optim_wrapper, self.param_schedulers)
         with resuming(filename):
-            super().resume(filename, *args, **kwargs)
+            super().resume(filename, resume_param_scheduler=False, **kwargs)  # `Configured` continues the schedules
             lines = self._differences + configured.restore(self, self._saved_schedule)
         for line in lines:
             self.logger.warning(f"{filename}: {line}")
@@ -292,7 +292,7 @@ class ARMRunner(Runner):
 
         Raises:
             CheckpointError: if it cannot be written (a full disk); earlier checkpoints are kept.
-            NonFiniteLoss: if the weights are not finite.
+            NotFinite: if the weights are not finite.
         """
         path = Path(out_dir, filename)
         self.gathered = self._gather(save_optimizer)
@@ -313,7 +313,7 @@ class ARMRunner(Runner):
         tensors = self.gathered.get("state_dict") or self.model.state_dict()
         bad = [k for k, v in tensors.items() if isinstance(v, Tensor) and not bool(v.isfinite().all())]
         if bad:
-            raise NonFiniteLoss(
+            raise NotFinite(
                 f"{path} is not written: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]}); earlier "
                 "checkpoints are kept: continue from one with --resume and a lower optim_wrapper.optimizer.lr"
             )

@@ -4,6 +4,7 @@ A schedule counts epochs or iterations (`by_epoch`), like the training itself.
 """
 
 import copy
+import math
 import warnings
 
 from mmengine.runner import EpochBasedTrainLoop
@@ -76,13 +77,14 @@ class Configured:
         self.groups = [_settings(group) for group in optim_wrapper.param_groups]
         self.schedulers = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers or ()]
 
-    def restore(self, runner, saved: list | None) -> list[str]:
-        """Use the configured rates and schedules where they differ from those of the run that is resumed.
+    def restore(self, runner, saved: object) -> list[str]:
+        """Continue the saved schedules, or use the configured rates and schedules where they differ from the saved.
 
-        The rates are then those that a run with this configuration would have reached by now.
+        The rates are then those that a run with this configuration would have reached by now. What the checkpoint
+        holds in place of schedules has no other effect.
 
         Args:
-            saved: states of the schedulers in the checkpoint.
+            saved: states of the schedulers in the checkpoint, None if it has none.
 
         Returns:
             one line per difference.
@@ -100,14 +102,19 @@ class Configured:
             known = any(value is not None for value in then)  # another version of PyTorch has other settings
             if known and list(map(_plain, now)) != list(map(_plain, then)):
                 lines.append(f"optim_wrapper.optimizer.{name} is {_largest(now)}, it was {_largest(then)}")
-        if _constant(self.schedulers) != _constant(saved or []):
+        if not _continues(saved, self.schedulers):
             lines.append("param_scheduler or the length of training is another one")
         if lines:
             self._replay(runner, groups)
+        else:
+            for scheduler, state in zip(runner.param_schedulers or [], saved or [], strict=True):
+                scheduler.load_state_dict(state)
         return [f"{line}; the rates are now those of a run that had this from its start" for line in lines]
 
     def _replay(self, runner, groups: list[dict]) -> None:
         for group, settings in zip(groups, self.groups, strict=True):
+            for key in [key for key in group if key.startswith("initial_") and key not in settings]:
+                del group[key]  # of a schedule that this run does not have
             group.update(settings)
         schedulers = runner.param_schedulers or []
         for scheduler, state in zip(schedulers, self.schedulers, strict=True):
@@ -135,6 +142,29 @@ def _largest(values: list) -> object:
     return f"{max(numbers):g}" if numbers else _plain(values[0])
 
 
-def _constant(states: list[dict]) -> list[dict]:
-    """What the constructors of schedulers set."""
-    return [{k: _plain(v) for k, v in state.items() if k not in MOVING and not callable(v)} for state in states]
+def _continues(saved: object, own: list[dict]) -> bool:
+    """Whether saved states of schedulers are those of an earlier step of this run's."""
+    saved = [] if saved is None else saved
+    if not isinstance(saved, list | tuple) or not all(isinstance(state, dict) for state in saved):
+        return False
+    if len(saved) != len(own) or any(_constant(one) != _constant(other) for one, other in zip(saved, own, strict=True)):
+        return False
+    return all(
+        _same_kind(state.get(key), other[key])
+        for state, other in zip(saved, own, strict=True)
+        for key in MOVING
+        if key in other
+    )
+
+
+def _constant(state: dict) -> dict:
+    """What the constructor of a scheduler set."""
+    return {k: _plain(v) for k, v in state.items() if k not in MOVING and not callable(v)}
+
+
+def _same_kind(found: object, expected: object) -> bool:
+    """Whether two values are numbers (but not NaN), or lists of as many."""
+    if isinstance(expected, list | tuple):
+        same = isinstance(found, list | tuple) and len(found) == len(expected)
+        return same and all(map(_same_kind, found, expected))
+    return isinstance(found, int | float) and not math.isnan(found)

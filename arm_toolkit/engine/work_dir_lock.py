@@ -6,11 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from mmengine.logging import print_log
+
+from arm_backbone.checkpoint.writing import make_folder, write_errors
 
 from ..errors import ConfigError
 
@@ -27,20 +29,23 @@ def one_run(work_dir: str | os.PathLike, launcher: str) -> Iterator[None]:
 
     Raises:
         ConfigError: if another run holds it, naming its host, its process and since when.
+        WriteError: if the work dir cannot be made, or nothing can be written in it.
     """
     if not is_first_process(launcher):
         yield
         return
     path = Path(work_dir, NAME)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _lock(path, create=True)
+    make_folder(path.parent)
+    with write_errors(path, path):
+        file = _lock(path, create=True)
     if file is None:
         print_log(f"{path}: this file system has no locks; start no second run in this work dir", logger="current")
         yield
         return
     with file:
-        file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        text = f"host {socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.write(file.fileno(), text.encode())
         try:
             yield
         finally:
@@ -51,7 +56,8 @@ def refuse_second_run(work_dir: str | os.PathLike) -> None:
     """Raise a ConfigError if a run holds the lock of a work dir; makes nothing."""
     path = Path(work_dir, NAME)
     if path.is_file():
-        file = _lock(path, create=False)
+        with write_errors(path, path):
+            file = _lock(path, create=False)
         if file is not None:
             file.close()
 

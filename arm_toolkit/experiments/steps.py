@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from arm_backbone.checkpoint.writing import replacing
+from arm_backbone.checkpoint.writing import make_folder, replacing
 
 from ..errors import ConfigError
 from ..parent import ENDS_WITH_PARENT
@@ -112,14 +112,14 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
     if step.makes is not None and step.makes.exists():
         shutil.rmtree(step.makes)
     log = folder / "logs" / f"{step.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
     start = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), ENDS_WITH_PARENT: "1"},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), ENDS_WITH_PARENT: str(os.getpid())},
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -127,7 +127,6 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
         tail = "\n".join(log.read_text().splitlines()[-5:])
         raise ConfigError(f"step {step.name} failed, see {log}:\n{tail}")
     spent = Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, f"{time.time_ns():x}")
-    done.parent.mkdir(exist_ok=True)
     with replacing(done) as partial:
         partial.write_text(json.dumps(dict(inputs=inputs, spent=spent._asdict())))
     return spent

@@ -242,8 +242,6 @@ CONTENTS = {
     "iterations are 10^9": (dict(meta=dict(epoch=0, iter=10**9)), "meta.iter is 1000000000, but this run ends at 2"),
     "the optimizer is a list": (dict(optimizer=[1]), "optimizer is a list"),
     "the optimizer is empty": (dict(optimizer={}), "has no optimizer state"),
-    "the schedules are text": (dict(param_schedulers="x"), "param_schedulers is a str"),
-    "the schedules are numbers": (dict(param_schedulers=[1, 2]), "2 entries for 1"),
 }
 
 
@@ -255,7 +253,7 @@ def test_contents_that_resuming_cannot_use(what, checkpoints, tmp_path):
     file = tmp_path / "evil.pth"
     torch.save(read_checkpoint(source) | change, file)
     with pytest.raises(CheckpointError) as error:
-        if says in ("has no optimizer state", "2 entries for 1", "message_hub is a str"):  # needs a run, or an example
+        if says in ("has no optimizer state", "message_hub is a str"):  # needs a run, or an example
             train(cfg, tmp_path / "work", "--resume", str(file))
         else:
             check_resumable(read_checkpoint(file), str(file), 2, None)

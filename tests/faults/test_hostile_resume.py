@@ -1,6 +1,11 @@
-"""Training checkpoints whose optimizer, schedule or log is not what this run needs: refused before the first step."""
+"""Training checkpoints whose optimizer or log is not what this run needs: refused before the first step.
+
+Schedules that are not what this run needs are not used.
+"""
 
 import copy
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +13,10 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 
 from arm_backbone.checkpoint.files import CheckpointError
-from arm_toolkit.engine.checkpoint_contents import check_resumable, check_states
+from arm_toolkit.engine.checkpoint_contents import check_optimizer, check_resumable
 from arm_toolkit.engine.checkpoint_hook import _DeferredRemoval
 from arm_toolkit.engine.runner import ARMRunner
-from tests.helpers.runs import pretrain_config, train
+from tests.helpers.runs import logged, pretrain_config, train
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +27,8 @@ def run(shapes, tmp_path_factory) -> tuple[Config, dict, ARMRunner]:
     cfg.train_cfg.max_epochs, cfg.custom_hooks = 2, []
     cfg.default_hooks.checkpoint.interval = 1
     folder = tmp_path_factory.mktemp("run")
-    runner = train(cfg, folder)
-    return cfg, torch.load(folder / "epoch_1.pth", weights_only=True), runner
+    runner = train(cfg, folder / "whole")
+    return cfg, torch.load(folder / "whole/epoch_1.pth", weights_only=True), runner
 
 
 CHANGES = {
@@ -38,8 +43,6 @@ CHANGES = {
     "optimizer.param_groups.0.lr": (float("inf"), "not a number"),
     "optimizer.param_groups.0.betas": ([0.9], "1 entries for 2"),
     "optimizer.param_groups": ([], "0 entries"),
-    "param_schedulers.0.last_step": ("x", "not a number"),
-    "param_schedulers.0.base_values": (0, "entries|0 for"),
     "message_hub.log_scalars.train/loss": (1, "no log of numbers"),
     "message_hub.log_scalars.train/loss.log_history": (["0"], "no log of numbers"),
 }
@@ -56,7 +59,7 @@ def test_a_state_of_another_form_is_refused_by_its_key(key, run):
     parent[last] = value
     with pytest.raises(CheckpointError, match=says) as error:
         check_resumable(checkpoint, "FILE", 4, 2)
-        check_states(checkpoint, "FILE", runner.optim_wrapper, runner.param_schedulers)
+        check_optimizer(checkpoint, "FILE", runner.optim_wrapper)
     assert str(error.value).startswith(f"FILE: {'.'.join(key.split('.')[:2])}") and "\n" not in str(error.value)
 
 
@@ -68,6 +71,35 @@ def test_nothing_is_made_from_such_a_checkpoint(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"changed.pth: optimizer.state.3.exp_avg is \[0\]"):
         train(cfg, tmp_path / "resumed", "--resume", str(tmp_path / "changed.pth"))
     assert not (tmp_path / "resumed").exists()
+
+
+SCHEDULES = {
+    "text": "x",
+    "numbers": [1, 2],
+    "a dict": {"0": {}},
+    "none": None,
+    "a step that is text": dict(last_step="x"),
+    "a value that is NaN": dict(_last_value=[math.nan]),
+    "base values of another number": dict(base_values=[]),
+    "a method in the state": dict(step=1, optimizer=None),
+}
+
+
+@pytest.mark.parametrize("what", SCHEDULES)
+def test_schedules_of_another_form_are_not_used(what, run, tmp_path):
+    """The rates are those of the configuration, and the log says so."""
+    cfg, checkpoint, whole = run
+    checkpoint, value = copy.deepcopy(checkpoint), SCHEDULES[what]
+    if isinstance(value, dict) and "0" not in value:
+        checkpoint["param_schedulers"][0].update(value)
+    else:
+        checkpoint["param_schedulers"] = value
+    torch.save(checkpoint, tmp_path / "changed.pth")
+    train(cfg, tmp_path / "rest", "--resume", str(tmp_path / "changed.pth"))
+    assert "param_scheduler or the length of training is another one" in next(tmp_path.glob("rest/*/*.log")).read_text()
+    folders = tmp_path / "rest", Path(whole.work_dir)
+    rest, all_ = ({step: line["lr"] for step, line in logged(folder).items()} for folder in folders)
+    assert rest and rest == {step: all_[step] for step in rest}
 
 
 def test_flags_of_another_pytorch_do_not_hinder(run, tmp_path):

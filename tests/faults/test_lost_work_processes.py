@@ -169,6 +169,63 @@ def training_processes(work: Path) -> list[int]:
     return found
 
 
+def restart_and_interrupt(command: list, work: Path, log: Path) -> None:
+    """The lock of the dead run does not hinder; a second run is refused in one line; Ctrl-C ends all in one line."""
+    run = launch([*command, "--resume"], log)
+    try:
+        wait_for(log, "Epoch(train)", run)
+        assert "resumed epoch: " in log.read_text()
+        second = launch([*command, "--resume"], work.with_name("second"))
+        assert second.wait(60) == 2
+        (line,) = work.with_name("second").read_text().splitlines()
+        assert line.startswith("error: work dir") and "belongs to a run that has not ended" in line
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130 and not training_processes(work)
+    finally:
+        run.kill()
+    said = log.read_text()
+    assert "Traceback" not in said and "closing signal" not in said
+    assert said.splitlines()[-1] == "interrupted; continue with --resume"
+
+
+FAILS = """
+import os, signal, sys
+from arm_toolkit.errors import ConfigError, run_tool
+def main():
+    rank = os.environ["RANK"]
+    HOW
+run_tool(main)
+"""
+HOWS = {
+    "all the same error": ('raise ConfigError("lr=x")', 2, ["error: lr=x"]),
+    "an error of one": ('raise ConfigError("lr=x") if rank == "1" else signal.pause()', 2, ["error: lr=x"]),
+    "one without memory": (
+        "os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else signal.pause()",
+        137,
+        [
+            "error: process 1 was ended by SIGKILL (the system does that when memory runs out), and the others with "
+            "it; continue with --resume"
+        ],
+    ),
+    "the terminal is closed": (
+        "os.kill(os.getppid(), signal.SIGHUP) if rank == '0' else signal.pause()",
+        129,
+        ["", "interrupted by SIGHUP; continue with --resume"],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOWS)
+def test_row_60_several_processes_end_with_one_line(how, tmp_path):
+    what, status, lines = HOWS[how]
+    (tmp_path / "train.py").write_text(FAILS.replace("HOW", what))
+    command = [sys.executable, "-m", "arm_toolkit.processes", "--standalone", "--nproc_per_node=2"]
+    run = launch([*command, tmp_path / "train.py"], tmp_path / "log")
+    assert run.wait(60) == status
+    assert (tmp_path / "log").read_text().splitlines() == lines
+
+
 @pytest.mark.slow
 def test_row_40_a_killed_launcher_leaves_no_process(shapes, tmp_path):
     pretrain_config(shapes, **{"train_cfg.max_epochs": 5000}).dump(tmp_path / "config.py")
@@ -176,7 +233,7 @@ def test_row_40_a_killed_launcher_leaves_no_process(shapes, tmp_path):
     command = ["bash", ROOT / "tools/dist_train.sh", tmp_path / "config.py", 2, "--work-dir", work]
     launcher = launch(command, log)
     try:
-        wait_for(log, "Epoch(train)", launcher)
+        wait_for(log, "Saving checkpoint at 4 epochs", launcher)  # the one at 2 is written
         assert len(training_processes(work)) >= 3  # the launcher and its two workers
         launcher.kill()
         launcher.wait()
@@ -184,6 +241,7 @@ def test_row_40_a_killed_launcher_leaves_no_process(shapes, tmp_path):
         while training_processes(work) and time.monotonic() < end:
             time.sleep(0.1)
         assert not training_processes(work)
+        restart_and_interrupt(command, work, log)
     finally:
         for process in training_processes(work):
             os.kill(process, signal.SIGKILL)

@@ -45,8 +45,8 @@ def test_row_36_text_and_nothing_written(tmp_path):
     with pytest.raises(WriteError, match="results.json cannot be written"):
         with replacing(path):
             pass
-    with pytest.raises(WriteError, match="folder/a.json cannot be written.*make its folder first"):
-        with replacing(tmp_path / "folder/a.json") as partial:
+    with pytest.raises(WriteError, match="results.json/a cannot be written|results.json is not a folder"):
+        with replacing(path / "a") as partial:
             partial.write_text("x")
     assert os.listdir(tmp_path) == ["results.json"] and path.read_text() == "earlier"
 

@@ -63,6 +63,35 @@ def test_schedules_follow_the_length():
         follow_length([dict(type="PolyLR", end=10)], None, 10)
 
 
+WARM = [dict(type="LinearLR", by_epoch=False, begin=0, end=2, start_factor=0.1)]
+POLY = dict(type="PolyLR", by_epoch=False, begin=0, end=8, power=0.9)
+SCHEDULES = {
+    "none": None,
+    "one instead of two": [POLY],
+    "three instead of two": [*WARM, POLY, dict(type="ConstantMomentum", by_epoch=False, factor=0.5, end=3)],
+    "another kind": [*WARM, dict(type="CosineAnnealingLR", by_epoch=False, begin=2, end=8, T_max=6)],
+}
+
+
+@pytest.mark.parametrize("what", SCHEDULES)
+def test_other_schedules_are_used_from_the_start(what, shapes, stopped, tmp_path):
+    """row_20: another number or kind of schedules on resuming: equal rates, and a line."""
+    cfg = seg_config(shapes)
+    cfg.param_scheduler = SCHEDULES[what]
+    train(cfg, tmp_path / "whole")
+    train(cfg, tmp_path / "rest", "--resume", str(stopped / "seg/iter_4.pth"))
+    assert log_of(tmp_path / "rest").count("param_scheduler or the length of training is another one") == 1
+    assert_same_rates(tmp_path)
+    if what == "none":  # and back again
+        train(seg_config(shapes), tmp_path / "back", "--resume", str(tmp_path / "rest/iter_8.pth"))
+        assert "param_scheduler or the length of training is another one" in log_of(tmp_path / "back")
+
+
+def assert_same_rates(folder) -> None:
+    rest, whole = rates(folder / "rest"), rates(folder / "whole")
+    assert rest and all(rest[step] == pytest.approx(whole[step], rel=1e-6) for step in rest)
+
+
 def test_a_detector_resumes_within_an_epoch(shapes, tmp_path):
     """row_43: the same iterations and, bit for bit, the same weights as without the interruption."""
     options = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from arm_toolkit.engine import launch
-from arm_toolkit.errors import NonFiniteLoss
+from arm_toolkit.errors import NotFinite
 from arm_toolkit.evaluation.accuracy import Accuracy
 from arm_toolkit.evaluation.knn import top1, vote
 from tests.helpers.runs import CONFIGS, train
@@ -73,7 +73,7 @@ def test_a_run_that_diverges_stops(kind, shapes, tmp_path):
     cfg.optim_wrapper.pop("clip_grad", None)
     cfg.param_scheduler = None
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1, max_keep_ckpts=1)
-    with pytest.raises(NonFiniteLoss, match="no step was taken.*--resume|is not written"):
+    with pytest.raises(NotFinite, match="no step was taken.*--resume|is not written"):
         train(cfg, tmp_path / "run")
     for file in (tmp_path / "run").glob("iter_*.pth"):
         state = torch.load(file, weights_only=True)["state_dict"]
@@ -105,7 +105,7 @@ def test_what_is_not_finite_is_named(broken, words, accumulated, shapes, tmp_pat
 
     cfg = CONFIGS["seg"](shapes, **{"optim_wrapper.accumulative_counts": accumulated})
     cfg.custom_hooks = [dict(type="Break")]
-    with pytest.raises(NonFiniteLoss, match=f"{words}.* no step was taken; the batch of .*(png|jpg)"):
+    with pytest.raises(NotFinite, match=f"{words}.* no step was taken; the batch of .*(png|jpg)"):
         train(cfg, tmp_path / "run")
     assert not list(tmp_path.glob("run/iter_*.pth"))
     assert torch.load(tmp_path / "run/non_finite_batch_0.pth", weights_only=True)["files"]
@@ -122,5 +122,5 @@ def test_label_maps_of_nan_are_no_score(shapes, tmp_path):
             runner.model.decode_head.conv_seg.register_forward_hook(lambda module, inputs, output: output * NAN)
 
     cfg.custom_hooks = [dict(type="Overflow")]
-    with pytest.raises(NonFiniteLoss, match=r"g: the model's scores are not finite"), own_globals():
+    with pytest.raises(NotFinite, match=r"g: the model's scores are not finite"), own_globals():
         launch.test(cfg, arguments_of_test(tmp_path), "seg")

@@ -9,7 +9,7 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 custom_hooks = [
-    dict(type="FiniteLossHook"),
+    dict(type="FiniteHook"),
     dict(type="ReconstructionHook", interval=10),  # path=FOLDER: draw images that are not trained on
 ]
 # Writes scalars.json, vis_image/ and TensorBoard events to the work dir. Weights & Biases instead of TensorBoard (pip

@@ -306,7 +306,7 @@ def test_dense(shapes, tmp_path, make):
         (["pretrain", "nothing.py"], "does not exist"),
         (["dense", "pretrain/configs/arm_b.py"], "has no backbone and neck"),
         (["block", "--backends", "mamba_ssm", "--device", "cpu"], "mamba_ssm"),
-        (["scan", "--json", "nowhere/scan.json"], "nowhere/scan.json: its folder does not exist"),
+        (["scan", "--json", "README.md/scan.json"], "README.md is not a folder"),
         (["scan", "--grid", "14"], "'14': give HxW"),
         (["scan", "--batch", "0"], "'0': give a positive number"),
         (["dense", "det_configs/mask_rcnn_arm_b.py", "--img-size", "8x"], "'8x': give pixels"),

@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS
 
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.engine.newest import newest_checkpoint
-from arm_toolkit.errors import NonFiniteLoss
+from arm_toolkit.errors import NotFinite
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import logged, pretrain_config, train
 from tests.helpers.tools import call_tool, run_tool
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shapes, whole, tmp_path
     monkeypatch.setattr(ARMPretrainer, "loss", broken)
     cfg = pretrain_config(shapes, **EVERY)
     with pytest.raises(
-        NonFiniteLoss, match=r"iteration 6: the loss is nan and .*; the batch of .*\.jpg.* --resume"
+        NotFinite, match=r"iteration 6: the loss is nan and .*; the batch of .*\.jpg.* --resume"
     ) as error:
         train(cfg, tmp_path / "run")
     assert "\n" not in str(error.value)

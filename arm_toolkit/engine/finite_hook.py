@@ -8,15 +8,15 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from arm_backbone.checkpoint.writing import replacing
+from arm_backbone.checkpoint.writing import WriteError, replacing
 
-from ..errors import NonFiniteLoss
+from ..errors import NotFinite
 
 MAX_SKIPPED = 20  # steps in a row that a loss scaler may skip: from its initial 65536 it reaches 1 in 16
 
 
-@HOOKS.register_module()
-class FiniteLossHook(Hook):
+@HOOKS.register_module(name=["FiniteHook", "FiniteLossHook"])  # the second is its name in older configurations
+class FiniteHook(Hook):
     """Stops a run before the optimizer step if loss, gradient norm or a weight is not finite. Every `ARMRunner` has it.
 
     Writes the batch to `non_finite_batch_RANK.pth` in the work dir; the error names the batch's files. A loss scaler
@@ -30,7 +30,7 @@ class FiniteLossHook(Hook):
     be queued behind the forward pass.
 
     Raises:
-        NonFiniteLoss: in each process that meets the value. Gradients are averaged before the step, so with several
+        NotFinite: in each process that meets the value. Gradients are averaged before the step, so with several
             processes it usually is all of them.
     """
 
@@ -88,13 +88,16 @@ class FiniteLossHook(Hook):
         runner = self._runner
         path = Path(runner.work_dir) / f"non_finite_batch_{runner.rank}.pth"
         files = batch_files(self._batch)
-        with replacing(path) as partial:
-            torch.save(dict(iteration=runner.iter + 1, inputs=self._batch["inputs"], files=files), partial)
+        try:
+            with replacing(path) as partial:
+                torch.save(dict(iteration=runner.iter + 1, inputs=self._batch["inputs"], files=files), partial)
+            saved = f"is saved in {path}: inspect it, then continue"
+        except WriteError as error:
+            saved = f"cannot be saved in {path} ({error.reason}); continue"
         named = f" of {', '.join(files[:4])}{', ...' if len(files) > 4 else ''}" if files else ""
-        raise NonFiniteLoss(
-            f"iteration {runner.iter + 1}: {what} and no step was taken; the batch{named} is saved in {path}: inspect "
-            "it, then continue with --resume, with a lower learning rate if it happens again (--cfg-options "
-            "optim_wrapper.optimizer.lr=LR)"
+        raise NotFinite(
+            f"iteration {runner.iter + 1}: {what} and no step was taken; the batch{named} {saved} with --resume, "
+            "with a lower learning rate if it happens again (--cfg-options optim_wrapper.optimizer.lr=LR)"
         )
 
 
