@@ -2,15 +2,17 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .absent import similar_file
 from .archives import DatasetRow, TarMember, dataset_rows, is_dataset, tar_members
 from .errors import DataError, printable
 from .lists import read_list
-from .walk import walk
+from .walk import Identity, walk
 
 logger = logging.getLogger("arm_images")
 
@@ -104,7 +106,11 @@ def survey(path: str | os.PathLike, prefix: str | os.PathLike | None = None) -> 
 
 
 def image_files(
-    folder: Path, found: Found, archives: list[Path] | None = None, suffix: str | None = None
+    folder: Path,
+    found: Found,
+    archives: list[Path] | None = None,
+    suffix: str | None = None,
+    entered: set[Identity] | None = None,
 ) -> list[Path]:
     """The image files under a folder at any depth, sorted.
 
@@ -112,9 +118,10 @@ def image_files(
         found: what is left out is added to it.
         archives: .tar archives are added to it; None leaves them out.
         suffix: names must end in it; None takes `EXTENSIONS`, in capital or small letters.
+        entered: see `walk`.
     """
     files = []
-    for path in _files(folder):
+    for path in _files(folder, entered):
         if not path.is_file():
             found.leave_out("that are not regular files (broken links, pipes)", path)
         elif is_note_of_macos(path):
@@ -137,9 +144,9 @@ def is_note_of_macos(path: Path) -> bool:
     return path.name.startswith("._") or path.name == "__MACOSX"
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, entered: set[Identity] | None) -> Iterator[Path]:
     try:
-        yield from sorted(walk(folder))
+        yield from sorted(walk(folder, entered))
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be listed ({error.strerror}); change its permissions or remove it"
@@ -175,10 +182,19 @@ def _listed(list_file: Path, folder: Path) -> list[Path]:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
-            f"{list_file} lists {len(missing)} files that do not exist, first {missing[0]}; set prefix to the folder "
-            "that the lines are relative to"
+            f"{list_file} lists {len(missing)} files that do not exist, first {missing[0]}{_hint(missing[0])}; set "
+            "prefix to the folder that the lines are relative to"
         )
     return files
+
+
+def _hint(missing: Path) -> str:
+    """What may be wrong with a line of a list."""
+    start = re.split(r"[ \t,;]+[^ \t,;]+$", str(missing))[0]
+    if start != str(missing) and Path(start).is_file():
+        return f" ({start} is there: a line holds one path and nothing else, no label)"
+    similar = similar_file(str(missing))
+    return f" ({similar} is there: correct the list)" if similar else ""
 
 
 def _name(file: ImageFile) -> str:

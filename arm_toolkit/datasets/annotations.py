@@ -282,7 +282,7 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
     for what, names in faults.items():
         report.error(f"{len(names)} {what}; annotation ids", names)
     for what, names in (
-        ("boxes are less than 1 pixel wide or high (training leaves them out)", small),
+        ("boxes are less than 1 pixel wide or high (training leaves them out, the evaluation counts them)", small),
         ("boxes reach more than 1 pixel out of their image (clip them)", outside),
     ):
         add = report.error if len(names) > FEW * len(annotations) else report.note
@@ -298,7 +298,7 @@ def _read_annotations(annotations: list, images: dict, categories: dict, masks: 
     if degenerate:
         repairs.append(f"{degenerate} polygons of fewer than three points are left out; their objects have others")
     if ignored:
-        report.note(f"{ignored} annotations are marked 'ignore': training leaves them out")
+        report.note(f"{ignored} annotations are marked 'ignore': training leaves them out, the evaluation counts them")
 
 
 def _describe(annotations: list, images: dict, categories: dict, images_only: bool, report: Report) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 from mmengine.dataset import BaseDataset, Compose
 
 from arm_images.errors import DataError
@@ -39,6 +40,9 @@ class CheckedPipeline(Compose):
             if data is None:
                 self._leave_out(step, before)
                 return None
+            image = data.get("img") if isinstance(data, dict) else None
+            if isinstance(image, np.ndarray) and image.flags.c_contiguous and min(image.strides) < 0:
+                data["img"] = image.copy()  # one pixel wide or high and flipped: torch refuses its strides
         self._left_out.clear()
         return data
 

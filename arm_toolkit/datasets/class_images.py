@@ -5,6 +5,7 @@ from pathlib import Path
 
 from arm_images.errors import DataError
 from arm_images.find import EXPECTED, Found, image_files, is_note_of_macos
+from arm_images.walk import Identity, identity
 
 
 @dataclass
@@ -29,8 +30,8 @@ def find_class_images(root: Path, split: str, classes_from: str = "train") -> Cl
         classes_from: the split that defines the classes: label i is its i-th folder name in sorted order.
 
     Raises:
-        DataError: for a missing folder, a class without images, a class folder that `classes_from` lacks, or two class
-            folders that are one (a link).
+        DataError: for a missing folder, a class without images, a class folder that `classes_from` lacks, or links
+            that make one folder part of two classes.
     """
     folder, numbered = root / split, root / classes_from
     classes, here = class_names(numbered), class_names(folder)
@@ -40,19 +41,16 @@ def find_class_images(root: Path, split: str, classes_from: str = "train") -> Cl
             f"{folder / unknown[0]} is not a class: {numbered} has no such folder; add it there or remove this one"
             + _more(unknown)
         )
-    _check_links(folder, here)
     images = ClassImages(classes, Found(folder), [])
     for path in sorted(folder.iterdir()):
         if path.name not in here:
             images.found.leave_out("files and folders beside the class folders", path)
-    empty = []
+    by_class = images_by_class(folder, here, images.found)
+    empty = [folder / name for name, files in by_class.items() if not files]
     for label, name in enumerate(classes):
-        if name not in here:
+        if name not in by_class:
             images.found.leave_out(f"classes of {numbered} without a folder here", folder / name)
-            continue
-        files = image_files(folder / name, images.found)
-        if not files:
-            empty.append(folder / name)
+        files = by_class.get(name, [])
         images.found.files += files
         images.labels += [label] * len(files)
     if empty:
@@ -81,14 +79,31 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def _check_links(folder: Path, names: list[str]) -> None:
-    """Refuse two class folders that are one, whose images would be of two classes."""
-    first: dict[tuple[int, int], str] = {}
+def images_by_class(folder: Path, names: list[str], found: Found) -> dict[str, list[Path]]:
+    """The images of each class folder, at any depth. Links to the class folders, or to the folder that holds them, are
+    not followed.
+
+    Args:
+        found: what is left out is added to it.
+
+    Raises:
+        DataError: if links make one folder part of two classes.
+    """
+    of_classes: dict[Identity, str] = {}
     for name in names:
-        status = (folder / name).stat()
-        other = first.setdefault((status.st_dev, status.st_ino), name)
+        other = of_classes.setdefault(identity(folder / name), name)
         if other != name:
             raise DataError(f"{folder / other} and {folder / name} are one folder (a link); keep one of the classes")
+    images: dict[str, list[Path]] = {}
+    read: set[Identity] = set()
+    for itself, name in of_classes.items():
+        others = {identity(folder), *of_classes} - {itself}
+        entered = set(others)
+        images[name] = image_files(folder / name, found, entered=entered)
+        if read & (entered - others):
+            raise DataError(f"{folder / name} shares a folder with another class (a link); remove the link")
+        read |= entered - others
+    return images
 
 
 def _more(names: list) -> str:

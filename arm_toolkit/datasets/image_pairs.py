@@ -66,7 +66,8 @@ def find_pairs(
     files = [file.relative_to(images) for file in image_files(found.source, found, suffix=img_suffix)]
     if of_labels.source.is_dir():
         of_labels.files += image_files(of_labels.source, of_labels, suffix=seg_map_suffix)
-    if os.path.realpath(images) == os.path.realpath(labels):
+    if os.path.realpath(images) == os.path.realpath(labels):  # label maps may end like images: x.png, x_labels.png
+        files = [file for file in files if not file.name.endswith(seg_map_suffix)]
         _leave_out_neither(found, seg_map_suffix)
         _leave_out_neither(of_labels, img_suffix)
 

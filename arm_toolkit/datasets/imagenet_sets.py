@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from arm_images.errors import DataError
-from arm_images.find import EXTENSIONS, Found, image_files, is_note_of_macos
+from arm_images.find import EXTENSIONS, Found, is_note_of_macos
 from arm_images.pillow import Image
 from arm_images.read import read_rgb, reason
+
+from .class_images import images_by_class
 
 TITLES = {
     "val": "ImageNet val",
@@ -148,11 +150,10 @@ def _class_folders(root: Path, indices: dict[str, int]) -> list[tuple[Path, tupl
         if folder.name not in indices:
             raise DataError(f"{folder} is not a class of ImageNet-1k {like}; remove it, or {_UNPACK}")
     found, samples = Found(root), []
-    for folder in sorted(folders, key=lambda folder: indices[folder.name]):
-        images = image_files(folder, found)
+    for name, images in images_by_class(root, sorted((f.name for f in folders), key=indices.get), found).items():
         if not images:
-            raise DataError(f"{folder} has no images; {_UNPACK}{found.remainder()}")
-        samples += [(path, (indices[folder.name],)) for path in images]
+            raise DataError(f"{root / name} has no images; {_UNPACK}{found.remainder()}")
+        samples += [(path, (indices[name],)) for path in images]
     found.files = [path for path, _ in samples]
     found.log()
     return samples

@@ -59,9 +59,11 @@ def _has_object(info: dict) -> bool:
 
 
 def _describe(part: BaseDataset, file: str) -> str:
-    values = ", ".join(str(value) for value in np.unique(read_labels(Path(file)))[:5])
+    values = np.unique(read_labels(Path(file))).tolist()
     if part.reduce_zero_label:
-        remedy = "0 and 255 are ignored, and class k must be stored as k + 1; or set reduce_zero_label=False"
+        remedy = "0 and 255 are ignored, and class k must be stored as k + 1"
+        remedy += "; or set reduce_zero_label=False" if 0 in values else ""
     else:
         remedy = "255 is ignored, and class k must be stored as k"
-    return f"the first, {file}, holds the values {values}: with reduce_zero_label={part.reduce_zero_label} {remedy}"
+    stored = ", ".join(map(str, values[:5]))
+    return f"the first, {file}, holds the values {stored}: with reduce_zero_label={part.reduce_zero_label} {remedy}"

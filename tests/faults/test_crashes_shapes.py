@@ -131,9 +131,12 @@ def test_a_panorama_that_a_small_scale_leaves_without_a_pixel(data, checkpoint, 
 
 @pytest.mark.parametrize("task", CONFIG)
 def test_training_images_of_extreme_shapes(task, data, tmp_path):
-    """1x1, one pixel high or wide, and long images train with crops and padding."""
+    """1x1, one pixel high or wide, and long images train with flips, crops and padding."""
     write(data, task, [(1, 1), (1, 90), (300, 1), (2, 700)])
-    runner = train(config(data, task), tmp_path / "run")
+    cfg = config(data, task)
+    flip = next(step for step in cfg.train_dataloader.dataset.pipeline if step["type"] == "RandomFlip")
+    flip.update(prob=1.0)
+    runner = train(cfg, tmp_path / "run")
     assert runner.iter == 2
     assert all(parameter.isfinite().all() for parameter in runner.model.parameters())
 
@@ -245,7 +248,7 @@ def test_a_validation_set_of_nothing(data, tmp_path):
 
 
 def test_a_detector_that_detects_nothing_has_ap_0(data, tmp_path):
-    """mmdet's metric then has no score, and the hook that keeps the best checkpoint a KeyError."""
+    """mmdet's metric then has no score, and no best checkpoint is kept."""
     cfg = config(data, "det", validate=True)
     cfg.model.test_cfg.rcnn.score_thr = 1.0
     cfg.default_hooks.checkpoint.save_best = "coco/bbox_mAP"

@@ -453,6 +453,19 @@ def test_other_ends_of_names_and_labels_from_zero(data):
     assert call_tool("prepare_data.py", "check", "ade", data / "ade", *options) == 0
 
 
+def test_images_and_label_maps_in_one_folder(data):
+    folder = data / "ade/images/training"
+    for file in list(folder.iterdir()):
+        Image.open(file).save(file.with_suffix(".png"))
+        labels = data / f"ade/annotations/training/{file.stem}.png"
+        labels.rename(folder / f"{file.stem}_labels.png")
+        file.unlink()
+    options = dict(img_suffix=".png", seg_map_suffix="_labels.png")
+    prefix = dict(img_path="images/training", seg_map_path="images/training")
+    dataset = seg_dataset(data, data_prefix=prefix, **options)
+    assert len(dataset) == COUNT and reads(lambda: dataset)
+
+
 def test_binary_maps_of_0_and_255_are_refused_with_labels_from_zero_too(data):
     """row_5: 255 is ignored, so that every pixel that counts would be of class 0."""
     for file in (data / "ade/annotations/training").iterdir():
@@ -512,6 +525,10 @@ FOLDER_FAULTS = {
     ),
     "a class that training lacks": (lambda f: add(f, "val/wasp/a.jpg"), "wasp is not a class"),
     "a class folder linked twice": (lambda f: link(f, "train/cow", "train/bee"), "bee and .*cow are one folder"),
+    "a folder linked into another class": (
+        lambda f: link(f, "train/bee/more", "train/ant/deep"),
+        "bee shares a folder with another class",
+    ),
     "no validation folder": (lambda f: shutil.rmtree(f / "val"), "val does not exist"),
 }
 
@@ -557,6 +574,8 @@ def test_what_class_folders_leave_out_is_named(name, folders, caplog):
 def test_links_in_loops_do_no_harm_among_class_folders(folders):
     link(folders, "train/ant/up", "train/ant")
     link(folders, "train/ant/self", "train/ant/self")
+    link(folders, "train/ant/all", "train")  # its images of the other classes are not ants
+    link(folders, "train/bee/ants", "train/ant")
     assert ClassFolder(str(folders), "train", TRANSFORM).labels == [0, 0, 1] and not class_errors(folders)
 
 
@@ -593,6 +612,30 @@ def test_links_in_archives_are_named(tmp_path):
     assert len(find_images(tmp_path / "x.tar")) == 1
     report = check_images(tmp_path / "x.tar")
     assert report.ok and any("left out 2 links" in note and "b.png" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("a b.png 7", "a b.png is there: a line holds one path and nothing else"),
+        ("a b.png,7", "a line holds one path"),
+        ("A B.PNG", "a b.png is there: correct the list"),
+        ("deep\\a.png", "deep/a.png is there: correct the list"),
+        ("a b", "a b.png is there"),
+        (".", "set prefix"),
+        ("list.txt/x", "set prefix"),
+    ],
+)
+def test_lines_of_lists_that_are_no_paths_get_a_remedy(line, says, tmp_path):
+    """row_27"""
+    for name in ("a b.png", "deep/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(DataError, match="lists 1 files that do not exist") as caught:
+        find_images(tmp_path / "list.txt")
+    assert says in str(caught.value)
+    assert check_images(tmp_path / "list.txt").errors == [str(caught.value)]
 
 
 def test_hidden_files_are_left_out_of_pretraining(tmp_path):
