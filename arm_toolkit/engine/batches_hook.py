@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from arm_images.errors import DataError
@@ -17,7 +18,7 @@ from ..datasets.truth import require_truth
 from ..errors import ConfigError
 from .finite_hook import batch_files
 
-PATIENCE = 20  # training batches without a labelled pixel
+PATIENCE = 20  # training batches without an object or a labelled pixel
 
 
 @HOOKS.register_module()
@@ -25,9 +26,8 @@ class BatchesHook(Hook):
     """Stops a run that has nothing to learn from or to evaluate on, and at a batch that the model cannot take.
 
     * Before the first batch: training, validation and test set must have an object or a labelled pixel.
-    * Label maps of the first training batches, until one has a labelled pixel: after `PATIENCE` batches without one
-      the run stops if their files have none either; if only the crops miss them, a warning says so. Nothing is looked
-      at on a GPU.
+    * The first training batches, until one has an object or a labelled pixel: after `PATIENCE` batches without one the
+      run stops if their label maps have none either; otherwise a warning says so. Nothing is looked at on a GPU.
     * The images of a batch must have equal channels, and for a segmentor one size, since it pads no test images.
     * An evaluation without any score (NaN, or COCO's -1) is an error.
 
@@ -49,7 +49,7 @@ class BatchesHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
         _take(runner, data_batch, "train_dataloader")
         if self._batches is not None:
-            self._look_for_labels(runner, data_batch)
+            self._look_for_truth(runner, data_batch)
 
     def before_val_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
         _take(runner, data_batch, "val_dataloader")
@@ -73,25 +73,33 @@ class BatchesHook(Hook):
 
     after_test_epoch = after_val_epoch
 
-    def _look_for_labels(self, runner, batch: dict) -> None:
-        samples = batch.get("data_samples")
-        samples = [s for s in samples if "gt_sem_seg" in s] if isinstance(samples, list) else []
-        ignored = _ignore_index(runner)
-        if not samples or any(bool((sample.gt_sem_seg.data != ignored).any()) for sample in samples):
-            self._batches = None  # look no more
+    def _look_for_truth(self, runner, batch: dict) -> None:
+        """Look at one of the first training batches; look no more once there is something to learn."""
+        samples, ignored = batch.get("data_samples"), _ignore_index(runner)
+        samples = [s for s in samples if isinstance(s, BaseDataElement)] if isinstance(samples, list) else []
+        if not samples or any(_teaches(sample, ignored) for sample in samples):
+            self._batches = None
             return
         self._batches += 1
-        self._unlabelled.update(str(sample.get("seg_map_path")) for sample in samples)
+        self._unlabelled.update(str(sample.get("seg_map_path")) for sample in samples if "gt_sem_seg" in sample)
         if self._batches < self._patience:
             return
-        require_truth(runner.train_dataloader.dataset, "train_dataloader", ignored, self._unlabelled)
+        if self._unlabelled:
+            require_truth(runner.train_dataloader.dataset, "train_dataloader", ignored, self._unlabelled)
         print_log(
-            f"train_dataloader: no labelled pixel in the first {self._batches} batches, although their label maps have "
-            "some: the transforms leave them out; look at crop_size",
+            f"train_dataloader: no {'labelled pixel' if self._unlabelled else 'object'} in the first {self._batches} "
+            "batches, although the data set has some; look at what the transforms leave (crop_size), and at filter_cfg",
             logger="current",
             level=logging.WARNING,
         )
         self._batches = None
+
+
+def _teaches(sample: BaseDataElement, ignored: int) -> bool:
+    """Whether a training sample has a labelled pixel or an object; one of another task always teaches."""
+    if "gt_sem_seg" in sample:
+        return bool((sample.gt_sem_seg.data != ignored).any())
+    return "gt_instances" not in sample or len(sample.gt_instances) > 0
 
 
 def _require_truth(runner, loop, where: str) -> None:

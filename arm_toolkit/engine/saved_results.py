@@ -1,5 +1,6 @@
 """Saves the predictions of a test, each file whole: `--out` and `--show-dir` of tools/test.py."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import numpy as np
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import dump
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS, METRICS
 from PIL import Image
 
 from arm_backbone.checkpoint.writing import replacing
+from arm_images.errors import DataError
 
+from ..errors import one_line, user_errors
 from .logs import write_image
 
 
@@ -31,30 +35,48 @@ class SaveLabelMaps(BaseMetric):
 
     Args:
         folder: where to; it is made if it does not exist.
+
+    Raises:
+        DataError: for two images of one name, in different folders or with different endings.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.folder = Path(folder)
+        self._images: dict[str, str] = {}  # by the name of the label map
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
-            labels = sample["pred_sem_seg"]["data"].squeeze().cpu().numpy()
+            labels = sample["pred_sem_seg"]["data"][0].cpu().numpy()  # (H, W)
             if sample.get("reduce_zero_label"):
                 labels = labels + 1  # as in the files that were read
             name = f"{Path(sample['img_path']).stem}.png"
+            self._require_one(self._images, name, sample["img_path"])
             with replacing(self.folder / name) as partial:
                 Image.fromarray(labels.astype(np.uint8)).save(partial, format="png")
-            self.results.append(name)
+            self.results.append((name, sample["img_path"]))
 
     def compute_metrics(self, results: list) -> dict:
+        images: dict[str, str] = {}
+        for name, image in results:  # of all processes
+            self._require_one(images, name, image)
         return {}
+
+    def _require_one(self, images: dict[str, str], name: str, image: str) -> None:
+        other = images.setdefault(name, image)
+        if other != image:
+            raise DataError(
+                f"{self.folder / name} would hold the prediction of {other} and then that of {image}; rename one of "
+                "the images, or test them apart"
+            )
 
 
 @HOOKS.register_module()
 class WholeDrawingsHook(Hook):
     """Writes the drawings of mmdet's and mmseg's visualization hooks whole; one that cannot be written is an error.
+
+    An image that cannot be drawn (in mmseg, one of one pixel) is a warning.
 
     Replaces `add_datasample` of the run's visualizer while a test runs: mmseg ignores a failure, mmdet leaves half a
     file.
@@ -75,6 +97,12 @@ class WholeDrawingsHook(Hook):
             visualizer.add_image = lambda name, image, step=0: write_image(path, image)
             try:
                 add_datasample(name, *args, step=step, **kwargs)
+            except user_errors():
+                raise
+            except Exception as error:  # noqa: BLE001 drawing is another program's code
+                print_log(
+                    f"{path} is not drawn ({type(error).__name__}: {one_line(error)})", "current", logging.WARNING
+                )
             finally:
                 visualizer.add_image = add_image
 

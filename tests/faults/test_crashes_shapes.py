@@ -99,6 +99,7 @@ def evaluate(cfg: Config, checkpoint: Path, folder: Path, **options) -> dict:
 # Extreme images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CONFIG)
 def test_test_images_of_extreme_shapes_are_evaluated(task, data, checkpoint, tmp_path):
     """row_28: resized by the detector; by the segmentor at their own size, and in tiles below."""
@@ -108,6 +109,7 @@ def test_test_images_of_extreme_shapes_are_evaluated(task, data, checkpoint, tmp
     assert 0 <= metrics["coco/bbox_mAP" if task == "det" else "aAcc"] <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[(1, 1), (10000, 50), (37, 8000)], [(40, 30), (2000, 1)]], ids=str)
 def test_resized_test_images_of_extreme_shapes(sizes, data, checkpoint, tmp_path):
     """row_28: an image that would have no pixel after resizing is named."""
@@ -122,6 +124,7 @@ def test_resized_test_images_of_extreme_shapes(sizes, data, checkpoint, tmp_path
         evaluate(cfg, checkpoint["seg"], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_panorama_that_a_small_scale_leaves_without_a_pixel(data, checkpoint, tmp_path):
     """row_28: in detection, where the test images are resized to 96 pixels."""
     write(data, "det", [(40, 30), (10000, 50)], validation=True)
@@ -149,6 +152,29 @@ def test_resized_training_images_of_extreme_shapes_are_named(data, tmp_path):
     with pytest.raises(DataError, match=r"1[56]00x1.jpg \(1[56]00x1 pixels\): RandomResize fails"):
         train(cfg, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.pth"))
+
+
+@pytest.mark.slow
+def test_label_maps_of_extreme_shapes_are_saved_and_drawn(data, checkpoint, tmp_path):
+    """Each has the size of its image (one of 90x1 was saved as 1x90); an image of one pixel is drawn or named."""
+    write(data, "seg", [(1, 1), (90, 1), (1, 50), (20, 10)], validation=True)
+    evaluate(
+        config(data, "seg"), checkpoint["seg"], tmp_path, out=str(tmp_path / "out"), show_dir=str(tmp_path / "show")
+    )
+    sizes = {file.stem: Image.open(file).size for file in (tmp_path / "out").iterdir()}
+    assert sizes == {f"{w}x{h}": (w, h) for w, h in [(1, 1), (90, 1), (1, 50), (20, 10)]}
+    assert any("20x10" in file.name for file in (tmp_path / "show").rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_two_test_images_of_one_name_are_not_saved_as_one(data, checkpoint, tmp_path):
+    write(data, "seg", [(90, 20)], validation=True)
+    for kind in ("images", "annotations"):
+        (file,) = (data / "ade" / kind / "validation").iterdir()
+        (file.parent / "below").mkdir()
+        shutil.copy(file, file.parent / "below")
+    with pytest.raises(DataError, match="out/90x20.png would hold the prediction of .*90x20.jpg and then"):
+        evaluate(config(data, "seg"), checkpoint["seg"], tmp_path, out=str(tmp_path / "out"))
 
 
 # Batches
@@ -222,6 +248,7 @@ def test_a_transform_that_leaves_out_every_image_is_named(data, tmp_path):
         train(cfg, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_image_that_an_evaluation_would_leave_out_is_named(data, checkpoint, tmp_path):
     cfg = config(data, "det")
     cfg.test_dataloader.dataset.pipeline.insert(3, FILTER)
@@ -229,6 +256,7 @@ def test_an_image_that_an_evaluation_would_leave_out_is_named(data, checkpoint, 
         evaluate(cfg, checkpoint["det"], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CONFIG)
 def test_a_data_set_of_one_image(task, data, tmp_path):
     """It trains and is evaluated, also with more images per batch than there are."""
@@ -247,6 +275,7 @@ def test_a_validation_set_of_nothing(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_detector_that_detects_nothing_has_ap_0(data, tmp_path):
     """mmdet's metric then has no score, and no best checkpoint is kept."""
     cfg = config(data, "det", validate=True)

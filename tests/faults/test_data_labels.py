@@ -74,6 +74,7 @@ def test_batches_of_ignored_pixels_stop_the_training(ade, tmp_path):
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
+@pytest.mark.slow
 def test_crops_that_miss_the_labels_are_a_warning(ade, tmp_path):
     """row_5: every label map has one labelled pixel, and the crops are small."""
     write(maps(ade), (3,), where=(-1, -1))
@@ -81,7 +82,27 @@ def test_crops_that_miss_the_labels_are_a_warning(ade, tmp_path):
     crop = next(step for step in cfg.train_dataloader.dataset.pipeline if step["type"] == "RandomCrop")
     crop.update(crop_size=(8, 8))
     train(cfg, tmp_path / "run")
-    assert "no labelled pixel in the first 2 batches, although their label maps have some" in log_of(tmp_path / "run")
+    assert "no labelled pixel in the first 2 batches, although the data set has some" in log_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_crops_that_miss_the_objects_are_a_warning(shapes, tmp_path):
+    """In detection: one small object in a corner of each image, and small crops."""
+    shutil.copytree(shapes / "coco", tmp_path / "data/coco")
+
+    def change(content: dict) -> None:
+        for annotation in content["annotations"]:
+            annotation.update(bbox=[0, 0, 2, 2], segmentation=[[0, 0, 2, 0, 2, 2, 0, 2]])
+
+    change_json(tmp_path / "data/coco/annotations/instances_train2017.json", change)
+    cfg = det_config(tmp_path / "data")
+    cfg.train_cfg.max_epochs = 1
+    cfg.train_dataloader.dataset.indices = 4
+    next(step for step in cfg.train_dataloader.dataset.pipeline if step["type"] == "RandomCrop").update(
+        crop_size=(8, 8)
+    )
+    train(cfg, tmp_path / "run")
+    assert "no object in the first 2 batches, although the data set has some" in log_of(tmp_path / "run")
 
 
 def test_an_ignored_image_among_others_is_normal(ade, tmp_path):
@@ -94,6 +115,7 @@ def test_an_ignored_image_among_others_is_normal(ade, tmp_path):
     assert runner.iter == 2 and "no labelled pixel" not in log_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_crowds_of_all_classes_stop_before_the_first_batch(shapes, tmp_path):
     """The file has single objects, but of another category than the configuration's classes."""
     shutil.copytree(shapes / "coco", tmp_path / "data/coco")
