@@ -66,6 +66,7 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
         prints_log: what the tool prints is a log. Otherwise it is the result, and an error if it cannot be written.
     """
     end_with_parent()
+    logging.raiseExceptions = bool(os.environ.get(TRACEBACK))  # a log that cannot be written: no traceback
     try:
         main()
     except BaseException as error:
@@ -73,6 +74,8 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
             _end_interrupted(interrupted)
         if isinstance(error, OSError) and error.filename is None:
             _check_output()
+        if isinstance(error, BrokenPipeError):  # of an unbuffered stdout, for which nothing is left to flush
+            sys.exit(128 + signal.SIGPIPE)
         if not isinstance(error, user_errors()):
             raise
         if os.environ.get(TRACEBACK):
