@@ -60,8 +60,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False, mmap: bool = F
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not even a pickle
             raise CheckpointError(f"{path} is not a PyTorch checkpoint; download or save it again") from None
-        reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)\S* ?(\S*)", str(error))
-        what = next((group for group in reason.groups() if group), "an object") if reason else "an object"
+        reason = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)\S*) (?!GLOBAL )(\S+)", str(error))
+        what = reason[1] if reason else "an object"
         raise CheckpointError(
             f"{path} holds {what}, which can execute code when it is loaded; if you know where the file comes from, "
             "convert it with tools/convert_checkpoint.py --trust"

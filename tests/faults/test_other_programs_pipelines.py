@@ -12,6 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
+from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 from arm_toolkit.datasets.transforms import checked_loading
 from tests.helpers.runs import det_config, seg_config, train
 from tests.helpers.tools import own_globals
@@ -159,6 +160,11 @@ def test_mmengines_runner_trains_and_evaluates(task, shapes, empty):
     scalars = [line for file in (empty / "run").glob("*/vis_data/scalars.json") for line in file.open()]
     key = "coco/bbox_mAP" if task == "det" else "mIoU"
     assert any('"loss"' in line for line in scalars) and any(f'"{key}"' in line for line in scalars)
+    file = (empty / "run" / "last_checkpoint").read_text().strip()
+    with pytest.raises(
+        CheckpointError, match=r"holds mmengine\.logging\.history_buffer\.HistoryBuffer, which can exec"
+    ):
+        read_checkpoint(file)
 
 
 def test_analysis_tools_load_the_data_set(trained, shapes, empty):
