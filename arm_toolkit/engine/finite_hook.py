@@ -1,5 +1,6 @@
 """Stops training before a loss, gradient or weight that is not finite reaches an optimizer step."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class FiniteHook(Hook):
             if self._loss is not None:  # no step: gradients are being accumulated
                 self._check_loss(float(self._loss))
 
+        @functools.wraps(step)  # with the mark by which mmengine's schedules know their own
         def checked_step(**kwargs) -> None:
             self._check_step(wrapper)
             self._loss = None
