@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS
+from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.block import Block
@@ -27,6 +30,7 @@ from arm_toolkit.benchmark.conditions import busy_warning
 from arm_toolkit.benchmark.results import exponents
 from arm_toolkit.benchmark.scan_cases import scan_inputs, scan_run, tokens_last
 from arm_toolkit.benchmark.timing import FEWEST, SHORTEST
+from arm_toolkit.datasets.transforms import LoadImage
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import det_config, pretrain_config, seg_config
 from tests.helpers.tools import call_tool
@@ -284,6 +288,35 @@ def test_pretrain_and_its_data_loader(shapes, tmp_path):
     rows = rows_of(file)
     assert names(rows, "training step") == ["torch", "reference"] and names(rows, "data loading") == ["data loader"]
     assert rows[-1]["per_second"] == pytest.approx(4 / rows[-1]["seconds"])
+
+
+@DATASETS.register_module()
+class PipelineImages(Dataset):
+    """A data set of a user's own, which loads through a pipeline."""
+
+    loaded_with = None
+
+    def __init__(self, path: str, pipeline: list) -> None:
+        self.files, self.pipeline = sorted(Path(path).iterdir()), Compose(pipeline)
+        PipelineImages.loaded_with = type(self.pipeline.transforms[0])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict:
+        image = self.pipeline(dict(img_path=str(self.files[index])))["img"]
+        return dict(inputs=torch.from_numpy(image), data_samples=str(self.files[index]))
+
+
+def test_data_loader_of_a_pipeline_reads_as_the_training_does(shapes, tmp_path):
+    config, folder = tmp_path / "pretrain.py", shapes / "coco/train2017"
+    cfg = pretrain_config(shapes)
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(96, 96))]
+    cfg.train_dataloader.dataset = dict(type="PipelineImages", path=str(folder), pipeline=pipeline)
+    cfg.dump(config)
+    options = ("--data", folder, "--batch", 4, "--backends", "torch")
+    assert call_tool("benchmark.py", "pretrain", config, *options, *SHORT) == 0
+    assert PipelineImages.loaded_with is LoadImage
 
 
 @pytest.mark.parametrize("make", [det_config, seg_config])
