@@ -84,7 +84,11 @@ def ade(args: argparse.Namespace) -> list[Report]:
     if not 1 <= args.num_classes <= 254:
         raise DataError(f"--num-classes is {args.num_classes}; 8-bit labels allow 1 to 254")
     names = dict(img_suffix=args.img_suffix, seg_map_suffix=args.seg_map_suffix)
-    options = dict(splits=args.splits, decode=args.decode, progress=args.progress, **names)
+    if args.list and (len(args.splits) > 1 or not args.list.is_file()):
+        raise DataError(
+            f"--list {args.list}: give an existing file, and the one split that it belongs to with --splits"
+        )
+    options = dict(splits=args.splits, decode=args.decode, progress=args.progress, listed=args.list, **names)
     return [check_ade(args.root, args.num_classes, reduce_zero_label=not args.no_reduce_zero_label, **options)]
 
 
@@ -157,6 +161,7 @@ def parse_args() -> argparse.Namespace:
     kind.add_argument(
         "--seg-map-suffix", default=".png", help="end of the label maps' names, as in the data set (.png)"
     )
+    kind.add_argument("--list", type=Path, help="names of the images to use, as the data set's ann_file; for one split")
     kind.add_argument(
         "--no-reduce-zero-label",
         action="store_true",

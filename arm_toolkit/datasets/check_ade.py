@@ -27,6 +27,7 @@ def check_ade(
     img_suffix: str = ".jpg",
     seg_map_suffix: str = ".png",
     reduce_zero_label: bool = True,
+    listed: Path | None = None,
 ) -> Report:
     """Check a folder in ADE20K layout: `images/SPLIT/NAME.jpg`, `annotations/SPLIT/NAME.png`.
 
@@ -37,6 +38,7 @@ def check_ade(
         decode: read every image too (slow); label maps are always read.
         progress: show a bar on stderr.
         img_suffix, seg_map_suffix: ends of the names.
+        listed: a text file with the names of the images to use, as the data set's `ann_file`.
         reduce_zero_label: labels may be 0 (ignored), 1 to C, and 255 (ignored); if False 0 to C - 1, and 255.
 
     Returns:
@@ -54,7 +56,7 @@ def check_ade(
         if gone:
             continue
         try:
-            pairs = find_pairs(*folders, img_suffix, seg_map_suffix)
+            pairs = find_pairs(*folders, img_suffix, seg_map_suffix, listed)
         except DataError as error:
             report.error(f"{split}: {error}")
             continue

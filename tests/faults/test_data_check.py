@@ -453,6 +453,22 @@ def test_other_ends_of_names_and_labels_from_zero(data):
     assert call_tool("prepare_data.py", "check", "ade", data / "ade", *options) == 0
 
 
+def test_a_list_of_names_is_read_by_check_and_training(data, caplog):
+    names = data / "ade/names.txt"
+    names.write_text("train_000002\r\n\ntrain_000000\n", encoding="utf-8-sig")
+    with caplog.at_level("WARNING", logger="arm_images"):
+        dataset = seg_dataset(data, ann_file="names.txt")
+    files = [Path(dataset.get_data_info(n)["img_path"]).stem for n in range(len(dataset))]
+    assert files == ["train_000002", "train_000000"] and reads(lambda: dataset)
+    assert "2 images used" in caplog.text and f"images that {names} does not list" in caplog.text
+    options = ["--num-classes", 4, "--splits", "training", "--list", names]
+    assert call_tool("prepare_data.py", "check", "ade", data / "ade", *options) == 0
+    names.write_text("train_000002.jpg\n")
+    with pytest.raises(DataError, match="lists 1 images that do not exist, first .*train_000002.jpg.jpg"):
+        seg_dataset(data, ann_file="names.txt")
+    assert "train_000002.jpg.jpg" in check_ade(data / "ade", 4, ["training"], listed=names).errors[0]
+
+
 def test_images_and_label_maps_in_one_folder(data):
     folder = data / "ade/images/training"
     for file in list(folder.iterdir()):
