@@ -21,6 +21,8 @@ The following modules are not imported here. Only the configurations that need t
 | `models.float32_heads` | Float32RPNHead, Float32RoIExtractor | mmdet |
 | `models.instance_tta` | InstanceTTAModel | mmdet |
 | `datasets.class_folder` | ClassFolder | |
+| `datasets.coco`, `evaluation.coco` | ARMCocoDataset, ARMCocoMetric (`engine.check_classes` imports them) | mmdet |
+| `datasets.segmentation` | ARMSegDataset, ARMADE20KDataset (imported likewise) | mmseg |
 | `models.mixup` | MixupPreprocessor | |
 | `evaluation.accuracy` | Accuracy | |
 """
