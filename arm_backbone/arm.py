@@ -86,6 +86,8 @@ def resolve_arch(arch: str | dict) -> tuple[int, int]:
                 f"arch={arch!r} is unknown; give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers"
             )
         arch = ARCHS[arch]
+    if not isinstance(arch, dict):
+        raise ValueError(f"arch={arch!r}: give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers")
     if set(arch) != {"embed_dims", "num_layers"}:
         raise ValueError(f"arch={dict(arch)!r}: a dict needs exactly the keys embed_dims and num_layers")
     return arch["embed_dims"], arch["num_layers"]

@@ -66,7 +66,7 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
         prints_log: what the tool prints is a log. Otherwise it is the result, and an error if it cannot be written.
     """
     end_with_parent()
-    logging.raiseExceptions = bool(os.environ.get(TRACEBACK))  # a log that cannot be written: no traceback
+    logging.raiseExceptions = wants_traceback()  # a log that cannot be written: no traceback
     try:
         main()
     except BaseException as error:
@@ -78,7 +78,7 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
             sys.exit(128 + signal.SIGPIPE)
         if not isinstance(error, user_errors()):
             raise
-        if os.environ.get(TRACEBACK):
+        if wants_traceback():
             raise
         if not _is_first() and not getattr(error, "met_alone", False):
             if LAUNCHER not in os.environ:
@@ -99,6 +99,10 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
         sys.stderr.flush()
         os._exit(0)
     distributed.destroy_process_group()
+
+
+def wants_traceback() -> bool:
+    return os.environ.get(TRACEBACK, "0") not in ("", "0")
 
 
 def _check_output(is_log: bool = False) -> None:

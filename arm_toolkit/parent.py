@@ -21,5 +21,5 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (AttributeError, OSError):
         return
-    if parent is not None and parent != str(os.getppid()):
-        os.kill(os.getpid(), signal.SIGKILL)  # it has ended before the system was told
+    if (parent or "").isdigit() and parent != str(os.getppid()) and not os.path.exists(f"/proc/{parent}"):
+        os.kill(os.getpid(), signal.SIGKILL)  # it had ended before the system was told

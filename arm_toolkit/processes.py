@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from .errors import TRACEBACK, one_line
+from .errors import one_line, wants_traceback
 from .parent import ENDS_WITH_PARENT
 
 OUT_OF_MEMORY = {signal.SIGKILL: " (the system does that when memory runs out)"}
@@ -21,7 +21,7 @@ def start(arguments: list[str]) -> int:
     """Run torchrun; return the exit status: of the process that failed first, or 128 and a signal's number."""
     os.environ[ENDS_WITH_PARENT] = str(os.getpid())
     _keep_ignored_signals()
-    loud = bool(os.environ.get(TRACEBACK))
+    loud = wants_traceback()
     try:
         from torch.distributed import run
         from torch.distributed.elastic.multiprocessing import SignalException

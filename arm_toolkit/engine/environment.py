@@ -1,6 +1,7 @@
 """Checks environment variables and the launcher before anything is made. A variable that is empty counts as unset."""
 
 import os
+import re
 
 import torch
 
@@ -15,6 +16,11 @@ LAUNCHERS = {
     "mpi": (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"), "mpirun"),
 }
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK")
+# variables of any run, the form of their values, and what to give
+FORMS = {
+    "OMP_NUM_THREADS": (r"\s*0*[1-9]\d*(,0*[1-9]\d*)*\s*", "a number of threads from 1"),
+    "ARM_KEEP_FREED_MEMORY": ("[01]", "0 or 1"),
+}
 
 
 def check_environment(launcher: str = "none") -> None:
@@ -30,6 +36,10 @@ def check_environment(launcher: str = "none") -> None:
         check_kernels(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for name, (pattern, remedy) in FORMS.items():
+        value = os.environ.get(name, "")
+        if value and not re.fullmatch(pattern, value):
+            raise ConfigError(f"{name}={value}: give {remedy}, or unset it")
     if launcher in ("slurm", "mpi") and not torch.cuda.is_available():
         raise ConfigError(f"--launcher {launcher} needs a GPU; on CPUs use tools/dist_train.sh")
     needed, starter = LAUNCHERS.get(launcher, ((), ""))

@@ -16,6 +16,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 
 from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
+from arm_backbone.checkpoint.writing import check_writable
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
@@ -34,7 +35,7 @@ from .environment import check_environment
 from .newest import newest_checkpoint
 from .runner import ARMRunner
 from .values import check_values, require_keys
-from .work_dir_lock import one_run, refuse_second_run
+from .work_dir_lock import is_first_process, one_run, refuse_second_run
 
 WIDTHS = ("channels", "in_channels", "out_channels")  # keys of a model that hold numbers of channels
 
@@ -297,6 +298,9 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     if args.check:
         print(f"{config_name}: configuration, arguments and files are in order")
         return None
+    if is_first_process(args.launcher):  # before a test that can take hours
+        for out in filter(None, (args.out, args.show_dir)):
+            check_writable(out if Path(out).suffix else Path(out, "file"))
     prepare(cfg, args, "test_dataloader")
     return run(cfg, "test")[1]
 

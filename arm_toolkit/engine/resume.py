@@ -40,6 +40,11 @@ def differences(checkpoint: dict, runner, where: str) -> list[str]:
     epoch = now["iterations_per_epoch"]
     if epoch and (then["iterations_per_epoch"] != epoch or not 0 <= meta["iter"] - meta["epoch"] * epoch <= epoch):
         before = then["iterations_per_epoch"] if then["iterations_per_epoch"] != epoch else "another number of"
+        if before is None:
+            raise CheckpointError(
+                f"{where} comes from a run that counted iterations, this one counts epochs; give a checkpoint of this "
+                f"configuration, {AGAIN}"
+            )
         raise CheckpointError(
             f"{where}: an epoch had {before} iterations, here it has {epoch} ({now['images']} images in batches of "
             f"{now['batch_size']} on {now['processes']} processes): schedule and order of images cannot be continued; "

@@ -24,6 +24,8 @@ _INTERVAL = (lambda value: _whole(1)(value) or value == -1, "give a whole number
 _NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "give a number of 0 or more")
 _POSITIVE = (lambda value: _number(value) and value > 0, "give a number above 0")
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 # dotted key -> its test and what to give; keys that are absent or None are not tested
 RULES = {
     "train_cfg.max_iters": _COUNT,
@@ -42,6 +44,7 @@ RULES = {
     "default_hooks.checkpoint.max_keep_ckpts": _INTERVAL,
     "auto_scale_lr.base_batch_size": _COUNT,
     "randomness.seed": _COUNT_OR_0,
+    "log_level": (lambda value: value in LEVELS, f"give one of {', '.join(LEVELS)}"),
 } | {
     f"{part}_dataloader.{key}": rule
     for part in ("train", "val", "test")

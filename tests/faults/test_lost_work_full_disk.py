@@ -56,6 +56,16 @@ def test_row_36_full_disk_in_a_test(kind, option, trained, tmp_path):
             assert target.read_bytes() == b"earlier"
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "name"), [("det", "--out", "r.pkl"), ("seg", "--out", "maps"), ("seg", "--show-dir", "drawn")]
+)
+def test_row_36_a_place_that_cannot_be_written_is_found_before_the_test(kind, option, name, trained, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = run_test(trained, kind, tmp_path / "work", option, tmp_path / "file" / name)
+    assert done.returncode == 2 and "is not a folder" in done.stderr.splitlines()[-1], done.stderr
+    assert not (tmp_path / "work").exists() and (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_what_a_test_saves(trained, tmp_path):
     done = run_test(trained, "seg", tmp_path / "work", "--out", tmp_path / "out", "--show-dir", tmp_path / "drawn")

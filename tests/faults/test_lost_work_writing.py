@@ -117,3 +117,24 @@ def test_row_39_newest_checkpoint_damaged(damage, noted, tmp_path, capsys):
     damage(tmp_path / "iter_4.pth")
     with pytest.raises(CheckpointError, match="no other checkpoint; omit --resume"):
         newest_checkpoint(tmp_path)
+
+
+NOTES = ["", "/gone/iter_8.pth", "OTHER/iter_8.pth", "/etc/hostname", "x" * 100_000, "\0\1"]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=["empty", "gone", "another run", "no checkpoint", "long", "binary"])
+def test_row_39_the_note_names_another_place(note, tmp_path, capsys):
+    """A work dir that was copied resumes from its own files; what is no file is passed over."""
+    for folder in (tmp_path / "work", tmp_path / "other"):
+        folder.mkdir()
+        write_checkpoint(folder / "iter_8.pth", BIG, {})
+    work = tmp_path / "work"
+    (work / "last_checkpoint").write_text(note.replace("OTHER", str(tmp_path / "other")))
+    (work / "iter_9.pth").symlink_to("/gone")
+    (work / "epoch_9.pth").mkdir()
+    os.mkfifo(work / "iter_10.pth")
+    assert newest_checkpoint(work) == str(work / "iter_8.pth") and not capsys.readouterr().out
+    (work / "iter_8.pth").unlink()
+    elsewhere = str(tmp_path / "other/iter_8.pth") if "OTHER" in note else None  # as with out_dir
+    if note != "/etc/hostname":
+        assert newest_checkpoint(work) == elsewhere

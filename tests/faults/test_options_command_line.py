@@ -50,6 +50,12 @@ ENVIRONMENT = {
     "instruction set": (dict(ARM_CPU_ISA="foo"), [], ["ARM_CPU_ISA='foo'", "plain"]),
     "local rank": (dict(LOCAL_RANK="x"), [], ["LOCAL_RANK=x", "whole number"]),
     "negative local rank": (dict(LOCAL_RANK="-1"), [], ["LOCAL_RANK=-1", "whole number"]),
+    "threads": (dict(OMP_NUM_THREADS="abc"), [], ["OMP_NUM_THREADS=abc", "number of threads"]),
+    "no threads": (dict(OMP_NUM_THREADS="0"), [], ["OMP_NUM_THREADS=0", "from 1"]),
+    "memory": (dict(ARM_KEEP_FREED_MEMORY="maybe"), [], ["ARM_KEEP_FREED_MEMORY=maybe", "0 or 1"]),
+    "no traceback": (dict(ARM_TRACEBACK="0", LOCAL_RANK="x"), [], ["LOCAL_RANK=x"]),
+    "log level": ({}, ["--cfg-options", "log_level=LOUD"], ["log_level='LOUD'", "INFO"]),
+    "arch": ({}, ["--cfg-options", "model.backbone.arch=[1,2]"], ["arch=[1, 2]", "embed_dims"]),
     "launcher alone": ({}, ["--launcher", "pytorch"], ["--launcher pytorch: ", "RANK is not set", "dist_train.sh"]),
     "rank beyond the world": (
         dict(RANK="2", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511"),

@@ -124,6 +124,13 @@ def test_a_detector_resumes_within_an_epoch(shapes, tmp_path):
     assert_same_weights(tmp_path / "whole/iter_16.pth", tmp_path / "run/iter_16.pth", rtol=0, atol=0)
 
 
+def test_a_checkpoint_of_another_kind_of_run(shapes, stopped, tmp_path):
+    """row_44: of a run that counts iterations."""
+    with pytest.raises(CheckpointError, match="iter_4.pth comes from a run that counted iterations"):
+        train(pretrain_config(shapes), tmp_path / "rest", "--resume", str(stopped / "seg/iter_4.pth"))
+    assert not (tmp_path / "rest").exists()
+
+
 def changed(source, path, change):
     checkpoint = torch.load(source, weights_only=True)
     change(checkpoint)
