@@ -127,7 +127,7 @@ def test_a_detector_resumes_within_an_epoch(shapes, tmp_path):
 def test_a_checkpoint_of_another_kind_of_run(shapes, stopped, tmp_path):
     """row_44: of a run that counts iterations."""
     with pytest.raises(CheckpointError, match="iter_4.pth comes from a run that counted iterations"):
-        train(pretrain_config(shapes), tmp_path / "rest", "--resume", str(stopped / "seg/iter_4.pth"))
+        train(pretrain_config(shapes), tmp_path / "rest", "--resume", str(stopped("seg") / "iter_4.pth"))
     assert not (tmp_path / "rest").exists()
 
 
