@@ -18,6 +18,7 @@ from .look import look_at, note_turned, read_dense
 
 MIN_SIZE = 32  # filter_cfg.min_size of the configurations
 NARROW = 100  # long side over short side
+LONG_SIDE = 1333  # pixels that the configurations resize a long side to
 
 
 def check_coco(
@@ -65,6 +66,8 @@ def check_coco(
 def _note_sizes(images: list[dict], report: Report) -> None:
     sides = {image["file_name"]: sorted((image["width"], image["height"])) for image in images}
     narrow = [name for name, (short, long) in sides.items() if long > NARROW * short]
+    lost = [name for name in narrow if sides[name][0] * LONG_SIDE < 0.5 * sides[name][1]]
+    report.error(f"{len(lost)} images have no pixel left when their long side is resized to {LONG_SIDE} pixels", lost)
     report.note(f"{len(narrow)} images are over {NARROW} times longer than wide; resizing can leave no pixel", narrow)
     small = [image["file_name"] for image in images if min(image["width"], image["height"]) < MIN_SIZE]
     add = report.error if len(small) == len(images) else report.note

@@ -274,6 +274,25 @@ def test_skipped_images_may_be_absent(data):
         coco_dataset(data)
 
 
+@pytest.mark.parametrize("size, ok", [((4000, 1), False), ((1, 4000), False), ((4000, 2), True), ((4000, 41), True)])
+def test_images_too_narrow_to_be_resized_are_named(size, ok, data):
+    """row_49, row_28"""
+    file = data / "coco/train2017/train_000000.jpg"
+    file.unlink()
+    Image.new("RGB", size).save(file)
+
+    def edit(content):
+        content["images"][0].update(width=size[0], height=size[1])
+        number = content["images"][0]["id"]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != number]
+
+    change_json(data / "coco/annotations/instances_train2017.json", edit)
+    report = coco_report(data)
+    assert report.ok == ok, str(report)
+    assert ok or "1 images have no pixel left" in report.errors[0] and file.name in report.errors[0]
+    assert any("over 100 times longer than wide" in note for note in report.notes) == (max(size) > 100 * min(size))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "gzip", "zip"])
 def test_encodings_of_annotation_files(encoding, data):
     import gzip
