@@ -85,7 +85,12 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("what", SCHEDULES)
+QUICK = ("text", "a step that is text", "a method in the state")
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[] if what in QUICK else pytest.mark.slow) for what in SCHEDULES]
+)
 def test_schedules_of_another_form_are_not_used(what, run, tmp_path):
     """The rates are those of the configuration, and the log says so."""
     cfg, checkpoint, whole = run

@@ -83,7 +83,9 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("what", SCHEDULES)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[] if what.startswith("three") else pytest.mark.slow) for what in SCHEDULES]
+)
 def test_other_schedules_are_used_from_the_start(what, shapes, stopped, tmp_path):
     """row_20: another number or kind of schedules on resuming: equal rates, and a line."""
     cfg = seg_config(shapes)
