@@ -20,7 +20,6 @@ OUT_OF_MEMORY = {signal.SIGKILL: " (the system does that when memory runs out)"}
 def start(arguments: list[str]) -> int:
     """Run torchrun; return the exit status: of the process that failed first, or 128 and a signal's number."""
     os.environ[ENDS_WITH_PARENT] = str(os.getpid())
-    _keep_ignored_signals()
     loud = wants_traceback()
     try:
         from torch.distributed import run
@@ -30,7 +29,7 @@ def start(arguments: list[str]) -> int:
         if not loud:
             _silence_torchrun()
         try:
-            run.main(arguments)
+            run.main([*_kept_signals(run.LaunchConfig), *arguments])
         except ChildFailedError as error:
             if loud:
                 raise
@@ -55,11 +54,12 @@ def _silence_torchrun() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _keep_ignored_signals() -> None:
-    """Let torchrun handle only signals that are not ignored: under nohup, SIGHUP would end the run."""
+def _kept_signals(config: type) -> list[str]:
+    """The argument that keeps torchrun from handling ignored signals: under nohup, SIGHUP would end the run."""
     handled = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     kept = [name for name in handled if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(kept)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(kept)  # read by versions without the argument
+    return [f"--signals-to-handle={','.join(kept)}"] if hasattr(config, "signals_to_handle") else []
 
 
 def _failed(rank: int, status: int, arguments: list[str]) -> int:

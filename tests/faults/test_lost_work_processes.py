@@ -227,6 +227,13 @@ def test_row_60_several_processes_end_with_one_line(how, tmp_path):
 
 
 @pytest.mark.slow
+def test_row_60_a_hangup_under_nohup_ends_nothing(tmp_path):
+    (tmp_path / "train.py").write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGHUP)\ntime.sleep(1)")
+    command = ["nohup", sys.executable, "-m", "arm_toolkit.processes", "--standalone", "--nproc_per_node=2"]
+    assert launch([*command, tmp_path / "train.py"], tmp_path / "log").wait(60) == 0, (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
 def test_row_40_a_killed_launcher_leaves_no_process(shapes, tmp_path):
     pretrain_config(shapes, **{"train_cfg.max_epochs": 5000}).dump(tmp_path / "config.py")
     work, log = tmp_path / "work", tmp_path / "log"
