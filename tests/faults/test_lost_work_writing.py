@@ -138,3 +138,12 @@ def test_row_39_the_note_names_another_place(note, tmp_path, capsys):
     elsewhere = str(tmp_path / "other/iter_8.pth") if "OTHER" in note else None  # as with out_dir
     if note != "/etc/hostname":
         assert newest_checkpoint(work) == elsewhere
+
+
+def test_row_39_a_copy_has_other_times(tmp_path):
+    """The note's name counts in a copied work dir, whichever file was copied last."""
+    for age, name in enumerate(("iter_8.pth", "iter_4.pth")):
+        write_checkpoint(tmp_path / name, BIG, {})
+        os.utime(tmp_path / name, (age, age))
+    (tmp_path / "last_checkpoint").write_text("/former/place/iter_8.pth")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_8.pth")
