@@ -98,6 +98,12 @@ def test_row_50_a_size_stated_for_the_turned_image_is_refused(tmp_path):
         load_image.transform(dict(img_path=str(path), height=30, width=40))
 
 
+def test_row_14_another_size_than_the_file_states_is_refused(tmp_path):
+    path = save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="a.jpg .* states 40x31"):
+        LoadImage().transform(dict(img_path=str(path), height=31, width=40))
+
+
 # Label maps
 
 
