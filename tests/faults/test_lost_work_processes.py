@@ -139,15 +139,20 @@ def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch):
 
 
 def launch(command: list, log: Path) -> subprocess.Popen:
-    """Start a command as a shell in a terminal does: tests that run in the background inherit an ignored SIGINT."""
+    """Start a command as a shell in a terminal does: tests that run in the background inherit ignored signals."""
     return subprocess.Popen(
         list(map(str, command)),
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_heed_signals,
     )
+
+
+def _heed_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(log: Path, text: str, process: subprocess.Popen) -> None:
