@@ -131,7 +131,10 @@ def check_arguments(cfg: Config) -> None:
         kind = node.get("type")
         if isinstance(kind, str) and kind in ACCEPT_ANYTHING:
             with ACCEPT_ANYTHING[kind].switch_scope_and_registry(cfg.get("default_scope")) as registry:
-                bases = registry.get(kind).__mro__[:-1]
+                found = registry.get(kind)
+            if found is None:  # of another scope; building it says so
+                continue
+            bases = found.__mro__[:-1]
             known = {name for base in bases for name in inspect.signature(base.__init__).parameters}
             for key in node.keys() - known - {"type"}:
                 hint = suggestion(key, known - {"self", "kwargs"})

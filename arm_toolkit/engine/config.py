@@ -13,6 +13,7 @@ from .arguments import check_config_path
 from .config_files import ConfigFile, config_files, without_effect
 from .config_text import check_names, parse_config
 from .options import OTHER_KEYS, RUNNER_KEYS, apply_options
+from .structure import check_structure
 
 # modules that custom_imports could name before version 0.1, and where their contents are now
 MOVED = {
@@ -61,7 +62,11 @@ def load_config(path: str, options: dict | None = None) -> Config:
             raise ConfigError(f'{path}: custom_imports has "{name}", which has moved; write {names} in its place')
     _import(cfg, path)
     _check_top_level(cfg, path, files)
-    apply_options(cfg, options or {}, path)
+    if options:
+        apply_options(cfg, options, path)
+        _custom_imports(cfg, path)
+        _import(cfg, path)  # those that an option adds
+    check_structure(cfg)
     return cfg
 
 

@@ -1,0 +1,37 @@
+"""Checks that the sections of a configuration are of the kind that everything reads: dicts, lists or names."""
+
+from mmengine.config import Config
+
+from ..errors import ConfigError
+from .checks import named_dicts
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+SECTIONS = (
+    *("train_cfg", "val_cfg", "test_cfg", "optim_wrapper", "default_hooks", "env_cfg", "visualizer"),
+    *("auto_scale_lr", "randomness", "log_processor", "model"),
+)
+PARTS = ("dataset", "metainfo", "data_prefix")  # of data loaders and data sets
+
+
+def check_structure(cfg: Config) -> None:
+    """Check that sections are dicts, or None, and that data loaders have a data set.
+
+    Raises:
+        ConfigError: naming the key, its value and what to give.
+    """
+    for key in (*LOADERS, *SECTIONS):
+        _require_dict(key, cfg.get(key))
+    scope = cfg.get("default_scope")
+    if not isinstance(scope, str | None):
+        raise ConfigError(f"default_scope={scope!r}: give a name, as 'mmdet'")
+    for loader in LOADERS:
+        if cfg.get(loader) is not None and not cfg[loader].get("dataset"):
+            raise ConfigError(f"{loader} has no dataset; give {loader}.dataset=dict(type=...)")
+        for where, node in named_dicts(cfg.get(loader), loader):
+            for key in PARTS:
+                _require_dict(f"{where}.{key}", node.get(key))
+
+
+def _require_dict(where: str, value: object) -> None:
+    if not isinstance(value, dict | None):
+        raise ConfigError(f"{where}={value!r}: it must be a dict; to change a value in it, give {where}.KEY=VALUE")
