@@ -30,6 +30,7 @@ OTHER_KEYS = frozenset(
 _PATHS = frozenset("checkpoint file filename img load_from path prefix root seg suffix".split())
 _PATH_ENDS = ("_dir", "_file", "_path", "_prefix", "_root", "_suffix")
 _TEXT_OR_NUMBER = frozenset({"loss_scale"})  # "dynamic" or a number
+_TEXT_OR_BOOL = {"with_cp", "pretrained"}  # "selective"; a path
 _ABSENT = object()
 
 
@@ -153,10 +154,12 @@ def _optional(where: str) -> set[str]:
 
 
 def _check_kind(key: str, value: object, typed: object, current: object) -> None:
-    """Refuse text in the place of a number, and a single value in the place of a dict or of a list of dicts."""
+    """Refuse text in place of a number or of True or False, and one value in place of a dict or a list of dicts."""
     is_number = isinstance(current, int | float) and not isinstance(current, bool)
     if is_number and isinstance(typed, str) and key.split(".")[-1] not in _TEXT_OR_NUMBER:
         raise ConfigError(f"--cfg-options {key}={value}: {key} is {current!r}; give a number")
+    if isinstance(current, bool) and isinstance(typed, str) and key.split(".")[-1] not in _TEXT_OR_BOOL:
+        raise ConfigError(f"--cfg-options {key}={value}: {key} is {current}; give True or False")
     is_list = isinstance(current, list | tuple) and len(current) and all(isinstance(i, int | float) for i in current)
     if is_list and isinstance(typed, str):
         raise ConfigError(f"--cfg-options {key}={value}: {key} is {current!r}; give numbers")

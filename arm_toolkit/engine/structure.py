@@ -22,8 +22,11 @@ def check_structure(cfg: Config) -> None:
     for key in (*LOADERS, *SECTIONS):
         _require_dict(key, cfg.get(key))
     scope = cfg.get("default_scope")
-    if not isinstance(scope, str | None):
+    if scope is not None and not (isinstance(scope, str) and scope.isidentifier()):
         raise ConfigError(f"default_scope={scope!r}: give a name, as 'mmdet'")
+    for where, node in named_dicts(cfg):
+        if node.get("type", "x") in ("", None):
+            raise ConfigError(f"{where}.type={node['type']!r}: give the name of a registered class")
     for loader in LOADERS:
         if cfg.get(loader) is not None and not cfg[loader].get("dataset"):
             raise ConfigError(f"{loader} has no dataset; give {loader}.dataset=dict(type=...)")
