@@ -1,5 +1,7 @@
 """Checks that the sections of a configuration are of the kind that everything reads: dicts, lists or names."""
 
+import re
+
 from mmengine.config import Config
 
 from ..errors import ConfigError
@@ -25,7 +27,8 @@ def check_structure(cfg: Config) -> None:
     if scope is not None and not (isinstance(scope, str) and scope.isidentifier()):
         raise ConfigError(f"default_scope={scope!r}: give a name, as 'mmdet'")
     for where, node in named_dicts(cfg):
-        if node.get("type", "x") in ("", None):
+        kind = node.get("type", "X")
+        if kind is None or isinstance(kind, str) and not re.fullmatch(r"\w+(\.\w+)*", kind):
             raise ConfigError(f"{where}.type={node['type']!r}: give the name of a registered class")
     for loader in LOADERS:
         if cfg.get(loader) is not None and not cfg[loader].get("dataset"):

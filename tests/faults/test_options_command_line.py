@@ -284,6 +284,8 @@ WRONG = {
     "numbers for the scope": ("det", "default_scope=[1,2]", "give a name"),
     "a scope that is no name": ("det", "default_scope=../..", "give a name"),
     "no type": ("pretrain", "train_dataloader.dataset.type=", "name of a registered class"),
+    "a type that is no name": ("seg", "model.backbone.type=../..", "name of a registered class"),
+    "a dict for True": ("seg", "train_dataloader.sampler.shuffle={'a':1}", "give True or False"),
     "text for True": ("seg", "train_dataloader.sampler.shuffle=x", "give True or False"),
     "numbers for modules": ("det", "custom_imports=[1, 2]", "give dict(imports=[MODULE, ...])"),
     "a number for a pipeline": ("seg", "train_dataloader.dataset.pipeline=3", "pipeline has parts"),
