@@ -144,6 +144,7 @@ def test_training_images_of_extreme_shapes(task, data, tmp_path):
     assert all(parameter.isfinite().all() for parameter in runner.model.parameters())
 
 
+@pytest.mark.slow
 def test_resized_training_images_of_extreme_shapes_are_named(data, tmp_path):
     write(data, "seg", [(1500, 1), (1600, 1)])
     cfg = config(data, "seg")
@@ -207,6 +208,7 @@ def test_a_training_batch_of_two_sizes(data, tmp_path):
         train(cfg, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CONFIG)
 def test_a_batch_of_several_channels(task, data, tmp_path):
     """color_type="unchanged" leaves greyscale with one channel and transparency with four."""
@@ -224,6 +226,7 @@ def test_a_batch_of_several_channels(task, data, tmp_path):
 # Nothing that can be used
 
 
+@pytest.mark.slow
 def test_skipping_where_no_image_can_be_read(data, tmp_path):
     """row_28: mmengine's "Cannot find valid image after 1000!"."""
     folder = data / "coco/train2017"
@@ -267,6 +270,7 @@ def test_a_data_set_of_one_image(task, data, tmp_path):
     assert train(cfg, tmp_path / "run").iter == (1 if task == "det" else 2)
 
 
+@pytest.mark.slow
 def test_a_validation_set_of_nothing(data, tmp_path):
     cfg = config(data, "det", validate=True)
     cfg.val_dataloader.dataset.indices = 0

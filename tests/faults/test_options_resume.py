@@ -32,7 +32,7 @@ def stopped(shapes, tmp_path_factory):
     return work_dir
 
 
-KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if kind == "det" else []) for kind in CONFIGS]
+KINDS = [pytest.param(kind, marks=[] if kind == "pretrain" else [pytest.mark.slow]) for kind in CONFIGS]
 FIRST = dict(pretrain="epoch_2.pth", det="epoch_1.pth", seg="iter_4.pth")
 LAST = dict(pretrain="epoch_4.pth", det="epoch_2.pth", seg="iter_8.pth")
 LENGTH = dict(pretrain={"train_cfg.max_epochs": 6}, det={"train_cfg.max_epochs": 3}, seg={"train_cfg.max_iters": 12})
