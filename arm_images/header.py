@@ -36,7 +36,8 @@ def read_header(file: Path | BinaryIO) -> Header:
     """Read the header of an image file.
 
     Raises:
-        DataError: for an empty file, or one that is no image; without its name. Otherwise whatever Pillow raises.
+        DataError: if the file is empty or not an image; the message does not name it. A damaged file raises Pillow's
+            own errors.
     """
     require_regular(file)
     if isinstance(file, Path):

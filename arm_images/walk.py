@@ -30,9 +30,10 @@ def walk(root: Path, entered: set[Identity] | None = None) -> Iterator[Path]:
         folders = [links.pop(0)]
         while folders:
             folder = folders.pop()
-            if identity(folder) in entered:
+            itself = identity(folder)
+            if itself in entered:
                 continue
-            entered.add(identity(folder))
+            entered.add(itself)
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     path = folder / entry.name

@@ -147,8 +147,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module runs PyTorch's forward of `kind` and nothing else.
 
     A subclass is not plain, nor is a module with hooks, one that was compiled in place, or one whose `forward` or
-    `__call__` was replaced, on itself or on its class. Whoever reads the weights of a module instead of calling it must
-    ask first.
+    `__call__` was replaced, on itself or on its class. Ask this before you read a module's weights instead of calling
+    the module.
     """
     if type(module) is not kind:
         return False

@@ -108,15 +108,15 @@ def _require_truth(runner, loop, where: str) -> None:
         require_truth(loop.dataloader.dataset, where, _ignore_index(runner))
 
 
-def _model(runner) -> nn.Module:
-    model = runner.model
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of several processes and of test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
 
 
 def _ignore_index(runner) -> int:
-    head = getattr(_model(runner), "decode_head", None)
+    head = getattr(unwrapped(runner.model), "decode_head", None)
     return getattr(head[-1] if isinstance(head, nn.ModuleList) else head, "ignore_index", 255)
 
 
@@ -129,7 +129,7 @@ def _take(runner, batch: dict, where: str) -> None:
     samples = batch.get("data_samples")
     # test-time augmentation: one list of images for each variant
     groups = [(inputs, samples)] if isinstance(inputs[0], Tensor) else zip(inputs, samples, strict=False)
-    preprocessor = getattr(_model(runner), "data_preprocessor", None)
+    preprocessor = getattr(unwrapped(runner.model), "data_preprocessor", None)
     for images, of_images in groups:
         names = batch_files(dict(data_samples=of_images))
         if len(names) != len(images):

@@ -95,7 +95,7 @@ def _check_hub(hub: dict, where: str) -> None:
             isinstance(history, list) and all(isinstance(value, Real) for value in history) for history in histories
         )
         if not whole or len(histories[0]) != len(histories[1]) or type(buffer.get("max_length")) is not int:
-            raise CheckpointError(f"{where}: message_hub.log_scalars.{name} is no log of numbers; {_AGAIN}")
+            raise CheckpointError(f"{where}: message_hub.log_scalars.{name} is not a log of numbers; {_AGAIN}")
     # a key is entered again when it is logged again; one that contradicts this stops mmengine
     hub["resumed_keys"] = {key: True for key, resumed in hub["resumed_keys"].items() if resumed is True}
 

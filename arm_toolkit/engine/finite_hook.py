@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from arm_backbone.checkpoint.accounting import shorten
 from arm_backbone.checkpoint.writing import WriteError, replacing
 
 from ..errors import NotFinite
@@ -96,7 +97,7 @@ class FiniteHook(Hook):
             saved = f"is saved in {path}: inspect it, then continue"
         except WriteError as error:
             saved = f"cannot be saved in {path} ({error.reason}); continue"
-        named = f" of {', '.join(files[:4])}{', ...' if len(files) > 4 else ''}" if files else ""
+        named = f" of {shorten(files)}" if files else ""
         raise NotFinite(
             f"iteration {runner.iter + 1}: {what} and no step was taken; the batch{named} {saved} with --resume, "
             "with a lower learning rate if it happens again (--cfg-options optim_wrapper.optimizer.lr=LR)"

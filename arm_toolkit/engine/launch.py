@@ -5,7 +5,7 @@ import importlib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 
+from arm_backbone.checkpoint.accounting import shorten
 from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 from arm_backbone.checkpoint.writing import check_writable
 
@@ -157,7 +158,7 @@ def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, 
             explained = _explain(error, cfg, runner)
             if explained is None:
                 if runner is not None and runner.working_on:
-                    error.add_note(f"while working on {_few(runner.working_on)}")
+                    error.add_note(f"while working on {shorten(runner.working_on)}")
                 raise
             raise explained from error
     except (*user_errors(), KeyboardInterrupt) as error:
@@ -182,17 +183,13 @@ def _explain(error: Exception, cfg: Config, runner: ARMRunner | None) -> Excepti
     if not isinstance(error, likely) or (runner is not None and runner.worked):
         return None
     started = runner is not None and runner.started
-    on = f" on {_few(runner.working_on)}" if started and runner.working_on else ""
+    on = f" on {shorten(runner.working_on)}" if started and runner.working_on else ""
     what = f"the first iteration fails{on}" if started else "the run cannot be prepared"
     source = f"the checkpoint {cfg.load_from} or in " if cfg.get("resume") else ""
     return ConfigError(
         f"{what} ({type(error).__name__}: {one_line(error)}); look for a wrong value in {source}the configuration "
         "(ARM_TRACEBACK=1 before the command shows where)"
     )
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
 
 
 def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner | None:

@@ -23,7 +23,6 @@ def write_image(path: Path, image: np.ndarray) -> None:
     Raises:
         WriteError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     _, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     with replacing(path) as partial:
         partial.write_bytes(content.tobytes())

@@ -9,7 +9,7 @@ from mmengine.dist import all_reduce
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
@@ -26,7 +26,7 @@ from ..datasets.checked_pipeline import check_pipelines
 from ..datasets.samplers import SeededSampler
 from ..datasets.transforms import checked_loading
 from ..errors import ConfigError, NotFinite
-from .batches_hook import BatchesHook
+from .batches_hook import BatchesHook, unwrapped
 from .check_classes import check_checkpoint_classes
 from .checkpoint_contents import check_optimizer, check_resumable, resuming
 from .checkpoint_hook import restore_log_buffers
@@ -236,9 +236,7 @@ class ARMRunner(Runner):
             self._differences = differences(checkpoint, self, filename)
             self._saved_schedule = checkpoint.get("param_schedulers")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model = self.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrapped(self.model)
         state = model_state(checkpoint, where=filename)
         (load_weights if is_sharded(model) else load_exact)(model, state, filename)
         if self._resume:

@@ -46,7 +46,6 @@ class SaveLabelMaps(BaseMetric):
         self._images: dict[str, str] = {}  # by the name of the label map
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
             labels = sample["pred_sem_seg"]["data"][0].cpu().numpy()  # (H, W)
             if sample.get("reduce_zero_label"):

@@ -58,7 +58,6 @@ def write_overview(folder: Path, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         image.save(partial, format="png", optimize=True)
 

@@ -585,7 +585,7 @@ def test_faults_of_class_folders_are_found_by_check_and_training(what, folders):
      "train/ant/Thumbs.db", "train/ant/.a.jpg", "train/ant/.cache/a.jpg", "train/ant/a.gif", "train/ant/x.tar"],
 )  # fmt: skip
 def test_what_class_folders_leave_out_is_named(name, folders, caplog):
-    """row_12, row_15. A hidden folder is no class in the count that the heads are compared with either."""
+    """row_12, row_15. Hidden folders do not count as classes when the heads are compared with the data."""
     from mmengine.config import Config
 
     add(folders, name)

@@ -233,7 +233,7 @@ CONTENTS = {
     "message_hub is empty": (dict(message_hub={}), "message_hub has no dict log_scalars"),
     "log buffers are none": (
         dict(message_hub=dict(log_scalars=dict(a=dict(log_history=3)), runtime_info={}, resumed_keys={})),
-        "log_scalars.a is no log of numbers",
+        "log_scalars.a is not a log of numbers",
     ),
     "meta is a list": (dict(meta=[]), "meta is a list"),
     "no iterations": (dict(meta=dict(epoch=0)), "meta.iter is None"),

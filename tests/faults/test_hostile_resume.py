@@ -43,8 +43,8 @@ CHANGES = {
     "optimizer.param_groups.0.lr": (float("inf"), "not a number"),
     "optimizer.param_groups.0.betas": ([0.9], "1 entries for 2"),
     "optimizer.param_groups": ([], "0 entries"),
-    "message_hub.log_scalars.train/loss": (1, "no log of numbers"),
-    "message_hub.log_scalars.train/loss.log_history": (["0"], "no log of numbers"),
+    "message_hub.log_scalars.train/loss": (1, "not a log of numbers"),
+    "message_hub.log_scalars.train/loss.log_history": (["0"], "not a log of numbers"),
 }
 
 
