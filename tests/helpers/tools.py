@@ -16,13 +16,14 @@ from .paths import ROOT
 
 
 def run_tool(*arguments: str | Path, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
-    """Run a script of tools/ (or any command) in a separate process and capture its output."""
+    """Run a script of tools/ (or any command) in a separate process, the environment activated; capture its output."""
     command = [str(a) for a in arguments]
     if command[0].endswith(".py"):
         command = [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]]
     elif command[0].endswith(".sh"):
         command = ["bash", str(ROOT / "tools" / command[0]), *command[1:]]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **kwargs.pop("env", {})}
+    activated = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    env = {**os.environ, **activated, "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, **kwargs)
 
 
