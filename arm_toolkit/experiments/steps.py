@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from arm_backbone.checkpoint.writing import make_folder, replacing
+from arm_backbone.checkpoint.writing import make_folder, replacing, write_errors
 
 from ..errors import ConfigError
 from ..parent import ENDS_WITH_PARENT
@@ -67,6 +67,7 @@ def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
 
     Raises:
         ConfigError: if a step fails, with the end of its log; steps already running are finished first.
+        WriteError: if a log or a record cannot be written.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     lanes = 1 if torch.cuda.is_available() else max(1, min(2, cores))
@@ -114,7 +115,7 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
     log = folder / "logs" / f"{step.name}.log"
     make_folder(log.parent)
     start = time.perf_counter()
-    with log.open("w") as output:
+    with write_errors(log, log), log.open("w") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
@@ -124,6 +125,8 @@ def _run(step: Step, folder: Path, threads: int, before: dict[str, Spent]) -> Sp
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
+        with write_errors(log, log), log.open("a") as output:  # a step that a full disk stopped cannot log that itself
+            output.write(f"exit status {process.returncode}\n")
         tail = "\n".join(log.read_text().splitlines()[-5:])
         raise ConfigError(f"step {step.name} failed, see {log}:\n{tail}")
     spent = Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, f"{time.time_ns():x}")

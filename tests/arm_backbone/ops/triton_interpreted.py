@@ -43,7 +43,10 @@ def test_scan_equals_the_reference(grid):
 
 
 @scans_both_ways
-@pytest.mark.parametrize(("dim", "state"), [(1, 1), (33, 5), pytest.param(65, 16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dim", "state"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), (33, 5), pytest.param(65, 16, marks=pytest.mark.slow)],
+)
 def test_any_width_and_state(dim, state):
     compare(scan_inputs(batch=1, grid=(2, 34), scans=1, dim=dim, state=state), TRITON)
 
@@ -70,10 +73,11 @@ def test_parts_of_a_projection(before, scans, monkeypatch):
     assert all(torch.equal(low[name], high[name]) for name in low)
 
 
+@pytest.mark.parametrize("length", [5, pytest.param(66, marks=pytest.mark.slow)])
 @scans_both_ways
-def test_a_shared_map_and_the_sum_over_directions():
+def test_a_shared_map_and_the_sum_over_directions(length):
     """Three directions, so that a mean instead of the sum is not hidden by a power of two."""
-    inputs = scan_inputs(batch=2, grid=(1, 66), scans=4, dim=3, state=1)
+    inputs = scan_inputs(batch=2, grid=(1, length), scans=4, dim=3, state=1)
     inputs = {n: v[:, :3] if n in ("u", "delta", "B", "C") else v[:3] for n, v in inputs.items()}
     inputs = {n: v.detach() for n, v in cast(inputs, torch.float32).items()}
     results = {}
@@ -161,7 +165,7 @@ def test_norm(width, of_sum, kind):
 
 
 @scans_both_ways
-@pytest.mark.parametrize(("images", "grid"), [(2, (2, 3)), (1, (2, 35))])
+@pytest.mark.parametrize(("images", "grid"), [(2, (2, 3)), pytest.param(1, (2, 35), marks=pytest.mark.slow)])
 def test_fused_block(images, grid, monkeypatch):
     """Compare the fused autograd functions, which recompute what they need, with the separate operators."""
     torch.manual_seed(0)
