@@ -18,15 +18,18 @@ _REMEDIES = {
 
 
 class WriteError(OSError):
-    """A file that cannot be written; the message names the file, the reason and the remedy.
+    """A file or folder that cannot be written; the message names it, the reason and the remedy.
 
     Attributes:
         reason: why, in a few words.
     """
 
-    def __init__(self, path: str | os.PathLike, reason: str, number: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike, reason: str, number: int | None = None, is_folder: bool = False
+    ) -> None:
         remedy = _REMEDIES.get(number, "check the folder and its permissions, or give another path")
-        super().__init__(f"{path} cannot be written ({reason}); {remedy}; an earlier file of that name is unchanged")
+        unchanged = "" if is_folder else "; an earlier file of that name is unchanged"
+        super().__init__(f"{path} cannot be {'made' if is_folder else 'written'} ({reason}); {remedy}{unchanged}")
         self.reason = reason
 
 
@@ -42,7 +45,7 @@ def make_folder(folder: str | os.PathLike) -> None:
     except OSError as error:
         blocking = [part for part in (folder, *folder.parents) if os.path.lexists(part) and not part.is_dir()]
         reason = f"{blocking[0]} is not a folder" if blocking else error.strerror or str(error)
-        raise WriteError(folder, reason, error.errno) from error
+        raise WriteError(folder, reason, error.errno, is_folder=True) from error
 
 
 def check_writable(path: str | os.PathLike) -> None:
