@@ -17,7 +17,12 @@ def skip_blocks(num_layers: int, depth: int) -> tuple[int, ...]:
     """Indices of the encoder blocks whose outputs the decoder's `depth` blocks read, from the middle to the last.
 
     As in the reference code: counted from 1, blocks 6, 8, 10, 12 of 12, and 12, 16, 20, 24 of 24.
+
+    Raises:
+        ValueError: if `depth` is not in 1, ..., `num_layers`.
     """
+    if not 1 <= depth <= num_layers:
+        raise ValueError(f"decoder_depth={depth}: give 1 to {num_layers}, the number of the encoder's blocks")
     if depth == 1:
         return (num_layers - 1,)
     half = num_layers / 2

@@ -38,8 +38,7 @@ def use_checked_data(cfg: Config) -> None:
                     found.append(MODULES[ours])
     if found:
         imports = cfg.setdefault("custom_imports", ConfigDict(imports=[], allow_failed_imports=False))
-        names = [imports.imports] if isinstance(imports.imports, str) else list(imports.imports)
-        imports.imports = list(dict.fromkeys(names + found))
+        imports.imports = list(dict.fromkeys(imports.imports + found))
         for module in found:
             import_module(module)
 

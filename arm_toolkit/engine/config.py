@@ -107,17 +107,21 @@ def _execute(text: str) -> Config:
 
 
 def _custom_imports(cfg: Config, where: str) -> list[str]:
-    imports = cfg.get("custom_imports") or {}
-    names = imports.get("imports") or [] if isinstance(imports, dict) else None
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+    """The modules that `custom_imports` names, which becomes dict(imports=[...], ...) if it is None or names one."""
+    imports = cfg.get("custom_imports")
+    imports = {} if imports is None else imports
+    names = imports.get("imports") if isinstance(imports, dict) else imports
+    names = [] if names is None else [names] if isinstance(names, str) else names
+    wrong = not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names)
+    if wrong or not isinstance(imports, dict):
         raise ConfigError(f"{where}: custom_imports={imports!r}: give dict(imports=[MODULE, ...])")
+    cfg.custom_imports = dict(allow_failed_imports=False) | imports | dict(imports=list(names))
     return list(names)
 
 
 def _import(cfg: Config, where: str) -> None:
     try:
-        import_modules_from_strings(**cfg.get("custom_imports") or dict(imports=None))
+        import_modules_from_strings(**cfg.custom_imports)
     except (Exception, SystemExit) as error:  # noqa: BLE001 a module can raise anything when imported
         raise ConfigError(f"{where}: custom_imports: {one_line(error)}") from error
 

@@ -158,11 +158,8 @@ def _check_kind(key: str, value: object, typed: object, current: object) -> None
     is_number = isinstance(current, int | float) and not isinstance(current, bool)
     if is_number and isinstance(typed, str) and key.split(".")[-1] not in _TEXT_OR_NUMBER:
         raise ConfigError(f"--cfg-options {key}={value}: {key} is {current!r}; give a number")
-    if (
-        isinstance(current, bool)
-        and isinstance(typed, str | dict | list | tuple)
-        and key.split(".")[-1] not in _TEXT_OR_BOOL
-    ):
+    is_bool = typed in (None, False, True)  # 0 and 1 are equal to the last two
+    if isinstance(current, bool) and not is_bool and key.split(".")[-1] not in _TEXT_OR_BOOL:
         raise ConfigError(f"--cfg-options {key}={value}: {key} is {current}; give True or False")
     is_list = isinstance(current, list | tuple) and len(current) and all(isinstance(i, int | float) for i in current)
     if is_list and isinstance(typed, str):

@@ -12,7 +12,7 @@ SECTIONS = (
     *("train_cfg", "val_cfg", "test_cfg", "optim_wrapper", "default_hooks", "env_cfg", "visualizer"),
     *("auto_scale_lr", "randomness", "log_processor", "model"),
 )
-PARTS = ("dataset", "metainfo", "data_prefix")  # of data loaders and data sets
+PARTS = ("dataset", "metainfo", "data_prefix", "filter_cfg")  # of data loaders and data sets
 
 
 def check_structure(cfg: Config) -> None:

@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError
 from .checks import named_dicts
+from .structure import LOADERS
 
 
 def _whole(least: int) -> Callable[[object], bool]:
@@ -64,7 +65,7 @@ def require_keys(cfg: Config, *keys: str) -> None:
 
 
 def check_values(cfg: Config) -> None:
-    """Check lengths, intervals, rates, batch sizes and ranges.
+    """Check lengths, intervals, rates, batch sizes, ranges and samplers.
 
     Raises:
         ConfigError: naming the key, its value and what to give.
@@ -78,6 +79,8 @@ def check_values(cfg: Config) -> None:
             if rule and value is not None and not rule[0](value):
                 raise ConfigError(f"{where}={value!r}: {rule[1]}")
             _check_numbers(where, value)
+    for loader in LOADERS:
+        _check_end(cfg, loader)
 
 
 def _check_numbers(where: str, value: object) -> None:
@@ -94,3 +97,15 @@ def _check_numbers(where: str, value: object) -> None:
         raise ConfigError(
             f"{where}={value!r}: give the smaller number first, and for a crop's area only numbers above 0"
         )
+
+
+def _check_end(cfg: Config, loader: str) -> None:
+    """An epoch and an evaluation end with their sampler, so it must end."""
+    sampler = (cfg.get(loader) or {}).get("sampler")
+    if not isinstance(sampler, dict) or loader == "train_dataloader" and "max_epochs" not in cfg.train_cfg:
+        return
+    what = "the training counts epochs" if loader == "train_dataloader" else "an evaluation must"
+    if sampler.get("infinite"):
+        raise ConfigError(f"{loader}.sampler.infinite={sampler.infinite!r} never ends, but {what}: give False")
+    if "InfiniteSampler" in str(sampler.get("type")):
+        raise ConfigError(f"{loader}.sampler.type={sampler.type!r} never ends, but {what}: give 'DefaultSampler'")
