@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .sequence import Sequence
 
 HEAD_WIDTH = 64
+MAX_DEPTH = 100  # far above the papers' 4; a larger number is a slip, and would fill the memory
 QUERIES = 512  # queries per chunk; bounds the attention mask to QUERIES x L
 
 
@@ -19,10 +20,10 @@ def skip_blocks(num_layers: int, depth: int) -> tuple[int, ...]:
     As in the reference code: counted from 1, blocks 6, 8, 10, 12 of 12, and 12, 16, 20, 24 of 24.
 
     Raises:
-        ValueError: if `depth` is not in 1, ..., `num_layers`.
+        ValueError: if `depth` is not in 1, ..., `MAX_DEPTH`.
     """
-    if not 1 <= depth <= num_layers:
-        raise ValueError(f"decoder_depth={depth}: give 1 to {num_layers}, the number of the encoder's blocks")
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ValueError(f"decoder_depth={depth}: give 1 to {MAX_DEPTH}")
     if depth == 1:
         return (num_layers - 1,)
     half = num_layers / 2
