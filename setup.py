@@ -79,6 +79,8 @@ setup(
         # These need torch installed first and no build isolation, as in tools/install.sh
         "openmmlab": pins("openmmlab"),
         "cuda": pins("cuda"),
+        "export": pins("export"),
+        "data": pins("data"),
         "dev": pins("dev"),
     },
 )

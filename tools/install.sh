@@ -200,7 +200,7 @@ get() {
 # shellcheck disable=SC2046
 get "installing PyTorch" "1 minute, 4.5 GB" $(of torch)
 # shellcheck disable=SC2046
-get "installing libraries" "30 seconds" $(of build base openmmlab-requires dev)
+get "installing libraries" "30 seconds" $(of build base openmmlab-requires export data dev)
 # shellcheck disable=SC2046
 get "installing mmengine, mmdet, mmseg" "15 seconds" --no-deps --no-build-isolation $(of openmmlab imaug | grep -v '^onedl-mmcv=' || true)
 
