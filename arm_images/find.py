@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,14 +111,16 @@ def image_files(
     archives: list[Path] | None = None,
     suffix: str | None = None,
     entered: set[Identity] | None = None,
+    extensions: Collection[str] = EXTENSIONS,
 ) -> list[Path]:
     """The image files under a folder at any depth, sorted.
 
     Args:
         found: what is left out is added to it.
         archives: .tar archives are added to it; None leaves them out.
-        suffix: names must end in it; None takes `EXTENSIONS`, in capital or small letters.
+        suffix: names must end in it; None takes `extensions`, in capital or small letters.
         entered: see `walk`.
+        extensions: endings of the names, in small letters.
     """
     files = []
     for path in _files(folder, entered):
@@ -128,7 +130,7 @@ def image_files(
             found.leave_out("notes of macOS (._NAME)", path)
         elif any(part.startswith(".") for part in path.relative_to(folder).parts):
             found.leave_out("hidden files", path)
-        elif path.name.endswith(suffix) if suffix else path.suffix.lower() in EXTENSIONS:
+        elif path.name.endswith(suffix) if suffix else path.suffix.lower() in extensions:
             files.append(path)
         elif archives is not None and path.suffix.lower() == ".tar":
             archives.append(path)

@@ -25,6 +25,7 @@ FLOORS = (
     ("arm_toolkit",),  # errors, machine, tables
     ("arm_toolkit.datasets", "arm_toolkit.models"),
     ("arm_toolkit.engine", "arm_toolkit.evaluation"),
+    ("arm_toolkit.inference",),
     ("arm_toolkit.analysis",),
     ("arm_toolkit.benchmark", "arm_toolkit.experiments"),
     ("arm_toolkit.openmmlab",),

@@ -51,7 +51,7 @@ class LoadImage(LoadImageFromFile):
     def transform(self, results: dict) -> dict | None:
         path = results["img_path"]
         try:
-            image = self._read(path)
+            image = self.read(path)
             _check_size(image, results)
         except FileNotFoundError:
             problem = f"image {path} does not exist; check data_root and data_prefix"
@@ -71,7 +71,8 @@ class LoadImage(LoadImageFromFile):
         print_log(f"skipped: {problem}", logger="current", level=logging.WARNING)
         return None
 
-    def _read(self, path: str) -> np.ndarray:
+    def read(self, path: str) -> np.ndarray:
+        """Decode an image file: upright (H, W, 3), BGR. Raises whatever the decoder raises."""
         if (self.color_type, self.imdecode_backend) != ("color", "cv2"):
             return super().transform(dict(img_path=path))["img"]
         require_regular(Path(path))

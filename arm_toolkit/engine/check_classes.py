@@ -74,14 +74,14 @@ def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
                     f"{where}.reduce_zero_label={zero}, but {first[2]} in {first[0]}; give all data sets one value"
                 )
             for key, node in named_dicts(dataset.get("pipeline"), f"{where}.pipeline"):
-                _check_number(key, node.get("num_classes"), where, classes)
+                check_number(key, node.get("num_classes"), where, classes)
         _check_evaluator(cfg, loader.replace("dataloader", "evaluator"), loader, files)
     if first is None:
         return
     for key, node in named_dicts(cfg.get("tta_pipeline"), "tta_pipeline"):
-        _check_number(key, node.get("num_classes"), *first[:2])
-    for key, number in _head_numbers(cfg):
-        _check_number(key, number, *first[:2])
+        check_number(key, node.get("num_classes"), *first[:2])
+    for key, number in head_numbers(cfg):
+        check_number(key, number, *first[:2])
 
 
 def _datasets(cfg: Config, loader: str) -> Iterator[tuple[str, ConfigDict, type]]:
@@ -144,7 +144,8 @@ def _check_categories(file: Path, classes: list[str], where: str, kind: type) ->
         )
 
 
-def _check_number(key: str, number: object, where: str, classes: list[str]) -> None:
+def check_number(key: str, number: object, where: str, classes: list[str]) -> None:
+    """Check that a `num_classes` is the number of classes; `where` names what has these classes."""
     if number is not None and number != len(classes):
         raise ConfigError(
             f"{key}.num_classes={number}, but {where} has {len(classes)} classes ({shorten(classes)}); "
@@ -152,7 +153,7 @@ def _check_number(key: str, number: object, where: str, classes: list[str]) -> N
         )
 
 
-def _head_numbers(cfg: Config) -> Iterator[tuple[str, object]]:
+def head_numbers(cfg: Config) -> Iterator[tuple[str, object]]:
     """The `num_classes` in a model, by key; of heads that do not give it, their default."""
     for key, node in named_dicts(cfg.get("model"), "model"):
         parts = [part for part in key.split(".") if not part.isdigit()]

@@ -51,7 +51,7 @@ def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg.launcher = args.launcher
     if torch.cuda.is_available():
-        _use_group_norm(cfg)
+        use_group_norm(cfg)
     else:
         _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
 
@@ -95,7 +95,7 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
         for key in ("dtype", "loss_scale"):
             optim_wrapper.pop(key, None)
         changes.append("float32 instead of mixed precision")
-    _use_group_norm(cfg)
+    use_group_norm(cfg)
     sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
     for node in sync:
         node.update(type="BN")
@@ -104,7 +104,7 @@ def _adapt_to_cpu(cfg: Config, workers: int) -> None:
     print_log(f"No GPU found, running on the CPU{': ' if changes else ''}{', '.join(changes)}", logger="current")
 
 
-def _use_group_norm(cfg: Config) -> None:
+def use_group_norm(cfg: Config) -> None:
     """Replace BatchNorm in a segmentor that trains on one image at a time, and log it.
 
     Of one image pooled to one pixel (UperNet's pyramid pooling) BatchNorm has no statistics.

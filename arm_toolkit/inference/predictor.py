@@ -1,0 +1,217 @@
+"""A trained model that takes images and gives results.
+
+Legend: B images, H x W pixels, C classes, n objects.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from arm_backbone.openmmlab import ARMClassifier
+from arm_images.errors import DataError
+from arm_images.pillow import UnidentifiedImageError
+from arm_images.read import reason
+
+from ..errors import ConfigError
+from .build import Trained, build_module, building
+from .classes import find_classes
+from .images import as_rgb
+from .pipeline import ClassifierPipeline, DensePipeline
+from .results import ClassificationResult, DetectionResult, Result, SegmentationResult
+
+TASKS = {"mmdet": "detection", "mmseg": "segmentation"}  # by the configuration's scope
+
+
+class Predictor:
+    """A trained detector, segmentor or classifier. Call it with an image, or with a list of images.
+
+    Several threads may call one predictor at the same time. Results are those of `tools/test.py`: the configuration's
+    own test pipeline prepares the images.
+
+    Args:
+        trained: from `build.find`.
+        device, tta, window: see `arm_toolkit.inference.load`.
+
+    Attributes:
+        task: "detection", "segmentation" or "classification".
+        classes: names, in the order of their numbers.
+        palette: a colour (R, G, B) for each class.
+        reduce_zero_label: whether label maps on disk store class k as k + 1, and 0 means "ignored".
+        model: the module, in evaluation mode.
+        cfg: its configuration.
+
+    Raises:
+        ConfigError, CheckpointError: naming what is missing or does not fit, and the remedy.
+    """
+
+    def __init__(
+        self, trained: Trained, device: str | None = None, *, tta: bool = False, window: int | None = None
+    ) -> None:
+        self.cfg = trained.cfg
+        self.device = _device(device)
+        self.model = build_module(trained).to(self.device)
+        self.task = _task(trained, self.model)
+        found = find_classes(trained)
+        self.classes, self.palette, self.reduce_zero_label = found.names, found.palette, found.reduce_zero_label
+        if window is not None:
+            _slide(self.model, self.task, window)
+        self._pipeline = (ClassifierPipeline if self.task == "classification" else DensePipeline)(trained, tta)
+        self._tested = self.model
+        if tta:
+            with building(trained, "tta_model"):
+                wrapper = trained.part(trained.cfg.tta_model, "tta_model")
+                self._tested = MODELS.build(dict(wrapper, module=self.model)).eval()
+        self._tta = tta
+
+    def __call__(self, images: object, *, batch_size: int = 1, bgr: bool = False) -> Result | list[Result]:
+        """Predict one image or a list of images.
+
+        Args:
+            images: a path, a PIL image, an array (H, W, 3) of uint8 in RGB, a tensor (3, H, W) of uint8 or of values
+                from 0 to 1 in RGB, or a list of these; see `images.as_rgb` for more forms.
+            batch_size: so many images go through the model together, if they have one size after the test pipeline's
+                resizing; others go alone. Results differ from those of single images by rounding only.
+            bgr: arrays have the channels of OpenCV, blue first.
+
+        Returns:
+            a result, or for a list a list of results, in the order of the images.
+
+        Raises:
+            DataError: for an image that cannot be used; names it.
+        """
+        if not isinstance(images, list | tuple):
+            return self._predict([self.read(images, bgr=bgr)], [_path(images)])[0]
+        results = []
+        for start in range(0, len(images), max(1, batch_size)):
+            chunk = images[start : start + max(1, batch_size)]
+            arrays = [self.read(image, f"image {start + i} of the list", bgr) for i, image in enumerate(chunk)]
+            results += self._predict(arrays, list(map(_path, chunk)))
+        return results
+
+    def read(self, image: object, where: str = "the image", bgr: bool = False) -> np.ndarray:
+        """An image as the model sees it before any resizing: upright (H, W, 3) uint8, RGB.
+
+        Args:
+            image, bgr: as in a call.
+            where: what messages call an image that is no path.
+
+        Raises:
+            DataError: if it cannot be used; names it.
+        """
+        path = _path(image)
+        if path is None:
+            return as_rgb(image, where, bgr)
+        if not Path(path).is_file():
+            raise DataError(f"{path} {'is not a regular file' if os.path.lexists(path) else 'does not exist'}")
+        try:
+            return self._pipeline.read(path)
+        except UnidentifiedImageError:
+            raise DataError(f"{path} cannot be read (it is no image, or of a format that is not supported)") from None
+        except Exception as error:  # noqa: BLE001 a decoder can raise anything
+            raise DataError(f"{path} cannot be read ({reason(error)})") from None
+
+    def prepare(self, image: np.ndarray, name: str) -> dict:
+        """An image from `read` as `predict_prepared` takes it.
+
+        Raises:
+            DataError: with this name, if a transform fails on the image.
+        """
+        return self._pipeline.prepare(image, name)
+
+    def predict_prepared(
+        self, items: Sequence[dict], sizes: Sequence[tuple[int, int]], paths: Sequence[str | None]
+    ) -> list[Result]:
+        """Predict images from `prepare`; those of one size together.
+
+        Args:
+            sizes: (H, W) of each image.
+            paths: its file, or None.
+        """
+        groups: dict[tuple, list[int]] = {}
+        for index, item in enumerate(items):
+            groups.setdefault(self._pipeline.size(item), []).append(index)
+        results: list[Result | None] = [None] * len(items)
+        with torch.no_grad():
+            for indices in groups.values():
+                batch = self._pipeline.collate([items[index] for index in indices])
+                for index, output in zip(indices, self._tested.test_step(batch), strict=True):
+                    results[index] = self._result(output, sizes[index], paths[index])
+        return results
+
+    def _predict(self, images: list[np.ndarray], paths: list[str | None]) -> list[Result]:
+        items = [self.prepare(image, path or "an image") for image, path in zip(images, paths)]
+        return self.predict_prepared(items, [image.shape[:2] for image in images], paths)
+
+    def _result(self, output: object, size: tuple[int, int], path: str | None) -> Result:
+        if self.task == "classification":
+            return ClassificationResult(output.float().softmax(0).cpu().numpy(), self.classes, size, path)
+        if self.task == "segmentation":
+            labels = output.pred_sem_seg.data[0].to(torch.uint8 if len(self.classes) <= 256 else torch.int32)
+            scores = None if self._tta else _probabilities(output.seg_logits.data, labels).cpu().numpy()
+            labels = labels.cpu().numpy()
+            return SegmentationResult(
+                labels.astype(np.uint16) if len(self.classes) > 256 else labels, scores, self.classes, path
+            )
+        found = output.pred_instances
+        return DetectionResult(
+            boxes=found.bboxes.float().cpu().numpy(),
+            scores=found.scores.float().cpu().numpy(),
+            labels=found.labels.long().cpu().numpy(),
+            masks=found.masks.bool().cpu().numpy() if "masks" in found else None,
+            classes=self.classes,
+            size=size,
+            path=path,
+        )
+
+
+def _path(image: object) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used ({reason(error)}); give 'cpu', or 'cuda' on a GPU") from None
+    return device
+
+
+def _task(trained: Trained, model: torch.nn.Module) -> str:
+    if isinstance(model, ARMClassifier):
+        return "classification"
+    if trained.scope not in TASKS or not hasattr(model, "test_step"):
+        raise ConfigError(
+            f"{trained.where} is a {type(model).__name__}, which predicts nothing of an image; give a detector, "
+            "segmentor or classifier"
+        )
+    return TASKS[trained.scope]
+
+
+def _slide(model: torch.nn.Module, task: str, window: int) -> None:
+    """Let a segmentor predict in windows."""
+    if task != "segmentation":
+        raise ConfigError(f"--window {window}: only a segmentor predicts in windows, and this is a model for {task}")
+    if window < 1:
+        raise ConfigError(f"--window {window}: give a number of pixels")
+    stride = max(1, window * 2 // 3)
+    model.test_cfg.update(mode="slide", crop_size=(window, window), stride=(stride, stride))
+
+
+def _probabilities(scores: Tensor, labels: Tensor) -> Tensor:
+    """The probability of each pixel's label, (H, W).
+
+    Args:
+        scores: (C, H, W) logits; of a segmentor with one output, (1, H, W) probabilities of class 1.
+        labels: (H, W).
+    """
+    if len(scores) == 1:
+        return (1 - scores[0] - labels).abs()
+    return (scores.amax(0) - scores.logsumexp(0)).exp().float()
