@@ -2,7 +2,7 @@
 
 To load a checkpoint of any kind, the authors' included: `timm.create_model(NAME, pretrained=True,
 pretrained_cfg_overlay=dict(file=PATH))`. timm's own `checkpoint_path=` needs a state dict of exactly this model. timm
-drops arguments that are None, so use `ARMClassifier(cls_token=None)` for a model without a class token.
+drops arguments that are None: give `cls_token="none"` for a model without a class token.
 """
 
 import logging
@@ -84,6 +84,8 @@ def _create(name: str, pretrained: bool, dynamic_img_size: bool = True, **kwargs
     """
     if not dynamic_img_size:
         raise ValueError("dynamic_img_size=False: ARM takes images of any size; leave the argument out")
+    if kwargs.get("cls_token") == "none":
+        kwargs["cls_token"] = None
     return build_model_with_cfg(
         ARMClassifier,
         name,

@@ -36,8 +36,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 
     Write `except user_errors():`. Python evaluates the call only when something was raised.
     """
-    files = sys.modules.get("arm_backbone.checkpoint.files")  # not imported here: it loads torch
-    checkpoint_error = (files.CheckpointError,) if hasattr(files, "CheckpointError") else ()
+    errors = sys.modules.get("arm_backbone.checkpoint.errors")  # not imported here: its package loads torch
+    checkpoint_error = (errors.CheckpointError,) if hasattr(errors, "CheckpointError") else ()
     return (ConfigError, DataError, NotFinite, OSError, *checkpoint_error)
 
 

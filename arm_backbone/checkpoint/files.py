@@ -19,13 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .accounting import shorten
+from .errors import CheckpointError
+from .folder import WEIGHTS, verified_weights
+from .hub import is_hub_name, local_path
 from .writing import replacing
 
 FORMAT_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit the model; the message says what to do."""
 
 
 def read_checkpoint(path: str | os.PathLike, trust: bool = False, mmap: bool = False) -> dict:
@@ -34,7 +33,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False, mmap: bool = F
     The file may hold tensors, numbers, strings, containers and argparse.Namespace.
 
     Args:
-        path: `.pth` (or any other PyTorch file) or `.safetensors`.
+        path: `.pth` (or any other PyTorch file) or `.safetensors`, a published folder, or the name of one of these on
+            the Hugging Face hub (see `arm_backbone.checkpoint.hub`).
         trust: unpickle any object, which can run code. Only for files whose origin you know.
         mmap: leave the tensors of a `.pth` in the file where its format allows that; for a look at the rest.
 
@@ -44,8 +44,7 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False, mmap: bool = F
     Raises:
         CheckpointError: for a missing, broken or unsafe file, or one that does not hold a dict.
     """
-    require_file(path)
-    path = Path(path)
+    path = find_file(path)
     if not path.stat().st_size:
         raise CheckpointError(f"{path} is empty; download or save it again")
     if path.suffix == ".safetensors":
@@ -118,6 +117,20 @@ def _incomplete(path: Path, kind: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is not a complete {kind} ({detail}); download or save it again")
 
 
+def find_file(path: str | os.PathLike) -> Path:
+    """The file on this machine that `read_checkpoint` reads: of a name on the hub what was downloaded, of a published
+    folder its weights.
+
+    Raises:
+        CheckpointError: if it does not exist, cannot be downloaded, or the weights are not those that were published.
+    """
+    found = local_path(path)
+    if os.path.isdir(found) and (is_hub_name(path) or os.path.lexists(os.path.join(found, WEIGHTS))):
+        return verified_weights(Path(found))
+    require_file(found)
+    return Path(found)
+
+
 def require_file(path: str | os.PathLike) -> None:
     """Raise a CheckpointError with a remedy unless the path is a file that can be read."""
     if re.match(r"\w+://", os.fspath(path)):
@@ -128,7 +141,7 @@ def require_file(path: str | os.PathLike) -> None:
             raise CheckpointError(f"{path} cannot be read (no permission); change its permissions or its owner")
         return
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the .pth or .safetensors file in it")
+        raise CheckpointError(f"{path} is a folder without {WEIGHTS}; give the .pth or .safetensors file in it")
     if path.exists():
         raise CheckpointError(f"{path} is a pipe or a device, not a file; copy its contents into a file")
     remedy = "give the path of an existing .pth or .safetensors file"

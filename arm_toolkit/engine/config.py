@@ -3,6 +3,7 @@
 import difflib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -84,8 +85,24 @@ def config_from_text(text: str, where: str = "the checkpoint", trust: bool = Fal
     Raises:
         ConfigError: naming file, line and what is not accepted, or the module that cannot be imported.
     """
+    return _with_imports(lambda: _execute(text) if trust else Config(parse_config(text, where)), where, trust)
+
+
+def config_from_data(data: dict, where: str) -> Config:
+    """A configuration that comes as data, as in a published folder; imports its `custom_imports`.
+
+    As with `config_from_text`, only modules of known packages are imported, and what is built from it goes through
+    `config_text.buildable`.
+
+    Raises:
+        ConfigError: naming file, key and value.
+    """
+    return _with_imports(lambda: Config(data), where)
+
+
+def _with_imports(read: Callable[[], Config], where: str, trust: bool = False) -> Config:
     try:
-        cfg = _execute(text) if trust else Config(parse_config(text, where))
+        cfg = read()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 a trusted text can raise anything, a key can be reserved

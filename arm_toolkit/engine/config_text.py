@@ -92,7 +92,7 @@ def check_names(cfg: dict, imports: Iterable[str], where: str) -> None:
             raise ConfigError(
                 f"{where}: its custom_imports name {name!r}; imported are only modules of {', '.join(PACKAGES)}"
             )
-    for path, value in _leaves(cfg):
+    for path, value in leaves(cfg):
         key = ".".join(map(str, path))
         if path[-1] in ("_scope_", "default_scope") and value not in (None, *SCOPES):
             raise ConfigError(f"{where}: {key}={value!r}: give one of {', '.join(SCOPES)}")
@@ -127,8 +127,8 @@ def buildable(part: dict, name: str, where: str, scope: str = "mmengine") -> dic
     """
     part = _without_pretrained(part)
     check_names({name: part, "default_scope": scope}, (), where)
-    known = _registered(scope)
-    for path, value in _leaves(part):
+    known = registered(scope)
+    for path, value in leaves(part):
         key = ".".join(map(str, (name, *path)))
         if not isinstance(value, str):
             continue
@@ -157,7 +157,7 @@ def _is_ours(part: dict, path: tuple, known: dict[str, object]) -> bool:
     return path[-1] == "checkpoint" and getattr(kind, "__module__", "").split(".")[0] in PACKAGES[:3]
 
 
-def _registered(scope: str) -> dict[str, object]:
+def registered(scope: str) -> dict[str, object]:
     """Name -> type, of every registry of mmengine, and under "SCOPE.NAME" of the packages that are imported.
 
     Args:
@@ -178,10 +178,10 @@ def _registered(scope: str) -> dict[str, object]:
     return found
 
 
-def _leaves(node: object, path: tuple = ()) -> Iterator[tuple[tuple, object]]:
+def leaves(node: object, path: tuple = ()) -> Iterator[tuple[tuple, object]]:
     """The values of nested dicts, lists and tuples with their paths; of a key `type` the value whatever it is."""
     if isinstance(node, dict | list | tuple) and path[-1:] != ("type",):
         for step, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _leaves(value, (*path, step))
+            yield from leaves(value, (*path, step))
     elif path:
         yield path, node

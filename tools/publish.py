@@ -1,0 +1,45 @@
+"""Publish a trained model: write a folder with its weights, its configuration as data and a model card.
+
+CHECKPOINT is a detector, segmentor or classifier of tools/train.py, or a backbone or pretraining model of which timm
+reads the folder. Nothing in the folder is executed when it is loaded. See docs/publishing.md.
+
+Examples:
+    python tools/publish.py work_dirs/mine/epoch_12.pth published/mine --license cc-by-4.0 --dataset my-images
+    python tools/publish.py work_dirs/mine/epoch_12.pth published/mine --push OWNER/NAME
+"""
+
+import argparse
+from pathlib import Path
+
+from arm_toolkit.errors import run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file, or hf://OWNER/NAME/FILE")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write; an earlier one is replaced")
+    parser.add_argument("--config", help="configuration of the training, if the checkpoint does not contain it")
+    parser.add_argument("--license", metavar="NAME", help="licence of the weights, as the hub names it: cc-by-4.0, mit")
+    parser.add_argument(
+        "--dataset", action="append", default=[], metavar="NAME", help="data set of the training; can be repeated"
+    )
+    parser.add_argument("--example", type=Path, metavar="IMAGE", help="draw predictions on this image for the card")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
+    args = parser.parse_args()
+
+    # imported here: --help and wrong arguments need no torch
+    from arm_toolkit.inference.publish import Statements, publish
+    from arm_toolkit.inference.upload import check_repository, upload
+
+    if args.push:
+        check_repository(args.push)
+    published = publish(
+        args.checkpoint, args.folder, args.config, Statements(tuple(args.dataset), args.license, args.example)
+    )
+    print(f"{args.checkpoint} -> {published.folder} ({published.task or 'backbone'})")
+    if args.push:
+        print(f"uploaded to {upload(published.folder, args.push)}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
