@@ -20,25 +20,15 @@ from arm_toolkit.inference import load
 from arm_toolkit.inference.build import build
 from tests.helpers.runs import seg_config
 from tests.helpers.tools import invoke
-from tests.helpers.untrained import CLASSES, write_checkpoint, write_models
+from tests.helpers.untrained import CLASSES, write_checkpoint
 
 pytestmark = pytest.mark.xdist_group("inference")
 TASKS = ("det", "seg", "cls")
 
 
 @pytest.fixture(scope="module")
-def models(shapes, tmp_path_factory) -> dict[str, Path]:
-    return write_models(shapes, tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def predictors(models) -> dict:
     return {task: load(file) for task, file in models.items()}
-
-
-@pytest.fixture(scope="module")
-def images(shapes) -> list[Path]:
-    return sorted((shapes / "coco/val2017").iterdir())
 
 
 def arrays(result) -> list[np.ndarray]:
