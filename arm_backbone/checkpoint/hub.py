@@ -4,6 +4,7 @@ A name is `hf://OWNER/NAME[/FILE][@REVISION]`, or the hub's own form `hf://OWNER
 mode, server and access token are those of huggingface_hub (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, `hf auth login`).
 """
 
+import glob
 import os
 import re
 from typing import NamedTuple
@@ -63,15 +64,14 @@ def local_path(name: str | os.PathLike) -> str:
     """
     if not is_hub_name(name):
         return os.fspath(name)
-    from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
     repo, file, revision = parse_name(name)
-    of = f" (revision {revision})" if revision else ""
-    where, name = f"{constants.ENDPOINT}/{repo}", f"hf://{repo}{f'/{file}' if file else ''}{of}"
-    try:
-        if file is not None:
-            return hf_hub_download(repo, file, revision=revision)
-        folder = snapshot_download(repo, revision=revision, allow_patterns=list(FILES))
+    where, of = f"{constants.ENDPOINT}/{repo}", f" (revision {revision})" if revision else ""
+    name, listing = f"hf://{repo}{f'/{file}' if file else ''}{of}", f"{where}/tree/{revision or 'main'}"
+    wanted = [glob.escape(file)] if file else list(FILES)
+    try:  # not hf_hub_download, which tries for half a minute where nothing answers
+        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted)
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(f"{name} {_unreachable(error, constants)}") from None
     except errors.GatedRepoError:
@@ -82,10 +82,6 @@ def local_path(name: str | os.PathLike) -> str:
         ) from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{name}: {where} has no such revision; give a branch, a tag or a commit") from None
-    except errors.EntryNotFoundError:
-        raise CheckpointError(
-            f"{name}: the repository has no such file; see {where}/tree/{revision or 'main'}"
-        ) from None
     except errors.HFValidationError as error:
         raise CheckpointError(f"{name}: {_first_line(error)}") from None
     except Exception as error:  # noqa: BLE001 network libraries have errors of their own, which change with versions
@@ -93,20 +89,21 @@ def local_path(name: str | os.PathLike) -> str:
             f"{name} cannot be downloaded from {constants.ENDPOINT} ({_first_line(error)}); try again, or give the "
             "path of a file"
         ) from None
-    if not os.path.isdir(folder) or not any(entry in FILES for entry in os.listdir(folder)):
-        raise CheckpointError(
-            f"{name}: the repository has neither {' nor '.join(FILES)}; name a file of it: hf://{repo}/FILE (see "
-            f"{where}/tree/{revision or 'main'})"
-        )
-    return folder
+    found = [entry for entry in ([file] if file else FILES) if os.path.isfile(os.path.join(folder, entry))]
+    if found:
+        return os.path.join(folder, file) if file else folder
+    if constants.is_offline_mode():
+        raise CheckpointError(f"{name} {_unreachable(None, constants)}")
+    what = "no such file" if file else f"neither {' nor '.join(FILES)}; name a file of it: hf://{repo}/FILE"
+    raise CheckpointError(f"{name}: the repository has {what}; see {listing}")
 
 
-def _unreachable(error: Exception, constants) -> str:
+def _unreachable(error: Exception | None, constants) -> str:
     """Why the hub was not asked, and what to do."""
     cache = f"the cache {constants.HF_HUB_CACHE}"
     if constants.is_offline_mode():
         return f"is not in {cache}, and HF_HUB_OFFLINE is set; unset it, or download the file and give its path"
-    cause = error.__cause__
+    cause = error and error.__cause__
     reason = f" ({_first_line(cause)})" if cause is not None else ""
     return (
         f"is not in {cache}, and {constants.ENDPOINT} cannot be reached{reason}; check the connection, or download the "

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
-from arm_backbone.checkpoint.load import load_exact
+from arm_backbone.checkpoint.load import load_exact, require_match
 
 from ..engine.checks import config_errors, dicts
 from ..engine.config import config_from_text, load_config
@@ -105,9 +106,23 @@ def build_module(trained: Trained) -> nn.Module:
         if isinstance(node.get("init_cfg"), dict) and node.init_cfg.get("type") == "Pretrained":
             node.init_cfg = None  # all tensors are loaded below
     with building(trained, "the model"):
+        if not trained.is_program:
+            _check_sizes(trained)
         module = revert_sync_batchnorm(MODELS.build(trained.part(trained.cfg.model, "model")))
     load_exact(module, trained.state, trained.where)
     return module.eval()
+
+
+def _check_sizes(trained: Trained) -> None:
+    """Compare shapes before the model takes memory: a configuration from somebody else can state any size."""
+    try:
+        with torch.device("meta"):
+            draft = MODELS.build(trained.part(trained.cfg.model, "model"))
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" in str(error):
+            return  # some constructors compute with numbers, which a meta tensor does not have
+        raise
+    require_match(draft.state_dict(), trained.state, trained.where)
 
 
 @contextmanager
@@ -116,6 +131,8 @@ def building(trained: Trained, what: str) -> Iterator[None]:
     try:
         with DefaultScope.overwrite_default_scope(trained.scope), config_errors(trained.cfg, what):
             yield
+    except ConfigError as error:
+        raise error if trained.where in str(error) else ConfigError(f"{trained.where}: {error}") from error
     except user_errors():
         raise
     except Exception as error:  # noqa: BLE001 a constructor can raise anything
@@ -161,7 +178,7 @@ def _from_folder(folder: Path) -> Trained:
         hint = f"; give a checkpoint in it, as {folder / found[-1]}" if found else f"; give {KINDS}"
         raise ConfigError(f"{folder} is no folder that tools/publish.py wrote{hint}")
     published = read_published(folder)
-    meta = dict(classes=published.classes, palette=published.palette)
+    meta = dict(classes=published.classes or None, palette=published.palette)
     return Trained(
         str(published.weights), published.config, model_state(read_checkpoint(published.weights)), meta, False
     )

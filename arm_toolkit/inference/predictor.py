@@ -54,8 +54,9 @@ class Predictor:
     ) -> None:
         self.cfg = trained.cfg
         self.device = _device(device)
-        self.model = build_module(trained).to(self.device)
+        self.model = build_module(trained)
         self.task = _task(trained, self.model)
+        self.model.to(self.device)
         found = find_classes(trained)
         self.classes, self.palette, self.reduce_zero_label = found.names, found.palette, found.reduce_zero_label
         if window is not None:
@@ -185,7 +186,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _task(trained: Trained, model: torch.nn.Module) -> str:
-    if isinstance(model, ARMClassifier):
+    if isinstance(model, ARMClassifier) and model.num_classes:
         return "classification"
     if trained.scope not in TASKS or not hasattr(model, "test_step"):
         raise ConfigError(

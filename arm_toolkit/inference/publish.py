@@ -21,8 +21,9 @@ from arm_backbone.checkpoint.writing import replacing
 from ..engine.checks import dicts
 from ..engine.config import config_from_text, load_config
 from ..errors import ConfigError
+from .build import build
 from .model_card import Card, write_card
-from .published import FORMAT, Published, build_published, read_published
+from .published import FORMAT, Published, read_published
 from .published_config import TASKS, published_config, to_json
 from .run_metrics import Metrics, find_metrics
 from .timm_form import arguments_of, data_config, timm_model
@@ -90,9 +91,7 @@ def publish(checkpoint: str, folder: Path, config: str | None, statements: State
         _write_config(model, partial, digest, metrics, statements)
         if metrics.log:
             (partial / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in metrics.log))
-        published = read_published(partial)
-        if not model.timm:
-            build_published(published)
+        build(partial)  # what nobody could load is not published
         card = _card(folder.name, model, averaged, digest, metrics, statements)
         (partial / CARD).write_text(write_card(card), encoding="utf-8")
     return read_published(folder)

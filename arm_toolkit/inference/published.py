@@ -11,23 +11,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from safetensors import safe_open
-from torch import nn
 
 from arm_backbone.checkpoint.errors import CheckpointError
-from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.folder import CONFIG, KEY, contained, read_config, verified_weights
 from arm_backbone.checkpoint.hub import is_hub_name, local_path, parse_name
-from arm_backbone.checkpoint.load import load_exact, require_match
 
 from ..engine.check_classes import check_classes
 from ..engine.config import config_from_data
 from ..engine.config_text import buildable
 from ..engine.structure import check_structure
-from ..errors import ConfigError, one_line, user_errors
+from ..errors import ConfigError, one_line
 from .published_config import KEYS, from_json
 
 FORMAT = 1  # of our part of config.json
@@ -107,29 +102,6 @@ def read_published(folder: str | os.PathLike) -> Published:
     return Published(folder, config, weights, task, classes, palette)
 
 
-def build_published(published: Published) -> nn.Module:
-    """The model of a published folder with its weights, in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: if the weights do not fit the model.
-        ConfigError: if the model cannot be built.
-    """
-    where, state = str(published.weights), model_state(read_checkpoint(published.weights), where=published.weights)
-    scope = published.config.get("default_scope") or "mmengine"
-    try:
-        with DefaultScope.overwrite_default_scope(scope):
-            with torch.device("meta"):  # takes no memory, whatever the sizes
-                draft = MODELS.build(copy.deepcopy(published.config.model))
-            require_match(draft.state_dict(), state, where)
-            model = MODELS.build(copy.deepcopy(published.config.model))
-    except user_errors():
-        raise
-    except Exception as error:  # noqa: BLE001 a constructor can raise anything
-        raise ConfigError(f"{published.folder / CONFIG}: its model cannot be built: {one_line(error)}") from error
-    load_exact(model, state, where)
-    return model.eval()
-
-
 # ---------------------------------------------------------------------------------------------------- the files
 
 
@@ -203,6 +175,9 @@ def _config(data: object, where: str) -> Config:
     dataset = data["test_dataloader"].get("dataset")
     if not isinstance(dataset, dict) or set(data["test_dataloader"]) != {"dataset"}:
         raise ConfigError(f"{where}: {KEY}.config.test_dataloader: expected an object with the one key dataset")
+    for key, kind in (("pipeline", list), ("transform", dict)):
+        if not isinstance(dataset.get(key, kind()), kind):
+            raise ConfigError(f"{where}: {KEY}.config.test_dataloader.dataset.{key} is no {kind.__name__}")
     config = config_from_data(data, where)
     check_structure(config)
     parts = {key: value for key, value in config.to_dict().items() if key not in ("default_scope", "custom_imports")}

@@ -15,8 +15,9 @@ from arm_backbone.checkpoint.errors import CheckpointError
 from arm_backbone.checkpoint.files import read_checkpoint
 from arm_backbone.checkpoint.folder import sha256_of
 from arm_toolkit.errors import ConfigError
+from arm_toolkit.inference.build import build
 from arm_toolkit.inference.publish import Statements, publish
-from arm_toolkit.inference.published import build_published, is_published, read_published
+from arm_toolkit.inference.published import is_published, read_published
 from arm_toolkit.inference.published_config import from_json, to_json
 from tests.helpers.hub_server import Hub, serve, use
 from tests.helpers.published import CLASSES, PALETTE, config_of, publish_small, save_checkpoint
@@ -41,7 +42,7 @@ def test_a_folder_holds_the_model(kind, made):
     assert is_published(made / kind / "published") and not is_published(made / kind)
     assert published.task == TASKS[kind] and published.classes == list(CLASSES.get(kind, ()))
     assert published.palette == (PALETTE if kind == "seg" else None)
-    model, original = build_published(published), read_checkpoint(made / kind / "epoch_2.pth")["state_dict"]
+    model, original = build(published.folder)[0], read_checkpoint(made / kind / "epoch_2.pth")["state_dict"]
     state = model.state_dict()
     new = {"norm.weight", "norm.bias"} if kind == "backbone" else set()
     assert not describe_mismatch({k: v.shape for k, v in state.items()}, {k: v.shape for k, v in original.items()}, new)
@@ -226,7 +227,7 @@ def test_a_tuple_survives_json():
 def test_timm_reads_the_folder(kind, made, tmp_path, monkeypatch):
     folder = made / kind / "published"
     images = torch.randn(2, 3, 64, 64)
-    expected = build_published(read_published(folder))(images)
+    expected = build(folder)[0](images)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     with serve(Hub(files={"me/model": files})) as hub:
         use(monkeypatch, tmp_path, hub.url)
@@ -255,7 +256,7 @@ def test_a_folder_goes_to_the_hub_and_comes_back(made, tmp_path, monkeypatch):
     assert hub.files["me/shapes"] == files
     assert published.task == "segmentation" and published.classes == list(CLASSES["seg"])
     assert torch.equal(
-        build_published(published).decode_head.conv_seg.weight,
+        build(published.folder)[0].decode_head.conv_seg.weight,
         read_checkpoint(checkpoint)["state_dict"]["decode_head.conv_seg.weight"],
     )
 
