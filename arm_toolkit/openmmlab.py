@@ -11,7 +11,8 @@
 | `engine.finite_hook` | FiniteHook |
 | `engine.hooks` | ThroughputHook, SeedIterationHook, SameBuffersHook, SkippedFilesHook, OneFileLoggerHook |
 | `engine.loops` | ResumableEpochLoop |
-| `engine.optim_wrapper` | CPUAmpOptimWrapper |
+| `engine.optim_wrapper` | CPUAmpOptimWrapper, AutoAmpOptimWrapper |
+| `engine.early_stop_hook` | EarlyStopHook |
 | `engine.runner` | ARMRunner, CPUDistributedDataParallel |
 
 The following modules are not imported here. Only the configurations that need them name them:
@@ -29,4 +30,14 @@ The following modules are not imported here. Only the configurations that need t
 
 from .analysis import reconstruction_hook  # noqa: F401
 from .datasets import samplers, transforms  # noqa: F401
-from .engine import batches_hook, checkpoint_hook, ema_hook, finite_hook, hooks, loops, optim_wrapper, runner  # noqa: F401
+from .engine import (  # noqa: F401
+    batches_hook,
+    checkpoint_hook,
+    early_stop_hook,
+    ema_hook,
+    finite_hook,
+    hooks,
+    loops,
+    optim_wrapper,
+    runner,
+)

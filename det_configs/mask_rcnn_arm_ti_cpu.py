@@ -7,27 +7,12 @@
 # Meant for a few hundred images in COCO's layout with COCO's 80 classes. For other classes set metainfo in the three
 # data sets, and num_classes in bbox_head and mask_head.
 # From scratch: --cfg-options model.backbone.init_cfg=None
-_base_ = "mask_rcnn_arm_ti.py"
-model = dict(
-    backbone=dict(drop_path_rate=0.0),  # too few iterations to need it
-    neck=[
-        dict(type="ARMPyramid", in_channels=192, norm_cfg=dict(type="GN")),
-        dict(type="FPN", in_channels=[192] * 4, out_channels=64, num_outs=5),
-    ],
-    # the smallest anchor is 16 pixels: objects are small in small images
-    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256),
-        mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2),
-    ),
-    train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100)),
-)
+_base_ = [
+    "_base_/mask_rcnn_arm_narrow.py",
+    "_base_/coco_instance.py",
+    "_base_/schedule_36e.py",
+    "_base_/runtime.py",
+]
 
 train_pipeline = [
     dict(type="SeedSample"),

@@ -16,7 +16,7 @@
 #   5. The size of images and crops.
 #   6. The length of training (in train_cfg and in param_scheduler) and the learning rate.
 _base_ = [
-    "_base_/upernet_arm.py",
+    "_base_/upernet_arm_narrow.py",
     "_base_/ade20k.py",
     "_base_/schedule_160k.py",
     "_base_/runtime.py",
@@ -34,24 +34,8 @@ metainfo = dict(  # 2
 )  # fmt: skip
 model = dict(
     data_preprocessor=dict(size=(192, 192)),  # 5: the training crop
-    backbone=dict(
-        arch="tiny",
-        drop_path_rate=0.0,  # too few iterations to need it
-        init_cfg=dict(checkpoint="checkpoints/arm_ti_pretrain.pth"),
-    ),
-    neck=dict(in_channels=192, norm_cfg=dict(type="BN")),
-    decode_head=dict(
-        in_channels=[192] * 4,
-        channels=128,
-        num_classes=11,  # 4
-        norm_cfg=dict(type="BN"),
-    ),
-    auxiliary_head=dict(
-        in_channels=192,
-        channels=64,
-        num_classes=11,  # 4
-        norm_cfg=dict(type="BN"),
-    ),
+    decode_head=dict(num_classes=11),  # 4
+    auxiliary_head=dict(num_classes=11),  # 4
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 

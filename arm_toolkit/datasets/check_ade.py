@@ -61,9 +61,32 @@ def check_ade(
             report.error(f"{split}: {error}")
             continue
         ends = img_suffix, seg_map_suffix
-        unseen += _Split(split, num_classes, reduce_zero_label, ends, report).check(pairs, decode, progress)
+        unseen += check_label_maps(report, split, pairs, num_classes, reduce_zero_label, ends, decode, progress)
     report.not_decoded(unseen)
     return report
+
+
+def check_label_maps(
+    report: Report,
+    split: str,
+    pairs: ImagePairs,
+    num_classes: int,
+    reduce_zero_label: bool,
+    ends: tuple[str, str],
+    decode: bool = False,
+    progress: bool = False,
+) -> int:
+    """Check the images and label maps of one split, wherever they lie.
+
+    Args:
+        report: what is found is added to it, with the facts of `check_ade`.
+        split: its name.
+        ends: of the names of images and label maps.
+
+    Returns:
+        the number of images whose pixels were not read.
+    """
+    return _Split(split, num_classes, reduce_zero_label, ends, report).check(pairs, decode, progress)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from arm_images.find import Found
 from arm_images.read import read_rgb
 
 from .check_report import Report
-from .class_images import find_class_images
+from .class_images import ClassImages, find_class_images
 from .look import look_at, note_turned
 
 
@@ -37,17 +37,22 @@ def check_class_folders(
         except DataError as error:
             report.error(str(error))
             continue
-        per_class = dict.fromkeys(images.classes, 0)
-        for label in images.labels:
-            per_class[images.classes[label]] += 1
-        report.facts["per_class"] = per_class
-        few, many = min(per_class.items(), key=lambda item: item[1]), max(per_class.items(), key=lambda item: item[1])
-        report.note(
-            f"{len(images.labels)} images of {len(per_class)} classes; fewest in {few[0]} ({few[1]}), most in "
-            f"{many[0]} ({many[1]})"
-        )
-        _look(images.found, decode, progress, report)
+        check_class_images(images, report, decode, progress)
     return reports
+
+
+def check_class_images(images: ClassImages, report: Report, decode: bool = False, progress: bool = False) -> None:
+    """Check the images of one split; what is found is added to the report, with the facts of `check_class_folders`."""
+    per_class = dict.fromkeys(images.classes, 0)
+    for label in images.labels:
+        per_class[images.classes[label]] += 1
+    report.facts["per_class"] = per_class
+    few, many = min(per_class.items(), key=lambda item: item[1]), max(per_class.items(), key=lambda item: item[1])
+    report.note(
+        f"{len(images.labels)} images of {len(per_class)} classes; fewest in {few[0]} ({few[1]}), most in "
+        f"{many[0]} ({many[1]})"
+    )
+    _look(images.found, decode, progress, report)
 
 
 def check_imagenet_set(

@@ -27,6 +27,8 @@ class ClassFolder(Dataset):
         transform: arguments of `timm.data.create_transform`.
         classes_from: the split that defines the classes: label i is its i-th folder name in sorted order.
         on_error, max_skipped: see `arm_images.read.ImageFiles`.
+        ann_file: a text file with paths relative to the split's folder, one per line; only these images are used. A
+            relative path is relative to `data_root`. "" uses all images.
 
     Raises:
         DataError: see `find_class_images`.
@@ -40,8 +42,10 @@ class ClassFolder(Dataset):
         classes_from: str = "train",
         on_error: str = "raise",
         max_skipped: int = 100,
+        ann_file: str = "",
     ) -> None:
-        images = find_class_images(Path(data_root), split, classes_from)
+        listed = Path(data_root, ann_file) if ann_file else None
+        images = find_class_images(Path(data_root), split, classes_from, listed)
         images.found.log()
         self.classes, self.labels = images.classes, images.labels
         self.metainfo = dict(classes=self.classes)

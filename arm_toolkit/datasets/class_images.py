@@ -5,6 +5,7 @@ from pathlib import Path
 
 from arm_images.errors import DataError
 from arm_images.find import EXPECTED, Found, image_files, is_note_of_macos
+from arm_images.lists import read_list
 from arm_images.walk import Identity, identity
 
 
@@ -23,15 +24,17 @@ class ClassImages:
     labels: list[int]
 
 
-def find_class_images(root: Path, split: str, classes_from: str = "train") -> ClassImages:
+def find_class_images(root: Path, split: str, classes_from: str = "train", listed: Path | None = None) -> ClassImages:
     """Find the images of `root/split/CLASS/`, at any depth.
 
     Args:
+        split: a folder's name; "" if the class folders lie in `root`.
         classes_from: the split that defines the classes: label i is its i-th folder name in sorted order.
+        listed: a text file with paths relative to the split's folder, one per line; only these images are used.
 
     Raises:
-        DataError: for a missing folder, a class without images, a class folder that `classes_from` lacks, or links
-            that make one folder part of two classes.
+        DataError: for a missing folder, a class without images, a class folder that `classes_from` lacks, links
+            that make one folder part of two classes, or listed images that are not there.
     """
     folder, numbered = root / split, root / classes_from
     classes, here = class_names(numbered), class_names(folder)
@@ -58,7 +61,25 @@ def find_class_images(root: Path, split: str, classes_from: str = "train") -> Cl
             f"{empty[0]} is a class without an image (expected {EXPECTED}); add images or remove the folder"
             f"{_more(empty)}{images.found.remainder()}"
         )
+    if listed is not None:
+        _keep_listed(images, folder, listed)
     return images
+
+
+def _keep_listed(images: ClassImages, folder: Path, listed: Path) -> None:
+    """Leave out the images that a list does not name."""
+    wanted = {folder / line for line in read_list(listed)}
+    kept = [(file, label) for file, label in zip(images.found.files, images.labels, strict=True) if file in wanted]
+    absent = sorted(wanted - {file for file, _ in kept})
+    if absent:
+        raise DataError(
+            f"{listed} lists {len(absent)} images that no class folder of {folder} has, first {absent[0]}; correct the "
+            "list or add the images"
+        )
+    for file in images.found.files:
+        if file not in wanted:
+            images.found.leave_out(f"images that {listed} does not list", file)
+    images.found.files, images.labels = [file for file, _ in kept], [label for _, label in kept]
 
 
 def class_names(folder: Path) -> list[str]:

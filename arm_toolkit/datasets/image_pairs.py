@@ -71,7 +71,7 @@ def find_pairs(
         _leave_out_neither(found, seg_map_suffix)
         _leave_out_neither(of_labels, img_suffix)
 
-    names = [str(file)[: -len(img_suffix)] for file in files]
+    names = [str(file).removesuffix(img_suffix) for file in files]
     if listed is not None:
         there, names = set(names), read_list(listed)
         absent = [name for name in names if name not in there and not Path(images, name + img_suffix).is_file()]

@@ -1,11 +1,14 @@
-"""Optimizer wrapper for bfloat16 autocast on a CPU, which mmengine's AmpOptimWrapper refuses."""
+"""Optimizer wrappers for bfloat16 autocast on a CPU, which mmengine's AmpOptimWrapper refuses, and on any machine."""
 
 from contextlib import contextmanager
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
+
+from ..machine import cpu_multiplies_bfloat16
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -15,4 +18,24 @@ class CPUAmpOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module):
         with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+            yield
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutoAmpOptimWrapper(OptimWrapper):
+    """Runs the forward under bfloat16 autocast where the machine multiplies bfloat16 faster, else in float32.
+
+    That is on NVIDIA GPUs since Ampere, and on processors with AVX-512 BF16 or AMX. The log says which it is.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        faster = torch.cuda.get_device_capability() >= (8, 0) if self.device == "cuda" else cpu_multiplies_bfloat16()
+        self.enabled = bool(faster)
+        print_log(f"precision: {'bfloat16 autocast' if self.enabled else 'float32'} on this machine", logger="current")
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with super().optim_context(model), torch.autocast(self.device, torch.bfloat16, enabled=self.enabled):
             yield

@@ -24,6 +24,8 @@ from torch import nn
 
 from arm_toolkit.datasets.transforms import checked_loading
 from arm_toolkit.engine.config import OTHER_KEYS, RUNNER_KEYS
+from arm_toolkit.engine.own_data_config import BASES, OWN_DATA
+from arm_toolkit.engine.own_data_config import FOLDERS as OWN_FOLDERS
 from tests.helpers.paths import ROOT
 from tests.helpers.small_models import narrow_detector, narrow_segmentor
 
@@ -149,6 +151,7 @@ def test_every_base_is_used():
     inherited = {
         (path.parent / base).resolve() for path in files for base in re.findall(r'"([\w./]+\.py)"', path.read_text())
     }
+    inherited |= {ROOT / OWN_FOLDERS[task] / "_base_" / name for task in BASES for name in (*BASES[task], OWN_DATA)}
     assert {path for path in files if path.parent.name == "_base_"} <= inherited
 
 

@@ -1,0 +1,211 @@
+"""Chooses sizes, batch, length and rates for training on somebody's own images, each with its reason in a few words."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..datasets.formats.recognise import OwnData
+from ..machine import cpu_multiplies_bfloat16
+
+MODELS = {"arm_tiny": ("ti", "tiny", 192), "arm_small": ("s", "small", 384), "arm_base": ("b", "base", 768),
+          "arm_large": ("l", "large", 1024), "arm_huge": ("h", "huge", 1536)}  # fmt: skip
+MINUTES = 10  # that training may take on a CPU
+EVALUATIONS = 10  # in one training
+SMALLEST = 16  # pixels that a small object should have on the side: the smallest anchor of the narrow heads
+
+# seconds for an image of one megapixel, in one training step of ARM-Ti with narrow heads on one core of a Xeon
+# (Sapphire Rapids, 2.0 GHz) in float32; other models take longer by their width squared
+CPU_SECONDS = dict(detection=9.0, segmentation=9.0, classification=7.0)
+# GiB of a GPU that an image of one megapixel takes in training ARM-B with recomputation off: an estimate
+GPU_GIB = dict(detection=10.0, segmentation=8.0, classification=5.0)
+# learning rate for the batch; both from our configurations
+RATES = dict(detection=(1e-4, 16), segmentation=(1e-4, 16), classification=(5e-4, 256))
+# for the batches of 4 and 8 on a CPU
+CPU_RATES = dict(detection=5e-4, segmentation=5e-4, classification=5e-4)
+
+
+@dataclass
+class Machine:
+    """What trains: GPUs of one kind, or a processor.
+
+    Attributes:
+        gpu: its name, "" if there is none.
+        gpus: their number.
+        gib: memory of one GPU.
+        bfloat16: whether it multiplies bfloat16 faster than float32.
+        cores: of the processor, that this process may use.
+    """
+
+    gpu: str = ""
+    gpus: int = 0
+    gib: float = 0.0
+    bfloat16: bool = False
+    cores: int = 1
+
+    def __str__(self) -> str:
+        if self.gpu:
+            return f"{self.gpus} x {self.gpu} with {self.gib:.0f} GiB"
+        return f"no GPU, {self.cores} core{'s' * (self.cores > 1)}"
+
+
+def this_machine() -> Machine:
+    """The machine that this runs on."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not torch.cuda.is_available():
+        return Machine(bfloat16=cpu_multiplies_bfloat16(), cores=cores)
+    properties = torch.cuda.get_device_properties(0)
+    ampere = properties.major >= 8
+    return Machine(properties.name, torch.cuda.device_count(), properties.total_memory / 2**30, ampere, cores)
+
+
+@dataclass
+class Choices:
+    """What a configuration sets; every reason is a phrase for a comment.
+
+    Attributes:
+        size: detection: the longest side; segmentation: (width, height) of a whole image; classification: a side.
+        crop: side of a training crop (segmentation).
+        batch: images per process.
+    """
+
+    model: str
+    narrow: bool
+    size: int | tuple[int, int]
+    size_reason: str
+    batch: int
+    batch_reason: str
+    iterations: int
+    iterations_reason: str
+    rate: float
+    rate_reason: str
+    crop: int = 0
+    crop_reason: str = ""
+
+    @property
+    def interval(self) -> int:
+        """Iterations from one evaluation to the next."""
+        return max(1, self.iterations // EVALUATIONS)
+
+    @property
+    def decay(self) -> float:
+        """Of the moving average of the weights: it reaches back over a twentieth of the training."""
+        return round(1 - 20 / self.iterations, 4) if self.iterations > 40 else 0.5
+
+
+def choose(data: OwnData, machine: Machine, model: str | None = None) -> Choices:
+    """Fit a training to the images and the machine.
+
+    Args:
+        model: a name of `MODELS`; None takes ARM-B on a GPU, ARM-Ti without.
+    """
+    narrow = not machine.gpu
+    model = model or ("arm_tiny" if narrow else "arm_base")
+    size, size_reason, crop, crop_reason = _SIZES[data.task](data, machine)
+    images = data.counts()["train"]
+    if data.task == "detection":
+        width, height = _typical(data)
+        pixels = size * size * min(width, height) / max(width, height)
+    else:
+        pixels = crop * crop if crop else size * size
+    batch, batch_reason = _batch(data.task, machine, model, pixels / 1e6, images)
+    iterations, iterations_reason = _length(data.task, machine, model, batch * pixels / 1e6, batch, images)
+    if narrow:
+        rate, rate_reason = CPU_RATES[data.task], f"for batches of {batch} and few iterations"
+    else:
+        reference, of_batch = RATES[data.task]
+        rate = float(f"{reference * batch * machine.gpus / of_batch:.2g}")
+        rate_reason = f"{reference:g} for a batch of {of_batch}, scaled to {batch * machine.gpus}"
+    reasons = size_reason, batch, batch_reason, iterations, iterations_reason, rate, rate_reason, crop, crop_reason
+    return Choices(model, narrow, size, *reasons)
+
+
+def _typical(data: OwnData) -> tuple[int, int]:
+    """Median width and height of the training images."""
+    width, height = np.median(data.image_sizes(), axis=0)
+    return int(width), int(height)
+
+
+def _detection_size(data: OwnData, machine: Machine) -> tuple[int, str, int, str]:
+    width, height = _typical(data)
+    long = max(width, height)
+    small = float(np.percentile(data.object_sides(), 10))
+    usual, most = (1333, 2048) if machine.gpu else (320, 512)
+    needed = long * SMALLEST / max(small, 1.0)
+    size = min(max(usual, needed), most)
+    size = min(size, 2 * long) if machine.gpu else min(size, long)
+    size = max(64, int(size) // 32 * 32) if size != 1333 else 1333
+    at = small * size / long
+    reason = f"objects are {small:.0f} pixels and more (but for a tenth), images {long}: here {at:.0f}"
+    if at < SMALLEST:
+        reason += "; that is little: cut the images into tiles, or train on larger ones if there is time"
+    return size, reason, 0, ""
+
+
+def _segmentation_size(data: OwnData, machine: Machine) -> tuple[tuple[int, int], str, int, str]:
+    width, height = _typical(data)
+    most = 1024 if machine.gpu else 480
+    scale = min(1.0, most / max(width, height))
+    size = max(32, round(width * scale)), max(32, round(height * scale))
+    reason = f"images are {width} x {height}" + ("; more takes too long on this machine" if scale < 1 else "")
+    crop = max(32, min(512 if machine.gpu else 192, min(size) // 32 * 32))
+    crop_reason = "the usual crop" if crop in (192, 512) else "the short side of an image, in steps of 32"
+    return size, reason, crop, crop_reason
+
+
+def _classification_size(data: OwnData, machine: Machine) -> tuple[int, str, int, str]:
+    width, height = _typical(data)
+    usual, where = (224, "a GPU") if machine.gpu else (128, "a CPU")
+    size = max(32, min(usual, min(width, height) // 16 * 16))
+    return size, f"images are {width} x {height}; {usual} is usual on {where}", 0, ""
+
+
+_SIZES = dict(detection=_detection_size, segmentation=_segmentation_size, classification=_classification_size)
+
+
+def _batch(task: str, machine: Machine, model: str, megapixels: float, images: int) -> tuple[int, str]:
+    """Images per process; even, for mixup, and never more than there are."""
+    if machine.gpu:
+        width = MODELS[model][2] / MODELS["arm_base"][2]
+        fits = machine.gib * 0.7 / (GPU_GIB[task] * megapixels * max(width, 0.4))
+        most = dict(detection=8, segmentation=16, classification=256)[task]
+        reason = f"what {machine.gib:.0f} GiB hold, by estimate"
+    else:
+        fits = most = dict(detection=4, segmentation=8, classification=16)[task]
+        reason = "on a CPU a larger batch takes as much longer"
+    batch = int(max(2, min(fits, most)))
+    if batch > images:
+        batch, reason = max(1, images), "there are no more images"
+    return (batch if batch < 2 else batch // 2 * 2), reason
+
+
+def _length(task: str, machine: Machine, model: str, megapixels: float, batch: int, images: int) -> tuple[int, str]:
+    """Iterations: on a GPU a number of epochs, on a CPU what `MINUTES` allow."""
+    total = batch * max(1, machine.gpus)
+    if machine.gpu:
+        epochs = 50
+        wanted = epochs * images / total
+        iterations = int(min(max(wanted, 1500), 60000))
+        passes = f"{iterations * total / images:.0f} passes over {images} images"
+        return _round(iterations), f"{passes}; at least 1,500 iterations and at most 60,000"
+    slower = (MODELS[model][2] / MODELS["arm_tiny"][2]) ** 2
+    seconds = CPU_SECONDS[task] * slower * megapixels / min(machine.cores, 4) ** 0.8
+    iterations = _round(int(min(max(MINUTES * 60 / seconds, 100), 100 * images / batch + 400)))
+    passes = f"{iterations * batch / images:.0f} passes over {images} images"
+    return iterations, f"{passes}; about {iterations * seconds / 60:.0f} minutes on {machine.cores} cores"
+
+
+def _round(iterations: int) -> int:
+    """A whole number of evaluation intervals of a round length."""
+    interval = iterations // EVALUATIONS
+    step = 10 ** max(0, len(str(interval)) - 2) * (5 if interval >= 20 else 1)
+    return max(1, interval // step * step) * EVALUATIONS
+
+
+def default_weights(model: str, root: Path) -> Path | None:
+    """The pretrained weights of a model that our configurations name, if they are there."""
+    path = root / "checkpoints" / f"arm_{MODELS[model][0]}_pretrain.pth"
+    return path if path.is_file() else None
