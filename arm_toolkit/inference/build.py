@@ -16,7 +16,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
+from arm_backbone.checkpoint.errors import CheckpointError
+from arm_backbone.checkpoint.files import model_state, read_checkpoint
+from arm_backbone.checkpoint.hub import local_path
 from arm_backbone.checkpoint.load import load_exact, require_match
 
 from ..engine.checks import config_errors, dicts
@@ -24,6 +26,7 @@ from ..engine.config import config_from_text, load_config
 from ..engine.config_text import buildable
 from ..engine.launch import use_group_norm
 from ..errors import ConfigError, one_line, user_errors
+from .published import is_published, read_published
 
 KINDS = (
     "a published folder, hf://OWNER/NAME, a checkpoint of a training (.pth), or a configuration (.py) with --checkpoint"
@@ -66,14 +69,14 @@ class Trained:
 
 def find(model: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> Trained:
     """Read a model's configuration and weights; arguments and errors are those of `arm_toolkit.inference.load`."""
-    name, path = os.fspath(model), Path(_local(model))
+    name, path = os.fspath(model), Path(local_path(model))
     if path.suffix == ".py" and not path.is_dir():
         if checkpoint is None:
             raise ConfigError(
                 f"{name} is a configuration, which holds no weights; add --checkpoint FILE (in Python: load({name!r}, "
                 "checkpoint=FILE))"
             )
-        return _from_configuration(str(path), _local(checkpoint))
+        return _from_configuration(str(path), local_path(checkpoint))
     if checkpoint is not None:
         raise ConfigError(
             f"--checkpoint {os.fspath(checkpoint)}: only a configuration (.py) needs it, and {name} is none; give "
@@ -139,21 +142,11 @@ def building(trained: Trained, what: str) -> Iterator[None]:
         raise ConfigError(f"{trained.where}: {what} cannot be built: {one_line(error)}") from error
 
 
-def _local(name: str | os.PathLike) -> str:
-    """The local path of a name of the hub; any other name stays as it is."""
-    name = os.fspath(name)
-    if not name.startswith("hf://"):
-        return name
-    from arm_backbone.checkpoint.hub import local_path
-
-    return local_path(name)
-
-
 def _from_configuration(config: str, checkpoint: str) -> Trained:
     contents = read_checkpoint(checkpoint)
     cfg = load_config(config)
     use_group_norm(cfg)  # as in training and testing
-    return Trained(checkpoint, cfg, model_state(contents, where=checkpoint), _dataset_meta(contents), True)
+    return Trained(checkpoint, cfg, model_state(contents, where=checkpoint), _dataset_meta(contents), is_program=True)
 
 
 def _from_checkpoint(path: str) -> Trained:
@@ -167,21 +160,18 @@ def _from_checkpoint(path: str) -> Trained:
     cfg = config_from_text(text, path)
     if not isinstance(cfg.get("model"), dict):
         raise ConfigError(f"{path}: its configuration has no model; give CONFIG --checkpoint {path}")
-    return Trained(path, cfg, model_state(contents, where=path), _dataset_meta(contents), False)
+    return Trained(path, cfg, model_state(contents, where=path), _dataset_meta(contents), is_program=False)
 
 
 def _from_folder(folder: Path) -> Trained:
-    from .published import is_published, read_published
-
     if not is_published(folder):
         found = sorted(file.name for file in folder.glob("*.pth"))
-        hint = f"; give a checkpoint in it, as {folder / found[-1]}" if found else f"; give {KINDS}"
-        raise ConfigError(f"{folder} is no folder that tools/publish.py wrote{hint}")
+        hint = f"give a checkpoint in it, as {folder / found[-1]}" if found else f"give {KINDS}"
+        raise ConfigError(f"{folder} is no folder that tools/publish.py wrote; {hint}")
     published = read_published(folder)
+    state = model_state(read_checkpoint(published.weights), where=published.weights)
     meta = dict(classes=published.classes or None, palette=published.palette)
-    return Trained(
-        str(published.weights), published.config, model_state(read_checkpoint(published.weights)), meta, False
-    )
+    return Trained(str(published.weights), published.config, state, meta, is_program=False)
 
 
 def _dataset_meta(contents: dict) -> dict:

@@ -1,5 +1,6 @@
 """The names and colours of a model's classes: from its weights, its configuration, or made up."""
 
+import colorsys
 import inspect
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def find_classes(trained: Trained) -> Classes:
         ConfigError: if weights, configuration and heads disagree, or no number of classes is found.
     """
     stated, where = _stated(trained)
-    check_checkpoint_classes(trained.where, trained.meta, _Stated(stated), where)
+    check_checkpoint_classes(trained.where, dict(dataset_meta=trained.meta), _Stated(stated), where)
     meta = stated | {key: value for key, value in trained.meta.items() if value is not None}
     numbers = dict(head_numbers(trained.cfg))
     names = meta.get("classes")
@@ -50,7 +51,7 @@ def find_classes(trained: Trained) -> Classes:
             raise ConfigError(f"{trained.where}: neither its configuration nor its weights name the classes")
         names = [f"class {number}" for number in range(next(iter(numbers.values())))]
         print_log(f"{trained.where}: no names of classes; they are called 'class 0', 'class 1', ...", "current", 30)
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{trained.where}: classes={names!r}: give the names of the classes, in their order")
     for key, number in numbers.items():
         check_number(key, number, trained.where, list(names))
@@ -69,7 +70,7 @@ def _stated(trained: Trained) -> tuple[dict, str]:
     for loader in LOADERS:
         for _, dataset in named_dicts((trained.cfg.get(loader) or {}).get("dataset"), loader):
             found = _metainfo(dataset, trained.scope)
-            if found.get("classes") is not None:
+            if found.get("classes"):
                 return found, loader
     return {}, LOADERS[0]
 
@@ -87,21 +88,22 @@ def _metainfo(dataset: ConfigDict, scope: str) -> dict:
 
 
 def _palette(given: object, count: int) -> tuple[Colour, ...]:
-    """The given colours if there is one for each class, else `distinct_colours`."""
-    if isinstance(given, list | tuple) and len(given) >= count:
-        colours = [tuple(colour) if isinstance(colour, list | tuple) else () for colour in given[:count]]
+    """The given colours if there are as many as classes, else `distinct_colours`.
+
+    mmdet gives the 80 colours of COCO to a data set of any classes; among the first of them are two dark reds.
+    """
+    if isinstance(given, list | tuple) and len(given) == count:
+        colours = [tuple(colour) if isinstance(colour, list | tuple) else () for colour in given]
         if all(len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c) for c in colours):
             return tuple(colours)
     return distinct_colours(count)
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:
-    """Colours that are far apart, the first ones farthest: those of PASCAL VOC's label maps, without its black."""
+    """Bright colours in the order of a golden-ratio walk around the hues, so that the first ones are far apart."""
+    tones = ((0.85, 0.95), (0.6, 0.8), (0.95, 0.65))  # saturation and brightness
     colours = []
-    for number in range(1, count + 1):
-        colour = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                colour[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
-        colours.append(tuple(colour))
+    for number in range(count):
+        tone = tones[number % 3] if number > 5 else tones[0]
+        colours.append(tuple(round(255 * v) for v in colorsys.hsv_to_rgb(number * 0.61803399 % 1, *tone)))
     return tuple(colours)

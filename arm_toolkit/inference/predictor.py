@@ -190,8 +190,8 @@ def _task(trained: Trained, model: torch.nn.Module) -> str:
         return "classification"
     if trained.scope not in TASKS or not hasattr(model, "test_step"):
         raise ConfigError(
-            f"{trained.where} is a {type(model).__name__}, which predicts nothing of an image; give a detector, "
-            "segmentor or classifier"
+            f"{trained.where} is a backbone or pretraining model ({type(model).__name__}), which names nothing in an "
+            "image; give a detector, segmentor or classifier"
         )
     return TASKS[trained.scope]
 

@@ -176,8 +176,8 @@ def _classes(meta: dict, cfg: Config | None) -> tuple[list[str], list | None]:
     for info in found:
         if isinstance(info, dict) and isinstance(info.get("classes"), list | tuple):
             classes, palette = [str(name) for name in info["classes"]], info.get("palette")
-            fits = isinstance(palette, list | tuple) and len(palette) >= len(classes)  # mmdet has 80 colours for COCO
-            colours = palette[: len(classes)] if fits else []
+            fits = isinstance(palette, list | tuple) and len(palette) == len(classes)  # mmdet gives any data set COCO's
+            colours = palette if fits else []
             return classes, [[int(part) for part in colour] for colour in colours] or None
     return [], None
 

@@ -14,6 +14,8 @@ from mmengine.runner import Runner
 
 from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 from arm_toolkit.datasets.transforms import checked_loading
+from arm_toolkit.inference.openmmlab import for_openmmlab
+from arm_toolkit.inference.publish import Statements, publish
 from tests.helpers.runs import det_config, seg_config, train
 from tests.helpers.tools import own_globals
 
@@ -139,6 +141,30 @@ def test_mmseg_inferencer_on_a_folder(trained, empty):
     for labels, path in zip(found, files, strict=True):
         assert np.array_equal(labels, inferencer(str(path))["predictions"])
     assert len(list((empty / "out" / "pred").iterdir())) == len(files)
+
+
+def test_inferencers_given_a_published_folder(trained, empty):
+    """Its classes and colours are known, and numbers equal tools/test.py."""
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+    file, _, image, expected = trained["det"]
+    publish(str(file), empty / "det", None, Statements())
+    model = init_detector(*for_openmmlab(empty / "det"), device="cpu")
+    assert same_instances(expected.pred_instances, inference_detector(model, image).pred_instances)
+    assert model.dataset_meta["classes"] == ("disc", "square", "triangle")
+    inferencer = DetInferencer(*for_openmmlab(empty / "det"), device="cpu", show_progress=False)
+    result = inferencer(image, return_datasamples=True, out_dir=str(empty / "drawn"))["predictions"][0]
+    assert same_instances(expected.pred_instances, result.pred_instances)
+    assert (empty / "drawn/vis" / Path(image).name).is_file()
+    file, _, image, expected = trained["seg"]
+    publish(str(file), empty / "seg", None, Statements())
+    model = init_model(*for_openmmlab(empty / "seg"), device="cpu")
+    assert torch.equal(inference_model(model, image).seg_logits.data, expected.seg_logits.data)
+    inferencer = MMSegInferencer(*for_openmmlab(empty / "seg"), device="cpu")
+    found = inferencer(image, out_dir=str(empty / "drawn"))["predictions"]
+    assert np.array_equal(found, expected.pred_sem_seg.data[0].numpy())
+    assert len(inferencer.visualizer.dataset_meta["palette"]) == 4
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A loaded model takes images in any form, gives what tools/test.py computes, and serves several threads."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,12 @@ from arm_images.errors import DataError
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.inference import load
 from arm_toolkit.inference.build import build
+from arm_toolkit.inference.publish import Statements, publish
+from tests.helpers.hub_server import Hub, serve, use
+from tests.helpers.published import CLASSES
 from tests.helpers.runs import seg_config
 from tests.helpers.tools import invoke
-from tests.helpers.untrained import CLASSES, write_checkpoint
+from tests.helpers.untrained import write_checkpoint
 
 pytestmark = pytest.mark.xdist_group("inference")
 TASKS = ("det", "seg", "cls")
@@ -220,6 +224,26 @@ def test_results_cannot_be_assigned_to(predictors, images):
 # -------------------------------------------------------------------------------------------------------- loading
 
 
+@pytest.fixture(scope="module")
+def published(models, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("published")
+    return {task: publish(str(file), folder / task, None, Statements()).folder for task, file in models.items()}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_published_folder(task, published, predictors, images, tmp_path, monkeypatch):
+    """It gives what the checkpoint gives, in another folder and from the hub."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(published[task], "copy")
+    files = {path.name: path.read_bytes() for path in published[task].iterdir()}
+    with serve(Hub(files={"me/model": files})) as hub:
+        use(monkeypatch, tmp_path / "cache", hub.url)
+        found = [load("copy"), load("hf://me/model")]
+    for predictor in found:
+        assert same(predictor(images[0]), predictors[task](images[0]))
+        assert predictor.classes == CLASSES[task] and predictor.palette == predictors[task].palette
+
+
 def test_importing_is_light_and_works_from_any_folder(tmp_path):
     code = "import sys, arm_toolkit.inference as i; i.load; print('torch' in sys.modules, 'mmengine' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -264,6 +288,8 @@ def test_what_cannot_be_loaded(models, predictors, shapes, tmp_path):
     for given, error, says in (
         ((tmp_path / "nothing",), ConfigError, "does not exist; give a published folder, hf://OWNER/NAME"),
         ((config,), ConfigError, "is a configuration, which holds no weights; add --checkpoint FILE"),
+        ((tmp_path / "run",), ConfigError, "give a checkpoint in it, as .*epoch_1.pth"),
+        ((tmp_path,), ConfigError, "is no folder that tools/publish.py wrote"),
         ((models["seg"], models["seg"]), ConfigError, "only a configuration .* needs it"),
         ((tmp_path / "bare.pth",), CheckpointError, "holds no configuration"),
         ((tmp_path / "other.pth",), ConfigError, "classes is background, disc, square, .*, but .* was trained with a"),

@@ -20,8 +20,8 @@ from pycocotools.cocoeval import COCOeval
 
 from arm_toolkit.inference import load
 from tests.helpers.full_disk import fill, small_disk
+from tests.helpers.published import CLASSES
 from tests.helpers.tools import invoke
-from tests.helpers.untrained import CLASSES
 
 pytestmark = pytest.mark.xdist_group("inference")
 
