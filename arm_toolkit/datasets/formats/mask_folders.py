@@ -140,17 +140,22 @@ def pair(images: Path, labels: Path, notes: list[str]) -> Pairs:
 
 
 def _ends(images: list[str], maps: list[str]) -> tuple[str, str]:
-    """What the names of images and of label maps end in, beyond what they have in common."""
-    known, first = set(maps), sorted(images)[0]
-    if first in known:
+    """What the names of images and of label maps end in, beyond what they have in common: of most of some images."""
+    known = set(maps)
+    some_images = sorted(images)[:: max(1, len(images) // 20)]
+    if any(name in known for name in some_images):
         return "", ""
-    close = [name for name in maps if name.startswith(first)]
+    return Counter(_ends_of(name, maps) for name in some_images).most_common(1)[0][0]
+
+
+def _ends_of(image: str, maps: list[str]) -> tuple[str, str]:
+    close = [name for name in maps if name.startswith(image)]
     if close:
-        return "", min(close, key=_likely)[len(first) :]
-    for cut in range(len(first) - 1, 0, -1):  # Cityscapes: a_leftImg8bit, a_gtFine_labelIds
-        close = [name for name in maps if name.startswith(first[:cut])]
-        if close and first[cut] in "_-.":
-            return first[cut:], min(close, key=_likely)[cut:]
+        return "", min(close, key=_likely)[len(image) :]
+    for cut in range(len(image) - 1, 0, -1):  # Cityscapes: a_leftImg8bit, a_gtFine_labelIds
+        close = [name for name in maps if name.startswith(image[:cut])]
+        if close and image[cut] in "_-." and not image[cut + 1 : cut + 2].isdecimal():
+            return image[cut:], min(close, key=_likely)[cut:]
     return "", ""
 
 
