@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("checkpoint", help="trained checkpoint (.pth)")
     parser.add_argument(
         "--out",
-        help="save the predictions: a folder of label maps (segmentation), or a .pkl file (detection: instances, "
-        "classification: logits)",
+        help="save the predictions: a folder of label maps (segmentation), a .json file (detection: COCO's results; "
+        "classification: the most likely classes), or a .pkl file (mmengine's: instances or logits)",
     )
     parser.add_argument(
         "--show-dir", help="draw every test image with its predictions into this folder (not for classification)"

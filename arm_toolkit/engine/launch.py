@@ -1,7 +1,6 @@
 """Trains and tests any configuration: detection, segmentation, classification or pretraining."""
 
 import argparse
-import importlib
 import math
 import os
 import shutil
@@ -21,7 +20,6 @@ from arm_backbone.checkpoint.writing import check_writable
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
-from . import saved_results  # noqa: F401 registers what tests save with
 from .check_classes import check_classes, use_checked_data
 from .checks import (
     check_arguments,
@@ -34,6 +32,7 @@ from .checks import (
 )
 from .environment import check_environment
 from .newest import newest_checkpoint
+from .outputs import draw, save_results
 from .runner import ARMRunner
 from .values import check_values, require_keys
 from .work_dir_lock import is_first_process, one_run, refuse_second_run
@@ -284,9 +283,9 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     if backbone is not None:
         backbone.init_cfg = None
     if args.out is not None:
-        _save_results(cfg, args.out)
+        save_results(cfg, args.out)
     if args.show_dir is not None:
-        _draw(cfg, args.show_dir)
+        draw(cfg, args.show_dir)
     if args.tta:
         if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
             raise ConfigError("--tta: the configuration has no tta_model and tta_pipeline")
@@ -300,38 +299,3 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
             check_writable(out if Path(out).suffix else Path(out, "file"))
     prepare(cfg, args, "test_dataloader")
     return run(cfg, "test")[1]
-
-
-def _save_results(cfg: Config, out: str) -> None:
-    """Make the evaluators save label maps as PNG in the folder `out` (segmentation), else a pickle file `out`."""
-    if cfg.default_scope == "mmseg":
-        if Path(out).suffix:
-            raise ConfigError(f"--out {out}: segmentation writes one label map per image; give a folder")
-        _add_metric(cfg, type="SaveLabelMaps", folder=out)
-        return
-    if Path(out).suffix not in (".pkl", ".pickle"):
-        raise ConfigError(f"--out {out}: all predictions go into one file; give a name ending in .pkl")
-    if cfg.default_scope == "mmdet":
-        importlib.import_module("arm_toolkit.engine.saved_instances")
-        _add_metric(cfg, type="SaveInstances", out_file_path=out)
-    else:
-        _add_metric(cfg, type="SaveResults", out_file_path=out)
-
-
-def _add_metric(cfg: Config, **metric) -> None:
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
-    cfg.test_evaluator = [*evaluators, metric]
-
-
-def _draw(cfg: Config, show_dir: str) -> None:
-    """Make a hook draw every test image with its predictions into a folder."""
-    show_dir = os.path.abspath(show_dir)
-    if cfg.default_scope == "mmseg":
-        cfg.visualizer.save_dir = show_dir
-        cfg.default_hooks.visualization = dict(type="SegVisualizationHook", draw=True, interval=1)
-    elif cfg.default_scope == "mmdet":
-        cfg.default_hooks.visualization = dict(type="DetVisualizationHook", draw=True, test_out_dir=show_dir)
-    else:
-        raise ConfigError(f"--show-dir {show_dir}: classification results are not drawn; use --out to save the logits")
-    hook = dict(type="WholeDrawingsHook", folder=os.path.join(show_dir, "vis_data", "vis_image"))
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), hook]

@@ -1,10 +1,12 @@
 """Saves the predictions of a test, each file whole: `--out` and `--show-dir` of tools/test.py."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import dump
 from mmengine.hooks import Hook
@@ -15,6 +17,7 @@ from PIL import Image
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 
+from ..datasets.class_images import find_class_images
 from ..errors import one_line, user_errors
 from .logs import write_image
 
@@ -69,6 +72,40 @@ class SaveLabelMaps(BaseMetric):
                 f"{self.folder / name} would hold the prediction of {other} and then that of {image}; rename one of "
                 "the images, or test them apart"
             )
+
+
+@METRICS.register_module()
+class SaveClassScores(BaseMetric):
+    """Saves what a classifier says of each image, as JSON: dict(classes=[...], images=[...]).
+
+    An item of `images`, in the order of the test, holds `label`, `probability` (of that class), `top` (pairs of class
+    and probability of the five most likely), and `file`, relative to the split's folder, if the data set is a
+    ClassFolder.
+
+    Args:
+        file: where to.
+        class_folder: `data_root`, `split` and `classes_from` of a ClassFolder.
+    """
+
+    def __init__(self, file: str, class_folder: dict | None = None) -> None:
+        super().__init__()
+        self.file, self.class_folder = file, class_folder
+
+    def process(self, data_batch: dict, data_samples: Sequence[torch.Tensor]) -> None:
+        for logits, label in zip(data_samples, data_batch["data_samples"], strict=True):
+            probabilities = logits.float().softmax(0).cpu()
+            values, classes = probabilities.topk(min(5, len(probabilities)))
+            image = dict(label=int(label), probability=float(probabilities[int(label)]))
+            self.results.append(image | dict(top=list(zip(classes.tolist(), values.tolist()))))
+
+    def compute_metrics(self, results: list[dict]) -> dict:
+        if self.class_folder is not None:
+            images = find_class_images(Path(self.class_folder.pop("data_root")), **self.class_folder)
+            files = [str(file.relative_to(images.found.source)) for file in images.found.files]
+            results = [dict(file=file) | result for file, result in zip(files, results, strict=True)]
+        with replacing(self.file) as partial, open(partial, "w") as file:
+            json.dump(dict(classes=list(self.dataset_meta["classes"]), images=results), file)
+        return {}
 
 
 @HOOKS.register_module()

@@ -17,8 +17,10 @@ from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 
 from ..tables import markdown_table
-from .figures import smooth
-from .runs import class_iou, read_json, read_losses
+from .charts import smooth
+from .files import read_json
+from .runs import read_losses
+from .segmentation_scores import class_iou
 from .steps import Spent, Step, run_steps
 
 ARMS = {  # choice of pretraining (an arm of the experiment) -> configuration

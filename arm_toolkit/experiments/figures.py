@@ -1,10 +1,10 @@
-"""Draws the figures of the reports: loss curves, reconstructions, detections and label maps, as PNG or JPEG.
+"""Draws the pictures of the reports: reconstructions, detections and label maps, as JPEG.
 
 Legend: R images (one per row), H x W pixels each.
 """
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,61 +12,24 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from .detections import Objects
 from .reconstruction import Reconstruction
-from .runs import Objects
+from .style import BACKGROUND, DPI, FAINT, INK, SERIES, WIDTH, WRONG, class_colour, encode, plain
 
-# Okabe and Ito's colours, which remain distinct with the common forms of colour blindness: two for the two compared
-# starts (pretrained, from scratch), the others for the classes.
-ARM_COLOURS = {"AR-pretrained": "#0072B2", "from scratch": "#D55E00"}
+ARM_COLOURS = dict(zip(("AR-pretrained", "from scratch"), SERIES))
 ROW_COLOURS = {  # rows of a table: one of the starts, finetuned or as a frozen encoder
     **ARM_COLOURS,
     "frozen encoder, AR-pretrained": ARM_COLOURS["AR-pretrained"],
     "frozen encoder, random": ARM_COLOURS["from scratch"],
 }
-CLASS_COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#56B4E9", "#E69F00")
-BACKGROUND = "#5A5A5A"
-INK, FAINT = "#333333", "#888888"
-WIDTH = 6.0  # inches; narrow, so that the text is large enough on a phone
-DPI = 190
+EXAMPLE_DPI = 130  # an example is shown at half the width of the page
 
 
-def class_colour(index: int) -> str:
-    """Colour of the class with this index, not counting the background; the colours repeat after five."""
-    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
+class Panel(NamedTuple):
+    """One image of an example: its title, and what draws it."""
 
-
-def smooth(values: Sequence[float], half: int = 2) -> list[float]:
-    """Moving average over `half` values on each side; near the ends the window shrinks symmetrically."""
-    spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
-    return [float(np.mean(values[i - span : i + span + 1])) for i, span in enumerate(spans)]
-
-
-def loss_curves(
-    curves: dict[str, tuple[str, list[tuple[int, float]]]], constant: tuple[float, str] | None = None
-) -> bytes:
-    """Losses over training steps as PNG: as logged (faint lines) and smoothed (strong lines).
-
-    Args:
-        curves: label -> (colour, pairs of step and loss).
-        constant: height and label of a dashed line.
-    """
-    fig = Figure(figsize=(WIDTH, 2.9), dpi=DPI, layout="constrained")
-    axes = fig.add_subplot()
-    for label, (colour, points) in curves.items():
-        steps, losses = zip(*points)
-        axes.plot(steps, losses, color=colour, alpha=0.3, linewidth=1.2)
-        axes.plot(steps, smooth(losses), color=colour, linewidth=2.2, label=label)
-    if constant is not None:
-        axes.axhline(constant[0], color=FAINT, linestyle="--", linewidth=1.2, label=constant[1])
-    axes.set_xlabel("training step", fontsize=12, color=INK)
-    axes.set_ylabel("loss", fontsize=12, color=INK)
-    axes.tick_params(labelsize=11, colors=INK)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
-    axes.legend(frameon=False, fontsize=12, labelcolor=INK)
-    return _encode(fig, "png")
+    title: str
+    draw: Callable[[Axes], None]
 
 
 def reconstructions(shown: Reconstruction) -> bytes:
@@ -88,7 +51,7 @@ def reconstructions(shown: Reconstruction) -> bytes:
     bar = fig.colorbar(mapped, cax=bar, orientation="horizontal", ticks=(0, top / 2, top))
     bar.ax.tick_params(labelsize=10, colors=INK, length=2, pad=2)
     bar.outline.set_visible(False)
-    return _encode(fig, "jpeg")
+    return encode(fig, "jpeg")
 
 
 def detections(images: list[np.ndarray], columns: dict[str, list[Objects]], names: list[str]) -> bytes:
@@ -103,7 +66,7 @@ def detections(images: list[np.ndarray], columns: dict[str, list[Objects]], name
     for column, objects in enumerate(columns.values()):
         for row, (image, found) in enumerate(zip(images, objects)):
             draw_objects(axes[row][column], image, found, names)
-    return _encode(fig, "jpeg")
+    return encode(fig, "jpeg")
 
 
 def segmentations(images: list[np.ndarray], columns: dict[str, list[np.ndarray]], names: list[str]) -> bytes:
@@ -115,12 +78,14 @@ def segmentations(images: list[np.ndarray], columns: dict[str, list[np.ndarray]]
         names: class names, background first.
     """
     fig, axes = _grid(images, ("image", *columns), bottom=0.4)
+    colours = label_colours(len(names))
     for row, image in enumerate(images):
         axes[row][0].imshow(image)
         for column, maps in enumerate(columns.values(), start=1):
-            draw_labels(axes[row][column], maps[row], len(names))
-    fig.legend(handles=label_handles(names), loc="lower center", ncols=4, frameon=False, fontsize=12, labelcolor=INK)
-    return _encode(fig, "jpeg")
+            draw_labels(axes[row][column], maps[row], colours)
+    handles = label_handles(names, colours)
+    fig.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=12, labelcolor=INK)
+    return encode(fig, "jpeg")
 
 
 def label_colours(count: int) -> list[str]:
@@ -128,15 +93,47 @@ def label_colours(count: int) -> list[str]:
     return [BACKGROUND, *map(class_colour, range(count - 1))]
 
 
-def label_handles(names: list[str]) -> list[Patch]:
-    """Legend entries of label maps; the first of `names` is the background."""
-    return [Patch(facecolor=colour, label=name) for colour, name in zip(label_colours(len(names)), names)]
+def label_handles(names: Sequence[str], colours: Sequence[str]) -> list[Patch]:
+    """Legend entries of label maps."""
+    return [Patch(facecolor=colour, label=plain(name, 22)) for name, colour in zip(names, colours, strict=True)]
 
 
-def draw_labels(axes: Axes, labels: np.ndarray, count: int) -> None:
-    """Draw a label map (H, W) with values from 0 (ignored: white) to `count` into a panel."""
-    table = np.array([to_rgb("white"), *map(to_rgb, label_colours(count))])
+def draw_labels(axes: Axes, labels: np.ndarray, colours: Sequence[str]) -> None:
+    """Draw a label map (H, W) into a panel: 0 is ignored (white), k has the k-th colour."""
+    table = np.array([to_rgb("white"), *map(to_rgb, colours)])
     axes.imshow(table[labels], interpolation="nearest")
+
+
+def draw_mistakes(axes: Axes, image: np.ndarray, wrong: np.ndarray, ignored: np.ndarray) -> None:
+    """Draw an image in grey with the wrong pixels in orange and the ignored ones in white.
+
+    Args:
+        image: (H, W, 3) uint8.
+        wrong, ignored: (H, W) bool.
+    """
+    grey = np.repeat(0.35 + 0.55 * image.mean(2, keepdims=True) / 255, 3, axis=2)
+    grey[ignored] = 1.0
+    grey[wrong] = 0.25 * grey[wrong] + 0.75 * np.array(to_rgb(WRONG))
+    axes.imshow(grey, interpolation="nearest")
+
+
+def draw_probabilities(axes: Axes, names: Sequence[str], values: Sequence[float], true: int | None) -> None:
+    """Draw the probabilities (0..1) of the most likely classes as bars, the true class in another colour.
+
+    Args:
+        true: index of the true class among the bars, None if it is not among them.
+    """
+    colours = [SERIES[0] if index == true else FAINT for index in range(len(names))]
+    axes.set_axis_on()
+    axes.barh(range(len(names)), values, color=colours, height=0.4, align="edge")
+    for index, (name, value) in enumerate(zip(names, values)):
+        text = f"{plain(name, 24)}  {100 * value:.0f} %"
+        axes.text(0, index - 0.08, text, fontsize=11, color=INK, weight="bold" if index == true else "normal")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(max(len(names), 3) - 0.4, -0.6)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
 
 
 def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[str], fontsize: float = 9.5) -> None:
@@ -151,7 +148,7 @@ def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[st
         size = (right - left, bottom - top)
         axes.add_patch(Rectangle((left, top), *size, fill=False, color="black", linewidth=3.2))
         axes.add_patch(Rectangle((left, top), *size, fill=False, color=colour, linewidth=1.8))
-        text = names[label]
+        text = plain(names[label])
         if objects.scores is not None:
             text += f" {100 * objects.scores[i]:.0f}"
         at_right = left > 0.55 * width
@@ -165,6 +162,34 @@ def draw_objects(axes: Axes, image: np.ndarray, objects: Objects, names: list[st
             color="black",
             bbox=dict(facecolor=colour, edgecolor="none", pad=1.2, alpha=0.9),
         )
+
+
+def example(panels: Sequence[Panel], ratio: float, legend: Sequence[Patch] = ()) -> bytes:
+    """Panels of one image, two in a row, as JPEG.
+
+    Args:
+        ratio: height of the image by its width.
+        legend: entries below the panels.
+    """
+    title, gap, margin = 0.3, 0.06, 0.28 * -(-len(legend) // 3)  # inches
+    rows = -(-len(panels) // 2)
+    width = (WIDTH - gap) / 2
+    panel_height = width * min(max(ratio, 0.4), 1.6)
+    height = rows * (title + panel_height) + margin + gap
+    fig = Figure(figsize=(WIDTH, height), dpi=EXAMPLE_DPI)
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, 2)
+        bottom = height - (row + 1) * (title + panel_height)
+        axes = fig.add_axes((column * (width + gap) / WIDTH, bottom / height, width / WIDTH, panel_height / height))
+        axes.set_axis_off()
+        panel.draw(axes)
+        axes.set_title(plain(panel.title, 30), fontsize=13, color=INK, pad=5)
+    if legend:
+        fig.legend(
+            handles=list(legend), loc="lower center", ncols=3, frameon=False, fontsize=11, labelcolor=INK,
+            columnspacing=1.2, handlelength=1.4,
+        )  # fmt: skip
+    return encode(fig, "jpeg", EXAMPLE_DPI)
 
 
 def _grid(images: Sequence[np.ndarray], titles: tuple[str, ...], bottom: float = 0.03):
@@ -182,10 +207,3 @@ def _grid(images: Sequence[np.ndarray], titles: tuple[str, ...], bottom: float =
     for cell, title in zip(axes[0], titles):
         cell.set_title(title, fontsize=13, color=ARM_COLOURS.get(title, INK), pad=5)
     return fig, axes
-
-
-def _encode(fig: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    options = {"quality": 82, "optimize": True} if kind == "jpeg" else {"optimize": True}
-    fig.savefig(buffer, format=kind, pil_kwargs=options, facecolor="white")
-    return buffer.getvalue()

@@ -22,8 +22,11 @@ from arm_images.errors import DataError
 
 from ..errors import run_tool
 from . import figures
+from .detections import found_objects, read_results, read_truth, true_objects
+from .files import read_json, read_pixels
 from .reconstruction import reconstruct
-from .runs import checkpoint_path, config_path, read_detections, read_json, read_pixels, read_truth
+from .runs import checkpoint_path, config_path
+from .style import INK
 
 IMAGES = 2  # per row, each with two panels
 MIN_SCORE = 0.5  # detections below it are not drawn
@@ -41,13 +44,13 @@ def write_overview(folder: Path, path: Path) -> None:
     """Draw the overview of a finished quickstart as a PNG.
 
     Args:
-        folder: work directory of a quickstart of your own: its predictions.pkl is unpickled, which can execute code.
+        folder: work directory of a quickstart. Nothing in it is executed.
         path: the PNG file to write.
 
     Raises:
         DataError: if the quickstart has not finished.
     """
-    results = ("det_pretrained/predictions.pkl", "seg_pretrained/predictions")
+    results = ("det_pretrained/predictions.json", "seg_pretrained/predictions")
     for name in ("shapes/meta.json", "pretrain/last_checkpoint", *results):
         if not (folder / name).exists():
             raise DataError(f"{folder / name} does not exist; finish the quickstart first: bash tools/quickstart.sh")
@@ -64,25 +67,29 @@ def write_overview(folder: Path, path: Path) -> None:
 
 def _detections(figure: Figure, folder: Path) -> None:
     coco = folder / "shapes/coco"
-    names, truth = read_truth(coco / "annotations/instances_val2017.json")
-    found = read_detections(folder / "det_pretrained/predictions.pkl", MIN_SCORE)
+    truth = read_truth(coco / "annotations/instances_val2017.json")
+    found = read_results(folder / "det_pretrained/predictions.json", truth)
+    labels = {category: label for label, category in enumerate(truth.cats)}
+    names = [category["name"] for category in truth.cats.values()]
     panels = _row(figure, 0, "Boxes and masks: Mask R-CNN", ("truth", "prediction"))
-    for (true_panel, found_panel), (name, (image_id, objects)) in zip(panels, truth.items()):
-        image = read_pixels(coco / "val2017" / name)
-        for panel, shown in ((true_panel, objects), (found_panel, found[image_id])):
-            figures.draw_objects(panel, image, shown, names, fontsize=8)
+    for (true_panel, found_panel), image in zip(panels, truth.imgs.values()):
+        pixels = read_pixels(coco / "val2017" / image["file_name"])
+        objects = found_objects(found[image["id"]], labels, MIN_SCORE)
+        for panel, shown in ((true_panel, true_objects(truth, image["id"], labels)), (found_panel, objects)):
+            figures.draw_objects(panel, pixels, shown, names, fontsize=8)
 
 
 def _segmentations(figure: Figure, folder: Path) -> None:
     names = read_json(folder / "shapes/meta.json")["classes"]
+    colours = figures.label_colours(len(names))
     panels = _row(figure, 1, "Label maps: UperNet", ("truth", "prediction"))
     truth = sorted((folder / "shapes/ade/annotations/validation").glob("*.png"))
     for pair, path in zip(panels, truth):
         for panel, file in zip(pair, (path, folder / "seg_pretrained/predictions" / path.name)):
-            figures.draw_labels(panel, read_pixels(file), len(names))
-    options = dict(loc="center", ncols=len(names), frameon=False, fontsize=9, labelcolor=figures.INK)
+            figures.draw_labels(panel, read_pixels(file), colours)
+    options = dict(loc="center", ncols=len(names), frameon=False, fontsize=9, labelcolor=INK)
     middle = 1 - (2 * ROW + LEGEND / 2 - MARGIN / 2) / HEIGHT
-    figure.legend(handles=figures.label_handles(names), bbox_to_anchor=(0.5, middle), **options)
+    figure.legend(handles=figures.label_handles(names, colours), bbox_to_anchor=(0.5, middle), **options)
 
 
 def _reconstructions(figure: Figure, folder: Path) -> None:
@@ -104,9 +111,7 @@ def _reconstructions(figure: Figure, folder: Path) -> None:
 def _row(figure: Figure, row: int, heading: str, captions: tuple[str, str]) -> list[list[Axes]]:
     """The panels of a row below a heading, one pair per image. The legend is between rows 1 and 2 (counted from 0)."""
     top = row * ROW + (LEGEND if row == 2 else 0)
-    figure.text(
-        0, 1 - (top + HEADING / 2) / HEIGHT, heading, fontsize=11, weight="bold", va="center", color=figures.INK
-    )
+    figure.text(0, 1 - (top + HEADING / 2) / HEIGHT, heading, fontsize=11, weight="bold", va="center", color=INK)
     pairs = []
     for image in range(IMAGES):
         pairs.append([])
@@ -115,14 +120,14 @@ def _row(figure: Figure, row: int, heading: str, captions: tuple[str, str]) -> l
             bottom = HEIGHT - top - HEADING - CAPTION - PANEL
             panel = figure.add_axes((left / WIDTH, bottom / HEIGHT, PANEL / WIDTH, PANEL / HEIGHT))
             panel.set_axis_off()
-            panel.set_title(caption, fontsize=9, color=figures.INK, pad=4, loc="left")
+            panel.set_title(caption, fontsize=9, color=INK, pad=4, loc="left")
             pairs[-1].append(panel)
     return pairs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="work directory of your own finished quickstart (it is unpickled)")
+    parser.add_argument("folder", type=Path, help="work directory of a finished quickstart")
     parser.add_argument("path", type=Path, metavar="FILE.png", help="image to write")
     args = parser.parse_args()
     write_overview(args.folder, args.path)

@@ -30,16 +30,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An image file (.png or .jpg) with a caption."""
+    """An image file (.png or .jpg) with a caption.
+
+    Attributes:
+        describes: what the image shows, for readers who do not see it; the name of the file if empty.
+    """
 
     name: str
     data: bytes
     caption: str
+    describes: str = ""
 
     @property
     def alt(self) -> str:
         """Text shown in place of the image."""
-        return Path(self.name).stem.replace("_", " ")
+        return self.describes or Path(self.name).stem.replace("_", " ")
 
     @property
     def data_uri(self) -> str:
@@ -49,11 +54,18 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Figures side by side, where the page is wide enough (HTML only)."""
+
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and the parts below it; a string is a paragraph, a list of strings a bullet list."""
 
     title: str
-    parts: list[str | list[str] | Table | Figure]
+    parts: list[str | list[str] | Table | Figure | Gallery]
 
 
 def render(template: str, title: str, summary: list[str], sections: list[Section]) -> str:

@@ -57,7 +57,7 @@ def plan() -> list[Step]:
     ):
         work_dir = FOLDER / name
         needs = "shapes" if from_scratch in options else "convert"
-        out = work_dir / ("predictions.pkl" if config == DET else "predictions")
+        out = work_dir / ("predictions.json" if config == DET else "predictions")
         train = ("tools/train.py", config, "--work-dir", str(work_dir), *amp)
         test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"), "--out", str(out))
         options = ("--cfg-options", *options) if options else ()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
@@ -17,6 +16,8 @@ from arm_pretrain.data import ImageCrops
 from arm_pretrain.targets import patch_statistics, patchify, unpatchify
 
 from ..analysis.reconstruction import load_images, to_pixels
+from ..engine.config import config_from_text
+from ..engine.config_text import buildable
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ def reconstruct(config: Path, checkpoint: Path, folder: Path, rows: int) -> Reco
     """Run a pretrained model on a folder of images (resized centre crops); keep the predictions of the first `rows`.
 
     Args:
-        config: configuration of the pretraining, from its work directory.
+        config: configuration of the pretraining, from its work directory; it is parsed, not executed.
 
     Raises:
         CheckpointError: if the checkpoint is broken or does not fit the configuration.
+        ConfigError: if the configuration holds more than values, or a type that is not registered.
     """
-    cfg = Config.fromfile(config)
-    model = MODELS.build(cfg.model).eval()
+    cfg = config_from_text(config.read_text(encoding="utf-8"), str(config))
+    model = MODELS.build(buildable(cfg.model.to_dict(), "model", str(config))).eval()
     load_exact(model, model_state(read_checkpoint(checkpoint), where=checkpoint), str(checkpoint))
     crops = ImageCrops(str(folder), size=cfg.train_dataloader.dataset.size, augment=False)
     losses, shown = [], None

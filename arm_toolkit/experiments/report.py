@@ -6,27 +6,18 @@ HTML page that needs no other file, and as Markdown.
 
 from pathlib import Path
 
-from mmengine.config import Config
-
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 
-from . import figures
+from . import charts, figures
+from .detections import found_objects, read_results, read_truth, true_objects
+from .files import read_json, read_pixels
 from .page import Figure, Section, Table, render
 from .reconstruction import reconstruct
-from .runs import (
-    MEASURES,
-    Run,
-    checkpoint_path,
-    class_iou,
-    config_path,
-    read_detections,
-    read_json,
-    read_pixels,
-    read_run,
-    read_truth,
-)
+from .runs import Run, checkpoint_path, config_path, read_config, read_run
+from .segmentation_scores import class_iou
 
+MEASURES = ("box AP", "mask AP", "mIoU")
 PRETRAINED, SCRATCH = figures.ARM_COLOURS
 RUNS = (  # for each row of the results: work directories of Mask R-CNN and UperNet
     ("det_pretrained", "seg_pretrained"),
@@ -52,7 +43,7 @@ def write_quickstart_report(folder: str | Path) -> Path:
     """Write report.html, report.md and report_files/ from the runs in `folder`.
 
     Args:
-        folder: work directory of a quickstart of your own: its predictions.pkl is unpickled, which can execute code.
+        folder: work directory of a quickstart. Nothing in it is executed.
 
     Returns:
         path of report.html.
@@ -60,6 +51,7 @@ def write_quickstart_report(folder: str | Path) -> Path:
     Raises:
         DataError: if the folder does not exist, or a file of results in it is incomplete.
         CheckpointError: if a checkpoint in it is broken.
+        ConfigError: if a configuration in it is more than values.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +59,8 @@ def write_quickstart_report(folder: str | Path) -> Path:
     steps = read_json(folder / "steps.json")
     meta = read_json(folder / "shapes" / "meta.json")
     names = ["pretrain", *(name for pair in ROWS.values() for name in pair if name)]
-    runs = {name: read_run(folder / name, steps) for name in names}
+    seconds = {step["name"]: step["seconds"] for step in steps.get("steps", [])}
+    runs = {name: read_run(folder / name, seconds.get(name)) for name in names}
     summary = _summary(runs, steps, meta)
     sections = [
         *_results(runs, meta),
@@ -126,8 +119,7 @@ def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> list[str]:
 
 
 def _pretraining(run: Run) -> str:
-    config = config_path(run.folder)
-    arch = Config.fromfile(config).model.arch if config else None
+    arch = read_config(run.folder).get("model", {}).get("arch")
     size = f" ({arch['embed_dims']} channels, {arch['num_layers']} blocks)" if isinstance(arch, dict) else ""
     took = f" in {duration(run.seconds)}" if run.seconds is not None else ""
     (_, first), (last_step, last) = run.losses[0], run.losses[-1]
@@ -237,11 +229,13 @@ def _curves(runs: dict[str, Run]) -> Section:
         ["Faint: logged values, each a mean over the preceding steps. Strong: moving average of 5 logged values."],
     )
     for title, caption, names, constant in curves:
-        lines = {
-            start: (figures.ARM_COLOURS[start], runs[name].losses) for start, name in names.items() if runs[name].losses
-        }
+        lines = [
+            charts.Line(start, runs[name].losses, figures.ARM_COLOURS[start])
+            for start, name in names.items()
+            if runs[name].losses
+        ]
         if lines:
-            data = figures.loss_curves(lines, constant)
+            data = charts.loss_curves(lines, constant)
             section.parts.append(Figure(f"loss_{title.lower()}.png", data, f"**{title}.** {caption}"))
         else:
             section.parts.append(f"{title} is not shown: there is no training log.")
@@ -270,19 +264,22 @@ def _reconstructions(folder: Path) -> Section:
 def _detections(folder: Path) -> Section:
     coco = folder / "shapes" / "coco"
     files = {
-        label: folder / f"det_{start}" / "predictions.pkl"
+        label: folder / f"det_{start}" / "predictions.json"
         for label, start in zip(figures.ARM_COLOURS, ("pretrained", "scratch"))
     }
-    found = {label: read_detections(path, MIN_SCORE) for label, path in files.items() if path.is_file()}
+    files = {label: path for label, path in files.items() if path.is_file()}
     annotations = coco / "annotations" / "instances_val2017.json"
-    if not found or not annotations.is_file():
+    if not files or not annotations.is_file():
         return Section("Detection", ["Not shown: there are no predictions of a detector."])
-    names, truth = read_truth(annotations)
-    truth = dict(list(truth.items())[:SHOWN])
-    images = [read_pixels(coco / "val2017" / name) for name in truth]
-    columns = {"truth": [objects for _, objects in truth.values()]}
-    for label, objects in found.items():
-        columns[label] = [objects[image_id] for image_id, _ in truth.values()]
+    truth = read_truth(annotations)
+    found = {label: read_results(path, truth) for label, path in files.items()}
+    labels = {category: label for label, category in enumerate(truth.cats)}
+    names = [category["name"] for category in truth.cats.values()]
+    shown = list(truth.imgs.values())[:SHOWN]
+    images = [read_pixels(coco / "val2017" / image["file_name"]) for image in shown]
+    columns = {"truth": [true_objects(truth, image["id"], labels) for image in shown]}
+    for label, results in found.items():
+        columns[label] = [found_objects(results[image["id"]], labels, MIN_SCORE) for image in shown]
     caption = (
         f"The first {len(images)} validation images (not selected), with all objects that score at least {MIN_SCORE}."
         f" The number after a class is its score in percent.{_missing(found)}"

@@ -1,42 +1,24 @@
-"""Reads the results of training and testing from work directories."""
+"""Reads a run of training, and its evaluation, from its work directory. Nothing in it is executed."""
 
-import contextlib
-import io
-import json
-import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from mmseg.evaluation import IoUMetric
-from pycocotools import mask as mask_utils
-from pycocotools.coco import COCO
 from torch import Tensor
 
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
-from arm_images.errors import DataError
-from arm_images.pillow import Image
+
+from ..engine.config_text import parse_config
+from ..engine.work_dir_lock import refuse_second_run
+from ..errors import ConfigError, one_line, user_errors
+from .files import read_json
+from .training_log import Points, TrainingLog, read_log
 
 MEASURES = {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP", "mIoU": "mIoU"}  # shown name -> key in the results
-
-
-@dataclass(frozen=True)
-class Objects:
-    """N instances in one image.
-
-    Attributes:
-        labels: N indices into the list of class names.
-        boxes: (N, 4): left, top, right, bottom in pixels.
-        masks: N arrays (H, W) bool.
-        scores: N values in 0..1, or None for the truth.
-    """
-
-    labels: Sequence[int]
-    boxes: np.ndarray
-    masks: Sequence[np.ndarray]
-    scores: Sequence[float] | None = None
+MEASURES |= {"top-1 accuracy": "accuracy/top1", "top-5 accuracy": "accuracy/top5", "pixel accuracy": "aAcc"}
+TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -44,51 +26,136 @@ class Run:
     """One training and its evaluation; a missing part is None or empty.
 
     Attributes:
-        metrics: AP as a fraction and mIoU in percent, as tools/test.py writes them.
+        name: what the report calls it.
+        metrics: results of the newest test: AP as a fraction, mIoU and accuracy in percent, as tools/test.py writes
+            them.
         seconds: wall time of the training.
         parameters: number of values in the checkpoint, of the whole model and of its backbone.
-        losses: pairs of step and loss.
+        log: what the training logged.
+        config: keys of the configuration that it ran with.
+        checkpoint: the last checkpoint.
+        running: whether the training has not ended.
+        faults: a sentence for each part that cannot be read.
     """
 
     folder: Path
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     parameters: tuple[int, int] | None = None
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    log: TrainingLog = field(default_factory=TrainingLog)
+    config: dict = field(default_factory=dict)
+    checkpoint: Path | None = None
+    running: bool = False
+    faults: list[str] = field(default_factory=list)
+    name: str = ""
+
+    @property
+    def losses(self) -> Points:
+        """Pairs of step and loss."""
+        return self.log.train.get("loss", [])
+
+    @property
+    def task(self) -> str:
+        """ "detection", "segmentation", "classification" or "pretraining"; "" if nothing tells."""
+        scope = self.config.get("default_scope")
+        if scope in TASKS:
+            return TASKS[scope]
+        if self.config:
+            return "classification" if self.config.get("test_dataloader") else "pretraining"
+        names = " ".join((*self.log.train, *self.log.val, *self.metrics))
+        signs = dict(detection="coco/|loss_rpn", segmentation="mIoU|decode", classification="top1")
+        return next((task for task, sign in signs.items() if re.search(sign, names)), "")
+
+    @property
+    def test_set(self) -> dict:
+        """The configuration of the data set that the run is tested on, {} if there is none."""
+        return dict((self.config.get("test_dataloader") or {}).get("dataset") or {})
 
     def points(self, measure: str) -> float | None:
-        """One of `MEASURES` in points (0..100), rounded to one decimal as the report shows it."""
-        value = self.metrics.get(MEASURES[measure])
-        if value is None or not value >= 0:  # COCO writes -1 for an undefined AP
-            return None
-        return round(value if measure == "mIoU" else 100 * value, 1)
+        """One of `MEASURES` of the newest test in points (0..100), rounded to one decimal as the report shows it."""
+        return to_points(measure, self.metrics.get(MEASURES[measure]))
 
 
-def read_json(path: Path) -> dict:
-    """The content of a JSON file, {} if it does not exist.
+def to_points(measure: str, value: float | None) -> float | None:
+    """A logged value of one of `MEASURES` in points, None if it is undefined."""
+    if value is None or not value >= 0:  # COCO writes -1 for an undefined AP
+        return None
+    return round(100 * value if "AP" in measure else value, 1)
+
+
+def read_run(folder: Path, seconds: float | None = None) -> Run:
+    """The run in a work directory.
+
+    Args:
+        seconds: wall time of the training, if it was measured.
 
     Raises:
-        DataError: if the file is incomplete or not JSON.
+        DataError: if the results of its test are incomplete.
+        CheckpointError: if its checkpoint is broken.
     """
-    if not path.is_file():
-        return {}
+    return Run(folder, seconds=seconds, log=read_log(folder), **_results(folder), **_weights(folder))
+
+
+def inspect_run(folder: Path, name: str) -> Run:
+    """The run in a work directory; what cannot be read is named in `faults`."""
+    faults: list[str] = []
+    parts: dict = {}
+    with noted(faults):
+        parts["log"] = read_log(folder)
+        faults += [f"{path} has lines that cannot be read; they are left out" for path in parts["log"].damaged]
+    for read in (_results, _weights):
+        with noted(faults):
+            parts |= read(folder)
+    with noted(faults):
+        parts["config"] = read_config(folder)
+    log = parts.get("log", TrainingLog())
+    return Run(folder, name=name, seconds=log.seconds, running=_is_running(folder), faults=faults, **parts)
+
+
+@contextmanager
+def noted(faults: list[str]) -> Iterator[None]:
+    """Turn a user's error into a sentence in `faults`."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path} is not a complete JSON file ({error}); delete it and run again") from None
+        yield
+    except user_errors() as error:
+        faults.append(one_line(error))
 
 
-def read_run(folder: Path, steps: dict) -> Run:
-    """The run in a work directory; `steps` is the content of steps.json."""
-    results = sorted((folder / "test").glob("*/*.json"))
+def _results(folder: Path) -> dict:
+    """The results of the newest test, whose work dir is that of the training or its folder test/."""
+    found = [path for pattern in ("*/*.json", "test/*/*.json") for path in folder.glob(pattern)]
+    found = [path for path in found if path.stem == path.parent.name]
+    content = read_json(max(found, key=lambda path: path.name)) if found else {}
+    values = content.items() if isinstance(content, dict) else ()
+    return dict(metrics={name: value for name, value in values if type(value) in (int, float)})
+
+
+def _weights(folder: Path) -> dict:
     path = checkpoint_path(folder)
-    return Run(
-        folder,
-        metrics=read_json(results[-1]) if results else {},
-        seconds=next((s["seconds"] for s in steps.get("steps", []) if s["name"] == folder.name), None),
-        parameters=count_parameters(model_state(read_checkpoint(path), where=path)) if path else None,
-        losses=read_losses(folder),
-    )
+    if path is None:
+        return {}
+    return dict(checkpoint=path, parameters=count_parameters(model_state(read_checkpoint(path, mmap=True), where=path)))
+
+
+def _is_running(folder: Path) -> bool:
+    try:
+        refuse_second_run(folder)
+    except ConfigError:
+        return True
+    except OSError:
+        pass  # a lock of somebody else that cannot be opened says nothing
+    return False
+
+
+def read_config(folder: Path) -> dict:
+    """The keys of the configuration that a run saved, {} if there is none. The file is parsed, not executed.
+
+    Raises:
+        ConfigError: if it holds more than values.
+    """
+    logged = [path.parent / "config.py" for path in sorted(folder.glob("*/vis_data/scalars.json"), reverse=True)]
+    path = next((path for path in logged if path.is_file()), config_path(folder))
+    return parse_config(path.read_text(encoding="utf-8", errors="replace"), str(path)) if path is not None else {}
 
 
 def config_path(folder: Path) -> Path | None:
@@ -99,7 +166,7 @@ def config_path(folder: Path) -> Path | None:
 def checkpoint_path(folder: Path) -> Path | None:
     """The last checkpoint of a work directory, found even if the directory was moved, or None."""
     last = folder / "last_checkpoint"
-    path = folder / Path(last.read_text().strip()).name if last.is_file() else None
+    path = folder / Path(last.read_text(errors="replace").strip()).name if last.is_file() else None
     return path if path and path.is_file() else None
 
 
@@ -109,97 +176,6 @@ def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:
     return sum(tensor.numel() for tensor in state.values()), backbone
 
 
-def read_losses(folder: Path) -> list[tuple[int, float]]:
+def read_losses(folder: Path) -> Points:
     """Pairs of step and loss. Steps that a resumed training repeated count once, with their last loss."""
-    losses: dict[int, float] = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        lines = [line for line in map(_parse_log_line, path.read_text().splitlines()) if "loss" in line]
-        if lines:
-            losses = {step: loss for step, loss in losses.items() if step < lines[0]["step"]}
-            losses |= {line["step"]: line["loss"] for line in lines}
-    return sorted(losses.items())
-
-
-def _parse_log_line(line: str) -> dict:
-    try:
-        return json.loads(line)
-    except ValueError:  # empty, or cut off when the run was killed
-        return {}
-
-
-def read_pixels(path: Path) -> np.ndarray:
-    """An image file as (H, W, 3), or a label map as (H, W), uint8."""
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def read_truth(path: Path) -> tuple[list[str], dict[str, tuple[int, Objects]]]:
-    """Class names, and file name -> (image id, objects), from a COCO annotation file."""
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
-        coco = COCO(path)
-    categories = coco.dataset["categories"]
-    labels = {category["id"]: label for label, category in enumerate(categories)}
-    truth = {
-        image["file_name"]: (image["id"], _true_objects(coco, image["id"], labels)) for image in coco.dataset["images"]
-    }
-    return [category["name"] for category in categories], truth
-
-
-def _true_objects(coco: COCO, image_id: int, labels: dict[int, int]) -> Objects:
-    annotations = coco.loadAnns(coco.getAnnIds(image_id))
-    boxes = np.array([annotation["bbox"] for annotation in annotations], float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return Objects(
-        [labels[annotation["category_id"]] for annotation in annotations],
-        boxes,
-        [coco.annToMask(annotation) > 0 for annotation in annotations],
-    )
-
-
-def read_detections(path: Path, min_score: float) -> dict[int, Objects]:
-    """Image id -> objects with at least `min_score`, from the pickle that `tools/test.py --out` writes.
-
-    Unpickling can execute code: only use this on a file of your own.
-
-    Raises:
-        DataError: if the file is incomplete.
-    """
-    try:
-        with path.open("rb") as file:
-            samples = pickle.load(file)  # noqa: S301
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise DataError(f"{path} is not a complete file of predictions ({error}); run the test again") from None
-    return {sample["img_id"]: _found_objects(sample["pred_instances"], min_score) for sample in samples}
-
-
-def _found_objects(instances: dict, min_score: float) -> Objects:
-    scores = np.asarray(instances["scores"], float)
-    keep = [int(i) for i in np.argsort(scores, kind="stable") if scores[i] >= min_score]  # best last, drawn on top
-    return Objects(
-        [int(instances["labels"][i]) for i in keep],
-        np.asarray(instances["bboxes"], float).reshape(-1, 4)[keep],
-        [mask_utils.decode(instances["masks"][i]) > 0 for i in keep],
-        [float(scores[i]) for i in keep],
-    )
-
-
-def class_iou(predictions: Path, truth: Path, classes: int, names: list[str] | None = None) -> np.ndarray | None:
-    """IoU in percent of each class over all images: (classes,), nan for a class that does not occur.
-
-    Args:
-        predictions, truth: folders of label maps (PNG) with equal names. Label k is the k-th class; pixels with label 0
-            in the truth are ignored.
-        names: file names of the images without suffix; all files in `truth` if None.
-
-    Returns:
-        None if there is no truth, or an image has no prediction.
-    """
-    files = sorted(truth.glob("*.png")) if names is None else [truth / f"{name}.png" for name in names]
-    if not files or not all((predictions / file.name).is_file() for file in files):
-        return None
-    areas = torch.zeros(4, classes, dtype=torch.float64)  # intersection, union, prediction, truth
-    for file in files:
-        maps = (torch.from_numpy(read_pixels(path).astype(np.int64)) for path in (predictions / file.name, file))
-        counted = IoUMetric.intersect_and_union(*maps, num_classes=classes + 1, ignore_index=0)
-        areas += torch.stack(counted)[:, 1:]
-    return 100 * IoUMetric.total_area_to_metrics(*areas)["IoU"]
+    return read_log(folder).train.get("loss", [])

@@ -20,6 +20,7 @@ from tests.helpers.documents import DOCUMENTS, blocks, commands, name
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import ARCH
 from tests.helpers.tools import call_tool
+from tests.helpers.work_dirs import make_run, predict_labels
 
 # scripts that pass their options on to a tool
 PASSED_ON = {f"{way}_{action}.sh": f"{action}.py" for way in ("dist", "slurm") for action in ("train", "test")}
@@ -143,6 +144,15 @@ def test_models_are_inspected(folder):
     run("python tools/visualize_features.py work_dirs/arm_b/epoch_1600.pth IMAGES")
     assert Path("reconstruction.png").stat().st_size > 10_000
     assert Path("work_dirs/features/features.png").stat().st_size > 10_000
+
+
+def test_pages_are_written(folder, shapes):
+    for work_dir in ("camvid", "camvid_scratch"):
+        predict_labels(make_run(folder / "work_dirs" / work_dir, "seg", shapes), shapes)
+    run("python tools/report.py work_dirs/camvid")
+    run("python tools/report.py work_dirs/camvid work_dirs/camvid_scratch --out comparison.html")
+    assert Path("work_dirs/camvid/report.html").stat().st_size > 100_000
+    assert "Settings that differ" in Path("comparison.html").read_text()
 
 
 def test_parameters_are_counted(monkeypatch, capsys):

@@ -169,7 +169,7 @@ def test_wrong_command_lines(refused):
     says = ["nowhere does not exist", "folder of images"]
     refused("pretrain.py", "--model", "arm_tiny", "--data", "nowhere", says=says)
     refused("test.py", "seg.py", "seg.pth", "--out", "maps.pkl", says=["--out maps.pkl", "give a folder"])
-    refused("test.py", "det.py", "seg.pth", "--out", "boxes.json", says=["--out boxes.json", "ending in .pkl"])
+    refused("test.py", "det.py", "seg.pth", "--out", "boxes.xml", says=["--out boxes.xml", "ending in .json or .pkl"])
     refused("test.py", "seg.py", "seg.pth", "--tta", "--cfg-options", "tta_model=None", says=["--tta", "no tta_model"])
     refused("test.py", "pretrain.py", "pretrain.pth", says="no test_dataloader")
     refused("train.py", "pretrain.py", "--launcher", "slurm", says=["--launcher slurm needs a GPU", "dist_train.sh"])

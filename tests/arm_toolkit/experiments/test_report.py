@@ -4,7 +4,6 @@ All runs here are tiny and invented: the tests check only how the report reads t
 """
 
 import json
-import pickle
 import re
 import shutil
 from pathlib import Path
@@ -15,15 +14,17 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
-from pycocotools import mask as mask_utils
 
 import arm_pretrain  # noqa: F401 registers ARMPretrainer
 from arm_images.errors import DataError
-from arm_toolkit.experiments.figures import ROW_COLOURS, smooth
+from arm_toolkit.experiments.charts import smooth
+from arm_toolkit.experiments.figures import ROW_COLOURS
+from arm_toolkit.experiments.files import read_json
 from arm_toolkit.experiments.overview import write_overview
 from arm_toolkit.experiments.reconstruction import reconstruct
 from arm_toolkit.experiments.report import duration, write_quickstart_report
-from arm_toolkit.experiments.runs import Run, checkpoint_path, class_iou, read_json, read_losses
+from arm_toolkit.experiments.runs import Run, checkpoint_path, read_losses
+from arm_toolkit.experiments.segmentation_scores import class_iou
 
 SCORES = {
     "det_pretrained": {"coco/bbox_mAP": 0.4117, "coco/segm_mAP": 0.3, "coco/bbox_mAP_50": 0.99},
@@ -69,18 +70,9 @@ def make_pretraining(folder: Path) -> None:
 def make_detections(path: Path, shapes: Path) -> None:
     """Write predictions that find every true object with a score of 0.9, and once more below the threshold."""
     truth = json.loads((shapes / "coco/annotations/instances_val2017.json").read_text())
-    samples = []
-    for image in truth["images"]:
-        found = [a for a in truth["annotations"] if a["image_id"] == image["id"]] * 2
-        boxes = torch.tensor([a["bbox"] for a in found])
-        instances = dict(
-            scores=torch.tensor([0.9, 0.2]).repeat_interleave(len(found) // 2),
-            labels=torch.tensor([a["category_id"] - 1 for a in found]),
-            bboxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
-            masks=[mask_utils.encode(mask_utils.decode(a["segmentation"])) for a in found],
-        )
-        samples.append(dict(img_id=image["id"], pred_instances=instances))
-    path.write_bytes(pickle.dumps(samples))
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    found = [dict(score=score) | {k: a[k] for k in keys} for a in truth["annotations"] for score in (0.9, 0.2)]
+    path.write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +84,7 @@ def folder(tmp_path_factory, shapes) -> Path:
     for name in SCORES:
         make_run(folder / name)
         if name.startswith("det"):
-            make_detections(folder / name / "predictions.pkl", shapes)
+            make_detections(folder / name / "predictions.json", shapes)
         else:
             shutil.copytree(shapes / "ade/annotations/validation", folder / name / "predictions")
     steps = [dict(name="pretrain", seconds=125.0, command="python tools/pretrain.py 'a<b' @pretrain")]
