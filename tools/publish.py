@@ -11,7 +11,7 @@ Examples:
 import argparse
 from pathlib import Path
 
-from arm_toolkit.errors import run_tool
+from arm_toolkit.errors import ConfigError, run_tool
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--example", type=Path, metavar="IMAGE", help="draw predictions on this image for the card")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="with --push: a new repository is not public")
     args = parser.parse_args()
 
     # imported here: --help and wrong arguments need no torch
@@ -33,12 +34,14 @@ def main() -> None:
 
     if args.push:
         check_repository(args.push)
+    elif args.private:
+        raise ConfigError("--private: it needs --push OWNER/NAME")
     published = publish(
         args.checkpoint, args.folder, args.config, Statements(tuple(args.dataset), args.license, args.example)
     )
     print(f"{args.checkpoint} -> {published.folder} ({published.task or 'backbone'})")
     if args.push:
-        print(f"uploaded to {upload(published.folder, args.push)}")
+        print(f"uploaded to {upload(published.folder, args.push, args.private)}")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from ..engine.checks import dicts
 from ..engine.config import config_from_text, load_config
 from ..errors import ConfigError
 from .build import build
+from .example import write_example
 from .model_card import Card, write_card
 from .published import FORMAT, Published, read_published
 from .published_config import TASKS, published_config, to_json
 from .run_metrics import Metrics, find_metrics
 from .timm_form import arguments_of, data_config, timm_model
 
-CARD, LOG, EXAMPLE = "README.md", "log.jsonl", "example.png"
+CARD, LOG, EXAMPLE = "README.md", "log.jsonl", "example.jpg"
 WRITTEN = {CONFIG, WEIGHTS, CARD, LOG, EXAMPLE}
 TRAINING_ONLY = ("type", "drop_rate", "drop_path_rate", "with_cp", "reference_init")  # arguments of a classifier
 
@@ -92,6 +93,8 @@ def publish(checkpoint: str, folder: Path, config: str | None, statements: State
         if metrics.log:
             (partial / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in metrics.log))
         build(partial)  # what nobody could load is not published
+        if statements.example is not None:
+            write_example(partial, statements.example, partial / EXAMPLE)
         card = _card(folder.name, model, averaged, digest, metrics, statements)
         (partial / CARD).write_text(write_card(card), encoding="utf-8")
     return read_published(folder)
@@ -263,7 +266,7 @@ def _card(name: str, model: _Model, averaged: bool, digest: str, metrics: Metric
         metrics=metrics,
         datasets=list(statements.datasets),
         licence=statements.licence,
-        example=None,
+        example=EXAMPLE if statements.example else None,
         notes=list(model.notes),
     )
 

@@ -20,7 +20,7 @@ def check_repository(name: str) -> None:
         raise ConfigError(f"--push {name}: give OWNER/NAME of a repository on the hub")
 
 
-def upload(folder: Path, repository: str, private: bool = False) -> str:
+def upload(folder: Path, repository: str, private: bool) -> str:
     """Upload all files of a folder in one commit; the repository is created if it does not exist.
 
     Args:

@@ -17,7 +17,9 @@ from arm_backbone.checkpoint.convert import convert
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.engine.config import load_config
 from tests.helpers.documents import DOCUMENTS, blocks, commands, name
+from tests.helpers.hub_server import Hub, serve, use
 from tests.helpers.paths import ROOT
+from tests.helpers.published import publish_small, save_checkpoint
 from tests.helpers.runs import ARCH
 from tests.helpers.tools import call_tool
 from tests.helpers.work_dirs import make_run, predict_labels
@@ -155,20 +157,49 @@ def test_pages_are_written(folder, shapes):
     assert "Settings that differ" in Path("comparison.html").read_text()
 
 
+def test_models_are_published_and_named_on_the_hub(folder, shapes, monkeypatch):
+    """`tools/predict.py` is run as written, too; the hub is a server on this machine."""
+    Path("work_dirs/mine").mkdir()
+    save_checkpoint("det", shapes, Path("work_dirs/mine/epoch_12.pth"))
+    Path("IMAGE.jpg").write_bytes(next(Path("IMAGES").iterdir()).read_bytes())
+    hub = Hub(files={"OWNER/NAME": {"checkpoint-1599.pth": Path("work_dirs/arm_b/epoch_1600.pth").read_bytes()}})
+    with serve(hub):
+        use(monkeypatch, folder / "cache", hub.url)
+        publishing = "python tools/publish.py work_dirs/mine/epoch_12.pth published/mine"
+        run(f"{publishing} --license cc-by-4.0 --dataset my-images --example IMAGE.jpg")
+        run("python tools/predict.py published/mine IMAGES --out predictions")
+        run(f"{publishing} --push OWNER/NAME --private")
+        run("python tools/predict.py hf://OWNER/NAME IMAGES --out predictions")
+        source, target = "hf://OWNER/NAME/checkpoint-1599.pth", "checkpoints/arm_b_pretrain.pth"
+        run(f"python tools/convert_checkpoint.py {source} {target} --to backbone")
+        run("python tools/publish.py work_dirs/arm_b/epoch_1600.pth published/encoder")
+    assert len(list(Path("predictions").rglob("*.jpg"))) == 6 and Path(target).is_file()
+
+
 def test_parameters_are_counted(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     run("python tools/model_info.py det_configs/mask_rcnn_arm_b.py")
     assert "total" in capsys.readouterr().out
 
 
+def make_parent(path: str) -> Path:
+    Path(path).parent.mkdir(exist_ok=True)
+    return Path(path)
+
+
 PYTHON = [(path, code) for path in DOCUMENTS for code in blocks(path, "python")]
 
 
 @pytest.mark.parametrize("path, code", PYTHON, ids=[f"{name(path)}-{i}" for i, (path, _) in enumerate(PYTHON)])
-def test_python_runs(path, code, tmp_path, monkeypatch):
+def test_python_runs(path, code, tmp_path, monkeypatch, shapes):
     """The examples run with the smallest model instead of ARM-B, to save time."""
     code = code.replace("arm_base", "arm_tiny").replace('arch="base"', 'arch="tiny"')
+    if "transformers" in code:
+        pytest.importorskip("transformers", reason="transformers is not installed (this project does not need it)")
     monkeypatch.chdir(tmp_path)
+    for kind, folder in (("seg", "published/mine"), ("backbone", "published/encoder")):
+        if folder in code:
+            publish_small(kind, shapes, Path("work", kind)).folder.rename(make_parent(folder))
     if "checkpoints/arm_b_in1k.pth" in code:
         Path("checkpoints").mkdir()
         model = ARMClassifier("tiny", img_size=224, cls_token="middle")
