@@ -16,6 +16,7 @@ from .results import ClassificationResult, DetectionResult, Result, Segmentation
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # has Latin, Greek, Cyrillic and Arabic letters
 OPACITY = 0.45  # of masks and label maps
 SMALLEST = 0.002  # share of the pixels from which a region of a label map gets its name
+MANY = 12  # texts on an image, from which they are written smaller
 TOP = 3  # classes that are written on an image of a classifier
 
 
@@ -33,13 +34,13 @@ def draw(image: np.ndarray, result: Result, palette: tuple[Colour, ...]) -> np.n
 
 
 def _draw_objects(scene: np.ndarray, result: DetectionResult, colours: sv.ColorPalette) -> np.ndarray:
-    found = result.to_supervision()
+    found = result.to_supervision()[::-1]  # the highest score lies on top
     thickness = max(1, round(min(result.size) / 350))
-    if result.masks is not None:
+    if found.mask is not None:
         scene = sv.MaskAnnotator(colours, opacity=OPACITY).annotate(scene, found)
         scene = sv.PolygonAnnotator(colours, thickness=thickness).annotate(scene, found)
     scene = sv.BoxAnnotator(colours, thickness=thickness).annotate(scene, found)
-    texts = [f"{name} {score:.2f}" for name, score in zip(result.names, result.scores)]
+    texts = [f"{name} {score:.2f}" for name, score in zip(found["class_name"], found.confidence)]
     return _write(scene, found, texts, colours, sv.Position.TOP_LEFT)
 
 
@@ -86,7 +87,7 @@ def _write(
     """Write a text at each detection, black or white on the colour of its class, whichever is easier to read."""
     if not texts:
         return scene
-    size = int(np.clip(min(scene.shape[:2]) / 32, 9, 40))
+    size = int(np.clip(min(scene.shape[:2]) / 32 / max(1, len(texts) / MANY) ** 0.5, 8, 40))
     dark = [0.299 * c.r + 0.587 * c.g + 0.114 * c.b < 150 for c in colours.colors]
     inks = sv.ColorPalette([sv.Color.WHITE if is_dark else sv.Color.BLACK for is_dark in dark])
     annotator = sv.RichLabelAnnotator(
