@@ -77,7 +77,7 @@ def _innermost(mask: np.ndarray) -> tuple[int, int]:
 
 def _draw_classes(scene: np.ndarray, result: ClassificationResult, colours: sv.ColorPalette) -> np.ndarray:
     corner = sv.Detections(xyxy=np.zeros((1, 4), np.float32), class_id=np.asarray([result.label]))
-    text = "\n".join(f"{name} {score:.2f}" for name, score in result.top(TOP))
+    text = "\n".join(f"{result.classes[label]} {score:.2f}" for label, score in result.top(TOP))
     return _write(scene, corner, [text], colours, sv.Position.BOTTOM_RIGHT)
 
 

@@ -22,6 +22,8 @@ from .inputs import Input
 from .predictor import Predictor
 from .results import ClassificationResult, DetectionResult, SegmentationResult
 
+CSV = dict(encoding="utf-8", errors="surrogateescape", newline="")  # names of files keep bytes that are not UTF-8
+
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file.
@@ -134,7 +136,7 @@ class ClassificationFiles:
 
     def frame(self, result: ClassificationResult) -> dict:
         """The result of a frame for JSON."""
-        return dict(top=[dict(name=name, score=score) for name, score in result.top(self._top_k)])
+        return dict(top=result.top(self._top_k))
 
     def finish(self) -> list[str]:
         """Write what was taken; returns the names of the files."""
@@ -142,12 +144,14 @@ class ClassificationFiles:
             return []
         write_json(self.out / "results.json", dict(self.head, images=self._images))
         path = self.out / "results.csv"
-        with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        with replacing(path) as partial, open(partial, "w", **CSV) as file:
             table = csv.writer(file)
-            count = len(self._images[0]["top"])
-            table.writerow(["file", *(f"{key} {rank}" for rank in range(1, count + 1) for key in ("class", "score"))])
+            ranks = range(1, len(self._images[0]["top"]) + 1)
+            table.writerow(["file", *(f"{key} {rank}" for rank in ranks for key in ("class", "score"))])
             for image in self._images:
-                cells = [cell for one in image["top"] for cell in (one["name"], f"{one['score']:.6f}")]
+                cells = [
+                    cell for label, score in image["top"] for cell in (self.head["classes"][label], f"{score:.6f}")
+                ]
                 table.writerow([image["file"], *cells])
         return ["results.json", "results.csv"]
 

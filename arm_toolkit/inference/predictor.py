@@ -5,6 +5,7 @@ Legend: B images, H x W pixels, C classes, n objects.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NotFinite
 from .build import Trained, build_module, building
 from .classes import find_classes
 from .images import as_rgb
@@ -25,6 +26,21 @@ from .pipeline import ClassifierPipeline, DensePipeline
 from .results import ClassificationResult, DetectionResult, Result, SegmentationResult
 
 TASKS = {"mmdet": "detection", "mmseg": "segmentation"}  # by the configuration's scope
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that is ready for the model.
+
+    Attributes:
+        data: what the test pipeline makes of it.
+        size: (H, W) of the image.
+        path: its file, None if it has none.
+    """
+
+    data: dict
+    size: tuple[int, int]
+    path: str | None
 
 
 class Predictor:
@@ -84,14 +100,17 @@ class Predictor:
 
         Raises:
             DataError: for an image that cannot be used; names it.
+            NotFinite: if the model has diverged.
         """
         if not isinstance(images, list | tuple):
-            return self._predict([self.read(images, bgr=bgr)], [_path(images)])[0]
+            return self.predict_prepared([self.prepare(self.read(images, bgr=bgr), _path(images))])[0]
         results = []
         for start in range(0, len(images), max(1, batch_size)):
-            chunk = images[start : start + max(1, batch_size)]
-            arrays = [self.read(image, f"image {start + i} of the list", bgr) for i, image in enumerate(chunk)]
-            results += self._predict(arrays, list(map(_path, chunk)))
+            items = []
+            for number, image in enumerate(images[start : start + max(1, batch_size)], start):
+                array = self.read(image, f"image {number} of the list", bgr)
+                items.append(self.prepare(array, _path(image)))
+            results += self.predict_prepared(items)
         return results
 
     def read(self, image: object, where: str = "the image", bgr: bool = False) -> np.ndarray:
@@ -116,49 +135,46 @@ class Predictor:
         except Exception as error:  # noqa: BLE001 a decoder can raise anything
             raise DataError(f"{path} cannot be read ({reason(error)})") from None
 
-    def prepare(self, image: np.ndarray, name: str) -> dict:
+    def prepare(self, image: np.ndarray, path: str | None) -> Item:
         """An image from `read` as `predict_prepared` takes it.
 
-        Raises:
-            DataError: with this name, if a transform fails on the image.
-        """
-        return self._pipeline.prepare(image, name)
-
-    def predict_prepared(
-        self, items: Sequence[dict], sizes: Sequence[tuple[int, int]], paths: Sequence[str | None]
-    ) -> list[Result]:
-        """Predict images from `prepare`; those of one size together.
-
         Args:
-            sizes: (H, W) of each image.
-            paths: its file, or None.
+            path: its file, None if it has none.
+
+        Raises:
+            DataError: if a transform fails on the image.
+        """
+        return Item(self._pipeline.prepare(image, path or "an image"), image.shape[:2], path)
+
+    def predict_prepared(self, items: Sequence[Item]) -> list[Result]:
+        """Predict images from `prepare`; those of one size go through the model together.
+
+        Raises:
+            NotFinite: if the model has diverged.
         """
         groups: dict[tuple, list[int]] = {}
         for index, item in enumerate(items):
-            groups.setdefault(self._pipeline.size(item), []).append(index)
+            groups.setdefault(self._pipeline.size(item.data), []).append(index)
         results: list[Result | None] = [None] * len(items)
         with torch.no_grad():
             for indices in groups.values():
-                batch = self._pipeline.collate([items[index] for index in indices])
+                batch = self._pipeline.collate([items[index].data for index in indices])
                 for index, output in zip(indices, self._tested.test_step(batch), strict=True):
-                    results[index] = self._result(output, sizes[index], paths[index])
+                    results[index] = self._result(output, items[index].size, items[index].path)
         return results
-
-    def _predict(self, images: list[np.ndarray], paths: list[str | None]) -> list[Result]:
-        items = [self.prepare(image, path or "an image") for image, path in zip(images, paths)]
-        return self.predict_prepared(items, [image.shape[:2] for image in images], paths)
 
     def _result(self, output: object, size: tuple[int, int], path: str | None) -> Result:
         if self.task == "classification":
+            _require_finite(output, path)
             return ClassificationResult(output.float().softmax(0).cpu().numpy(), self.classes, size, path)
         if self.task == "segmentation":
-            labels = output.pred_sem_seg.data[0].to(torch.uint8 if len(self.classes) <= 256 else torch.int32)
-            scores = None if self._tta else _probabilities(output.seg_logits.data, labels).cpu().numpy()
-            labels = labels.cpu().numpy()
-            return SegmentationResult(
-                labels.astype(np.uint16) if len(self.classes) > 256 else labels, scores, self.classes, path
-            )
+            logits, labels = output.seg_logits.data, output.pred_sem_seg.data[0]
+            _require_finite(logits, path)
+            scores = None if self._tta else _probabilities(logits, labels).cpu().numpy()
+            kind = np.uint8 if len(self.classes) <= 256 else np.uint16
+            return SegmentationResult(labels.cpu().numpy().astype(kind), scores, self.classes, path)
         found = output.pred_instances
+        found = found[found.bboxes.isfinite().all(1) & found.scores.isfinite()]
         return DetectionResult(
             boxes=found.bboxes.float().cpu().numpy(),
             scores=found.scores.float().cpu().numpy(),
@@ -167,6 +183,14 @@ class Predictor:
             classes=self.classes,
             size=size,
             path=path,
+        )
+
+
+def _require_finite(scores: Tensor, path: str | None) -> None:
+    if not bool(scores.isfinite().all()):
+        raise NotFinite(
+            f"{path or 'an image'}: the model's scores are not finite, so they mean nothing; the model has diverged: "
+            "use an earlier checkpoint"
         )
 
 

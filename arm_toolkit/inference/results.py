@@ -136,10 +136,10 @@ class ClassificationResult:
         """The probability of the most likely class."""
         return float(self.scores.max())
 
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """Names and probabilities of the k most likely classes, most likely first."""
+    def top(self, k: int = 5) -> list[tuple[int, float]]:
+        """Numbers and probabilities of the k most likely classes, most likely first."""
         best = np.argsort(-self.scores, kind="stable")[:k]
-        return [(self.classes[label], float(self.scores[label])) for label in best]
+        return [(int(label), float(self.scores[label])) for label in best]
 
     def to_supervision(self) -> "supervision.Classifications":
         import supervision

@@ -3,8 +3,13 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,13 +18,19 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from arm_toolkit.inference import load
+from arm_toolkit.inference.build import find
+from arm_toolkit.inference.inputs import find_inputs
+from arm_toolkit.inference.predictor import Predictor
+from arm_toolkit.inference.run import Options, predict_files
 from tests.helpers.full_disk import fill, small_disk
+from tests.helpers.paths import ROOT
 from tests.helpers.published import CLASSES
 from tests.helpers.tools import invoke
 
@@ -85,6 +96,7 @@ def annotated(models, images, shapes, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", [[], ["--tta"]], ids=["plain", "tta"])
 def test_results_evaluated_by_pycocotools_give_the_ap_of_test_py(tta, annotated, models, tmp_path):
     options = [f"test_dataloader.dataset.data_root={annotated}", "test_dataloader.dataset.ann_file=objects.json"]
@@ -178,6 +190,7 @@ def test_annotations_that_do_not_fit(annotated, models, images, shapes, tmp_path
 # --------------------------------------------------------------------------------- segmentation, classification
 
 
+@pytest.mark.slow
 def test_label_maps_have_a_palette_and_test_pys_values(models, images, tmp_path):
     predict(models["seg"], images[0].parent, "--out", tmp_path / "out", "--batch-size", 4)
     test = ["--out", tmp_path / "labels", "--work-dir", tmp_path / "work"]
@@ -210,12 +223,13 @@ def test_classes(models, images, tmp_path):
     predict(models["cls"], images[0].parent, "--out", tmp_path / "out", "--top-k", 2)
     assert files_of(tmp_path / "out") == ["results.csv", "results.json"]
     expected = load(models["cls"])(images[1]).top(2)
-    entry = content(tmp_path / "out/results.json")["images"][1]
-    assert [(one["name"], one["score"]) for one in entry["top"]] == [(n, pytest.approx(s)) for n, s in expected]
+    written = content(tmp_path / "out/results.json")
+    assert written["classes"] == list(CLASSES["cls"])
+    assert written["images"][1]["top"] == [[label, pytest.approx(score)] for label, score in expected]
     with open(tmp_path / "out/results.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["file", "class 1", "score 1", "class 2", "score 2"] and len(rows) == 7
-    assert rows[2] == [str(images[1]), *(cell for n, s in expected for cell in (n, f"{s:.6f}"))]
+    assert rows[2] == [str(images[1]), *(c for n, s in expected for c in (CLASSES["cls"][n], f"{s:.6f}"))]
 
 
 # ----------------------------------------------------------------------------------------------------------- videos
@@ -255,6 +269,15 @@ def test_video(task, film, models, tmp_path):
     if task == "seg":
         masks = [rle.decode(one["segmentation"]) for one in result["frames"][3]["segments"]]
         assert np.array_equal(np.sum(masks, axis=0), np.ones((81, 95)))
+
+
+def test_a_video_that_is_cut_off(models, film, tmp_path):
+    """What can be decoded is kept, and the rest is named."""
+    whole = film.read_bytes()
+    film.write_bytes(whole[: len(whole) * 2 // 3])
+    text = predict(models["cls"], film, "--out", tmp_path / "out", status=1)
+    count = len(content(tmp_path / "out/videos/film.json")["frames"])
+    assert 4 < count < 12 and f"film.mkv states 12 frames, of which {count} can be decoded" in text
 
 
 # ----------------------------------------------------------------------------------------------------------- inputs
@@ -303,6 +326,50 @@ def test_a_bad_file_is_skipped_and_named(models, images, tmp_path):
         skipped = [line for line in text.splitlines() if line.startswith("skipped: ")]
         assert len(skipped) == 3 and "6 images predicted" in text
         assert all(any(name in line for line in skipped) for name in ("text.jpg", "cut.jpg", "film.mp4"))
+
+
+def test_a_name_that_is_not_utf_8(models, images, tmp_path):
+    name = os.fsdecode(bytes(tmp_path / "in") + b"/\xff.jpg")
+    (tmp_path / "in").mkdir()
+    shutil.copy(images[0], name)
+    for task in CLASSES:
+        predict(models[task], tmp_path / "in", "--out", tmp_path / task)
+    assert content(tmp_path / "cls/results.json")["images"][0]["file"] == name
+    assert os.fsencode(name) in (tmp_path / "cls/results.csv").read_bytes()
+
+
+def test_images_that_exceed_the_memory(models, images, tmp_path):
+    """They are predicted one by one, and one that is too large alone is skipped and named."""
+
+    class Greedy(Predictor):
+        def predict_prepared(self, items):
+            if len(items) > 1 or items[0].size != (96, 96):
+                torch.empty(2**50)
+            return super().predict_prepared(items)
+
+    large = tmp_path / "large.jpg"
+    Image.new("RGB", (200, 100)).save(large)
+    inputs = find_inputs([str(images[0]), str(large), str(images[1])], tmp_path / "out")
+    done = predict_files(Greedy(find(models["cls"])), inputs, Options(tmp_path / "out", batch_size=3))
+    assert done.images == 2 and len(done.problems) == 1
+    assert "large.jpg (200x100 pixels) does not fit into the memory" in done.problems[0]
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done(models, images, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(300):
+        shutil.copy(images[number % 6], tmp_path / f"in/{number:03}.jpg")
+    command = [sys.executable, ROOT / "tools/predict.py", models["seg"], tmp_path / "in", "--out", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "out/drawn/003.jpg").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    count = len(content(tmp_path / "out/results.json")["images"])
+    assert 3 <= count < 300 and f"results.json holds {count} images" in errors
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_nothing_is_predicted(models, tmp_path):
