@@ -335,7 +335,8 @@ class ARM(ARMTrunk):
         """Append zeros at the right and the bottom until every pixel is in a patch: the grid is ceil(size / stride)."""
         check_images(images)
         stride, patch = self.patch_stride, self.patch_size
-        height, width = (-(s // -stride) * stride - stride + patch - s for s in images.shape[2:])  # ceil(s / stride)
+        # ceil(s / stride) patches; no negative numbers, whose integer division ONNX rounds towards zero
+        height, width = ((s + stride - 1) // stride * stride - stride + patch - s for s in images.shape[2:])
         return F.pad(images, (0, width, 0, height))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ FOLDERS |= {"arm_toolkit": "arm_toolkit"}
 # From the bottom up: packages import from earlier lines only. A module belongs to the longest name that matches.
 FLOORS = (
     ("arm_backbone.ops.layout", "arm_backbone.ops.library", "arm_backbone.ops.scan_inputs"),
-    (*(f"arm_backbone.ops.{name}" for name in ("cpu", "pytorch", "triton", "reference", "mamba_ssm")),),
+    (*(f"arm_backbone.ops.{name}" for name in ("cpu", "pytorch", "triton", "reference", "program", "mamba_ssm")),),
     ("arm_backbone.ops",),
     ("arm_backbone", "arm_images"),
     ("arm_pretrain",),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .checks import check_positive, check_real, check_tensors
-from .dispatch import conv_kernels, derivable
+from .dispatch import conv_kernels, plain_functions
 from .layout import empty_by_direction
 from .library import define_op, register_backward
 from .orders import ScanOrders, check_fit, order_tensor
@@ -34,7 +34,7 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
     """
     _check(x, weight, bias)
     orders = order_tensor(orders, len(weight), x)
-    plain = derivable(x, weight, bias)
+    plain = plain_functions(x, weight, bias)
     if plain is not None:
         return plain.conv(x, weight, bias, orders)
     return _cross_conv(x, weight, bias, orders)

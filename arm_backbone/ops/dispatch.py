@@ -10,7 +10,8 @@
 
 The folders offer the same functions under the same file names; the Protocols below are their signatures. To add a back
 end, write such a folder, name it in `_FOLDERS`, `BACKENDS` and `unavailable`, and say in `_fastest`, `conv_kernels` and
-`_direct` when it is preferred. Back ends are imported when they are first used.
+`_direct` when it is preferred. Back ends are imported when they are first used. While torch.export records a program
+with the back end `reference`, `program.py` runs in its place.
 """
 
 import functools
@@ -293,14 +294,17 @@ def differentiable_scan(backend: str) -> DifferentiableScan | None:
     return None if backend in _FOLDERS else import_module(f".{backend}", __package__)
 
 
-def derivable(*tensors: Tensor | None, backend: str = "auto"):
-    """The functions of `reference.py` if a derivative of these tensors is needed that only plain PyTorch can give.
+def plain_functions(*tensors: Tensor | None, backend: str = "auto"):
+    """The functions in plain PyTorch, where these must run in the place of registered operators; else None.
 
-    That is forward-mode differentiation and torch.func (`derivative_needed`). None in all other cases.
+    `reference.py` for a derivative of these tensors that only it can give: forward-mode differentiation and torch.func
+    (`derivative_needed`). `program.py` while torch.export records a program with the back end "reference".
 
     Raises:
         NotImplementedError: if the back end is not "torch" or "reference".
     """
+    if torch.compiler.is_exporting() and resolve_backend(tensors[0].device, tensors[0].dtype, backend) == "reference":
+        return import_module(".program", __package__)
     kind = derivative_needed(tensors)
     if kind is None:
         return None

@@ -6,15 +6,18 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
+from torch._higher_order_ops.scan import scan_op
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakIdKeyDictionary  # noqa: F401 for program.py
 
 # what to do if the kernels cannot follow a derivative
 PLAIN_REMEDY = "the plain PyTorch back end: `with arm_backbone.ops.scan_backend('torch')`, or ARM_SCAN_BACKEND=torch"
@@ -109,6 +112,25 @@ def derivative_needed(tensors: Iterable[Tensor | None]) -> str | None:
 def raise_no_derivative(kind: str) -> NoReturn:
     """Raise an error that says which back end has this kind of derivative."""
     raise NotImplementedError(f"the kernels do not support {kind} derivatives; use {PLAIN_REMEDY}")
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """A context without autocast; torch.export would record the context as an operator of its own."""
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device, enabled=False)
+
+
+def scan_loop(step: Callable, first: Tensor, tokens: list[Tensor], constant: Tensor) -> tuple[Tensor, Tensor]:
+    """Run `step` over tokens while `torch.export` records a program, in which this is one operator.
+
+    Args:
+        step: (state, a row of each of `tokens`, constant) -> (next state, output), tensors of fixed shapes.
+        first: the state before the first token.
+        tokens: tensors (L, ...).
+
+    Returns:
+        the last state, and the outputs (L, ...).
+    """
+    return scan_op(step, (first,), tokens, (constant,))
 
 
 def check_images(images: Tensor) -> None:

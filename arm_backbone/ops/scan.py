@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .checks import check_positive, check_real, check_tensors
-from .dispatch import derivable, differentiable_scan, resolve_backend, scan_kernels
+from .dispatch import differentiable_scan, plain_functions, resolve_backend, scan_kernels
 from .layout import empty_by_direction
-from .library import define_op, register_backward
+from .library import define_op, register_backward, without_autocast
 from .orders import ScanOrders, check_fit, order_tensor
 from .scan_inputs import ScanInputs
 
@@ -77,15 +77,17 @@ def scan_with_state(
     _check(u, delta, A, B, C, D, delta_bias)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
     backend = resolve_backend(u.device, u.dtype, backend)
-    differentiable = derivable(*inputs[:7], backend=backend) or differentiable_scan(backend)
+    differentiable = plain_functions(*inputs[:7], backend=backend) or differentiable_scan(backend)
     if differentiable is not None:
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u.device.type):
             y, state = differentiable.scan(inputs, delta_softplus, reduce)
         return y, state.transpose(2, 3).unsqueeze(0)
     if 0 in A.shape:  # kernels are for whole vectors of channels and states
         backend = "torch"
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     keep = keep or torch.jit.is_tracing()  # a traced program may be trained, whatever traced it
+    if torch.compiler.is_exporting() and not keep:
+        backend = "auto"  # the fastest where the program will run
     return _cross_scan(*inputs, delta_softplus, reduce, backend, keep)
 
 
@@ -141,6 +143,12 @@ def _run(
         _check(u, delta, A, B, C, D, delta_bias)
     check_fit(orders, len(A), u)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
+    if backend == "auto":
+        backend = resolve_backend(u.device, u.dtype)
+        differentiable = differentiable_scan(backend)
+        if differentiable is not None:
+            y, state = differentiable.scan(inputs, delta_softplus, reduce)
+            return y, state.transpose(2, 3).unsqueeze(0)
     return scan_kernels(backend).scan_forward(inputs, delta_softplus, reduce, keep, last=True)
 
 
