@@ -9,6 +9,7 @@ Examples:
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from arm_toolkit.errors import ConfigError, run_tool
@@ -28,14 +29,17 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="with --push: a new repository is not public")
     args = parser.parse_args()
 
+    if args.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+        raise ConfigError(f"--push {args.push}: give OWNER/NAME of a repository on the hub")
+    if args.private and not args.push:
+        raise ConfigError("--private: it needs --push OWNER/NAME")
+    if args.example is not None and not args.example.is_file():
+        raise ConfigError(f"--example {args.example} does not exist; give an image")
+
     # imported here: --help and wrong arguments need no torch
     from arm_toolkit.inference.publish import Statements, publish
-    from arm_toolkit.inference.upload import check_repository, upload
+    from arm_toolkit.inference.upload import upload
 
-    if args.push:
-        check_repository(args.push)
-    elif args.private:
-        raise ConfigError("--private: it needs --push OWNER/NAME")
     published = publish(
         args.checkpoint, args.folder, args.config, Statements(tuple(args.dataset), args.license, args.example)
     )

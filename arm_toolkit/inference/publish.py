@@ -13,10 +13,11 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from arm_backbone import __version__
+from arm_backbone.checkpoint.convert import detect_kind
 from arm_backbone.checkpoint.errors import CheckpointError
 from arm_backbone.checkpoint.files import find_file, model_state, read_checkpoint, write_checkpoint
 from arm_backbone.checkpoint.folder import CONFIG, KEY, WEIGHTS, read_config, sha256_of
-from arm_backbone.checkpoint.writing import replacing
+from arm_backbone.checkpoint.writing import WriteError, replacing
 
 from ..engine.checks import dicts
 from ..engine.config import config_from_text, load_config
@@ -86,10 +87,10 @@ def publish(checkpoint: str, folder: Path, config: str | None, statements: State
     model = _collect(contents, meta, cfg, checkpoint)
     metrics = find_metrics(find_file(checkpoint), meta, _by_epoch(cfg))
     averaged = "ema_state_dict" in contents or "model_ema" in contents
-    with _replacing_folder(folder) as partial:
+    with _replacing_folder(folder) as partial, _named(partial, folder, checkpoint):
         partial.mkdir()
         digest = _write_weights(model, partial)
-        _write_config(model, partial, digest, metrics, statements)
+        _write_config(model, partial, digest, averaged, metrics, statements)
         if metrics.log:
             (partial / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in metrics.log))
         build(partial)  # what nobody could load is not published
@@ -138,6 +139,20 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def _named(partial: Path, folder: Path, checkpoint: str) -> Iterator[None]:
+    """Let errors name the checkpoint, or the folder that the user gave, not the one under which it is written."""
+    try:
+        yield
+    except WriteError as error:
+        error.args = (str(error).replace(str(partial), str(folder)),)
+        raise
+    except (CheckpointError, ConfigError) as error:
+        text = str(error).replace(str(partial / WEIGHTS), checkpoint)
+        error.args = (text.replace(str(partial / CONFIG), f"{checkpoint}: its configuration"),)
+        raise
+
+
 def _training_config(meta: dict, checkpoint: str, config: str | None) -> Config | None:
     if config is not None:
         return load_config(config)
@@ -168,6 +183,11 @@ def _collect(contents: dict, meta: dict, cfg: Config | None, where: str) -> _Mod
         return _Model(state, published_config(cfg, where), task, classes, palette)
     if kind == "ARMClassifier":
         return _classifier(state, meta, cfg, where)
+    if detect_kind(state) == "dense":
+        raise ConfigError(
+            f"{where} is a detector or segmentor that does not hold its configuration; give the one of the training "
+            "with --config"
+        )
     return _encoder(state, where)
 
 
@@ -231,13 +251,16 @@ def _write_weights(model: _Model, folder: Path) -> str:
     return sha256_of(folder / WEIGHTS)
 
 
-def _write_config(model: _Model, folder: Path, digest: str, metrics: Metrics, statements: Statements) -> None:
+def _write_config(
+    model: _Model, folder: Path, digest: str, averaged: bool, metrics: Metrics, statements: Statements
+) -> None:
     ours = dict(
         format=FORMAT,
         task=model.task,
         classes=model.classes,
         palette=model.palette,
         sha256=digest,
+        moving_average=averaged,
         metrics=metrics.values,
         metrics_source=metrics.source,
         datasets=list(statements.datasets),

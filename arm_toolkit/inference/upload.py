@@ -1,23 +1,10 @@
 """Uploads a published folder to the Hugging Face hub."""
 
-import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, errors
 
 from arm_backbone.checkpoint.errors import CheckpointError
-
-from ..errors import ConfigError
-
-
-def check_repository(name: str) -> None:
-    """Check the form of a repository's name.
-
-    Raises:
-        ConfigError: if it is not OWNER/NAME.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"--push {name}: give OWNER/NAME of a repository on the hub")
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
@@ -40,9 +27,10 @@ def upload(folder: Path, repository: str, private: bool) -> str:
     except errors.OfflineModeIsEnabled:
         raise CheckpointError(f"{where}: HF_HUB_OFFLINE is set; unset it to upload {folder}") from None
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code
+        status, said = error.response.status_code, (error.server_message or "").splitlines()
+        reason = ", ".join([f"HTTP {status}", *said[:1]])
         remedy = "log in with `hf auth login`, with a token that may write" if status in (401, 403) else "try again"
-        raise CheckpointError(f"{where} refuses {folder} (HTTP {status}); {remedy}; the folder is complete") from None
+        raise CheckpointError(f"{where} refuses {folder} ({reason}); {remedy}; the folder is complete") from None
     except Exception as error:  # noqa: BLE001 network libraries have errors of their own, which change with versions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{where} cannot be reached ({reason}); {folder} is complete: try again") from None

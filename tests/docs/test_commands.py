@@ -157,6 +157,7 @@ def test_pages_are_written(folder, shapes):
     assert "Settings that differ" in Path("comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_models_are_published_and_named_on_the_hub(folder, shapes, monkeypatch):
     """`tools/predict.py` is run as written, too; the hub is a server on this machine."""
     Path("work_dirs/mine").mkdir()

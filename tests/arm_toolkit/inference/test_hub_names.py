@@ -36,18 +36,19 @@ def here(hub, shapes, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+TOOLS = [
+    ("convert_checkpoint.py", "hf://me/backbone", "a.pth", "--to", "backbone"),
+    ("convert_checkpoint.py", "hf://me/backbone/run/epoch_2.pth", "a.pth", "--to", "backbone"),
+    ("train.py", "seg.py", "--check", "--cfg-options", f"model.backbone.init_cfg={ENCODER % 'hf://me/backbone'}"),
+    ("train.py", "seg.py", "--check", "--cfg-options", "load_from=hf://me/seg"),
+    ("train.py", "seg.py", "--check", "--cfg-options", "load_from=hf://me/seg/run/epoch_2.pth@main"),
+    ("test.py", "seg.py", "hf://me/seg", "--check"),
+    ("publish.py", "hf://me/seg/run/epoch_2.pth", "published"),
+]
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ("train.py", "seg.py", "--check", "--cfg-options", f"model.backbone.init_cfg={ENCODER % 'hf://me/backbone'}"),
-        ("train.py", "seg.py", "--check", "--cfg-options", "load_from=hf://me/seg"),
-        ("train.py", "seg.py", "--check", "--cfg-options", "load_from=hf://me/seg/run/epoch_2.pth@main"),
-        ("test.py", "seg.py", "hf://me/seg", "--check"),
-        ("convert_checkpoint.py", "hf://me/backbone", "a.pth", "--to", "backbone"),
-        ("convert_checkpoint.py", "hf://me/backbone/run/epoch_2.pth", "a.pth", "--to", "backbone"),
-        ("publish.py", "hf://me/seg/run/epoch_2.pth", "published"),
-    ],
-    ids=" ".join,
+    "arguments", [*TOOLS[:3], *(pytest.param(tool, marks=pytest.mark.slow) for tool in TOOLS[3:])], ids=str
 )
 def test_tools_read_names_on_the_hub(arguments, here):
     done = invoke(*arguments, cwd=here)

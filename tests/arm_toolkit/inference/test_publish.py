@@ -8,19 +8,29 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors import safe_open
 
 from arm_backbone.checkpoint.accounting import describe_mismatch
+from arm_backbone.checkpoint.convert import convert
 from arm_backbone.checkpoint.errors import CheckpointError
 from arm_backbone.checkpoint.files import read_checkpoint
 from arm_backbone.checkpoint.folder import sha256_of
+from arm_backbone.checkpoint.writing import WriteError
+from arm_backbone.classifier import ARMClassifier
+from arm_images.errors import DataError
+from arm_pretrain import ARMPretrainer
 from arm_toolkit.errors import ConfigError
+from arm_toolkit.inference import load
 from arm_toolkit.inference.build import build
 from arm_toolkit.inference.publish import Statements, publish
 from arm_toolkit.inference.published import is_published, read_published
 from arm_toolkit.inference.published_config import from_json, to_json
+from arm_toolkit.inference.timm_form import registered_name
+from tests.helpers.full_disk import file_size_limit
 from tests.helpers.hub_server import Hub, serve, use
 from tests.helpers.published import CLASSES, PALETTE, config_of, publish_small, save_checkpoint
+from tests.helpers.small_models import ARCH
 from tests.helpers.tools import invoke
 
 TASKS = dict(det="detection", seg="segmentation", cls="classification", backbone=None)
@@ -107,6 +117,7 @@ VALIDATED = [
 ]
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_checkpoint(shapes, tmp_path):
     for name, expected in (("epoch_2.pth", 0.5), ("best_coco_bbox_mAP_epoch_1.pth", 0.25)):
         folder = tmp_path / name
@@ -122,6 +133,7 @@ def test_metrics_are_those_of_the_checkpoint(shapes, tmp_path):
         assert [json.loads(line) for line in (folder / "out/log.jsonl").read_text().splitlines()] == VALIDATED
 
 
+@pytest.mark.slow
 def test_a_test_counts_before_the_validation(shapes, tmp_path):
     log(tmp_path, VALIDATED)
     checkpoint = save_checkpoint("det", shapes, tmp_path / "epoch_2.pth")
@@ -135,6 +147,7 @@ def test_a_test_counts_before_the_validation(shapes, tmp_path):
     assert ours["metrics"] == {"coco/bbox_mAP": 0.1} and ours["metrics_source"] == "evaluation with tools/test.py"
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_published(shapes, tmp_path):
     checkpoint = save_checkpoint("seg", shapes, tmp_path / "iter_8.pth")
     contents = torch.load(checkpoint, weights_only=True)
@@ -149,6 +162,7 @@ def test_the_moving_average_is_published(shapes, tmp_path):
 # --------------------------------------------------------------------------------------------- folders that exist
 
 
+@pytest.mark.slow
 def test_an_earlier_folder_is_replaced(shapes, tmp_path):
     publish_small("seg", shapes, tmp_path)
     first = sha256_of(tmp_path / "published/config.json")
@@ -157,6 +171,7 @@ def test_an_earlier_folder_is_replaced(shapes, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"epoch_2.pth", "published"}
 
 
+@pytest.mark.slow
 def test_a_failure_keeps_an_earlier_folder(shapes, tmp_path):
     publish_small("seg", shapes, tmp_path)
     before = {path.name: sha256_of(path) for path in (tmp_path / "published").iterdir()}
@@ -179,6 +194,7 @@ def test_a_folder_of_somebody_else_is_kept(name, shapes, tmp_path):
     assert file.read_text() == '{"architecture": "resnet50"}' and len(list(file.parent.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_addition_to_our_folder_is_kept(shapes, tmp_path):
     publish_small("seg", shapes, tmp_path)
     (tmp_path / "published/LICENSE").write_text("mine")
@@ -190,6 +206,7 @@ def test_an_addition_to_our_folder_is_kept(shapes, tmp_path):
 # ------------------------------------------------------------------------------------- what cannot be published
 
 
+@pytest.mark.slow
 def test_what_only_the_author_has_is_named(shapes, tmp_path):
     def changed(change) -> str:
         cfg = config_of("seg", shapes)
@@ -264,7 +281,6 @@ def test_a_folder_goes_to_the_hub_and_comes_back(made, tmp_path, monkeypatch):
 def test_an_upload_that_fails_is_one_line(made, tmp_path, monkeypatch):
     checkpoint = made / "backbone/epoch_2.pth"
     for arguments, offline, message in (
-        ("me", False, "--push me: give OWNER/NAME"),
         ("me/model", True, "HF_HUB_OFFLINE is set"),
         ("me/model", False, "127.0.0.1:9/me/model cannot be reached"),
     ):
@@ -272,3 +288,117 @@ def test_an_upload_that_fails_is_one_line(made, tmp_path, monkeypatch):
         done = invoke("publish.py", checkpoint, tmp_path / "out", "--push", arguments)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert read_published(tmp_path / "out").task is None  # the folder is complete
+
+
+# ---------------------------------------------------------------------------------------------- further checkpoints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "extra"),
+    [
+        (dict(arch="base", img_size=224), "arm_base_patch16_224", {}),
+        (dict(arch="base", img_size=384, patch_size=16, scans=4), "arm_base_patch16_384", {}),
+        (dict(arch=dict(embed_dims=384, num_layers=12), img_size=(224, 224)), "arm_small_patch16_224", {}),
+        (dict(arch="base", img_size=448, patch_stride=8), "arm_base_patch16_stride8_448", {}),
+        (dict(arch="base", cls_token="tail"), "arm_base_patch16_224", dict(cls_token="tail")),
+        (dict(arch="base", cls_token=None), "arm_base_patch16_224", dict(cls_token="none")),
+        (dict(arch="large", img_size=(64, 96)), "arm_large_patch16_224", dict(img_size=(64, 96))),
+        (
+            dict(arch="tiny", img_size=448, patch_stride=8),
+            "arm_tiny_patch16_224",
+            dict(img_size=(448, 448), patch_stride=8),
+        ),
+        (dict(arch="tiny", patch_size=8), "arm_tiny_patch16_224", dict(img_size=(224, 224), patch_size=8)),
+    ],
+)
+def test_the_name_in_timm(arguments, name, extra):
+    found, given = registered_name(arguments)
+    assert (found, given) == (name, extra)
+    if arguments["arch"] != "large":
+        with torch.device("meta"):
+            model, wanted = timm.create_model(found, **given), ARMClassifier(**arguments)
+        shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, wanted)]
+        assert shapes[0] == shapes[1]
+        for key in ("img_size", "patch_size", "patch_stride", "scans", "cls_token_position"):
+            assert getattr(model, key) == getattr(wanted, key), key
+
+
+@torch.no_grad()
+def test_a_file_of_the_authors(tmp_path):
+    """Their classifier's moving average, without names of classes; timm computes the same."""
+    torch.manual_seed(0)
+    model = ARMClassifier(ARCH, img_size=64, num_classes=5).eval()
+    official = convert(model.state_dict(), "official-finetune")[0]
+    worse = {name: torch.zeros_like(tensor) for name, tensor in official.items()}
+    torch.save(dict(model=worse, model_ema=official), tmp_path / "checkpoint-99.pth")
+    published = publish(str(tmp_path / "checkpoint-99.pth"), tmp_path / "out", None, Statements())
+    assert published.task == "classification" and published.classes == []
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()(images), expected)
+    assert torch.equal(build(tmp_path / "out")[0](images), expected)
+    assert load(tmp_path / "out").classes == tuple(f"class {number}" for number in range(5))
+
+
+def test_a_pretraining_model_becomes_a_backbone(tmp_path):
+    model = ARMPretrainer(ARCH, img_size=64, cluster_side=2, decoder_dim=64)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "epoch_4.pth")
+    publish(str(tmp_path / "epoch_4.pth"), tmp_path / "out", None, Statements())
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert loaded.scans == 4 and loaded.cls_token_position is None
+    expected = convert(model.state_dict(), "backbone")[0]
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in expected.items())
+    card = (tmp_path / "out/README.md").read_text()
+    assert "one scan copied to 4" in card and "2 tensors new: learned in finetuning (norm.bias, norm.weight)" in card
+
+
+@pytest.mark.slow
+def test_without_a_configuration(shapes, tmp_path):
+    checkpoint = save_checkpoint("seg", shapes, tmp_path / "iter_8.pth", cfg=None)
+    with pytest.raises(ConfigError, match="iter_8.pth is a detector or segmentor that does not hold its configuration"):
+        publish(str(checkpoint), tmp_path / "out", None, Statements())
+    config_of("seg", shapes).dump(tmp_path / "seg.py")
+    assert publish(str(checkpoint), tmp_path / "out", str(tmp_path / "seg.py"), Statements()).task == "segmentation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["det", "cls"])
+def test_an_example_is_drawn(kind, shapes, tmp_path):
+    image = next((shapes / "coco/val2017").iterdir())
+    Image.open(image).resize((1500, 900)).save(tmp_path / "wide.jpg", comment=b"secret", exif=b"Exif\x00\x00secret")
+    publish_small(kind, shapes, tmp_path, example=tmp_path / "wide.jpg")
+    drawn = tmp_path / "published/example.jpg"
+    assert Image.open(drawn).size == (1280, 768) and b"secret" not in drawn.read_bytes()
+    assert "(example.jpg)" in (tmp_path / "published/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_example_that_cannot_be_drawn(shapes, tmp_path):
+    (tmp_path / "note.txt").write_text("no image")
+    for kind, message in (("backbone", "a backbone predicts nothing"), ("seg", "note.txt cannot be read")):
+        with pytest.raises((ConfigError, DataError), match=message):
+            publish_small(kind, shapes, tmp_path, example=tmp_path / "note.txt")
+        assert not (tmp_path / "published").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_earlier_folder(shapes, tmp_path):
+    publish_small("seg", shapes, tmp_path)
+    before = {path.name: sha256_of(path) for path in (tmp_path / "published").iterdir()}
+    with file_size_limit(100_000), pytest.raises(WriteError, match="published/model.safetensors cannot be written"):
+        publish(str(tmp_path / "epoch_2.pth"), tmp_path / "published", None, Statements(licence="mit"))
+    assert {path.name: sha256_of(path) for path in (tmp_path / "published").iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_2.pth", "published"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--private",), "--private: it needs --push OWNER/NAME"),
+        (("--push", "me"), "--push me: give OWNER/NAME"),
+        (("--example", "absent.jpg"), "--example absent.jpg does not exist"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path):
+    done = invoke("publish.py", "absent.pth", "out", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and not list(tmp_path.iterdir())
