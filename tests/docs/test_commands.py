@@ -4,8 +4,10 @@ import contextlib
 import functools
 import importlib.util
 import io
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.published import publish_small, save_checkpoint
 from tests.helpers.runs import ARCH
 from tests.helpers.tools import call_tool
+from tests.helpers.untrained import write_models
 from tests.helpers.work_dirs import make_run, predict_labels
 
 # scripts that pass their options on to a tool
@@ -177,6 +180,29 @@ def test_models_are_published_and_named_on_the_hub(folder, shapes, monkeypatch):
     assert len(list(Path("predictions").rglob("*.jpg"))) == 6 and Path(target).is_file()
 
 
+@pytest.fixture
+def models(folder, shapes) -> Path:
+    """The folder with models that documents name, and an image."""
+    made = write_models(shapes, folder)
+    for path, task in (("mine/iter_400.pth", "seg"), ("shapes/epoch_2.pth", "det")):
+        (folder / "work_dirs" / path).parent.mkdir(exist_ok=True)
+        made[task].rename(folder / "work_dirs" / path)
+    shutil.copy(min((shapes / "coco/val2017").iterdir()), folder / "image.jpg")
+    return folder
+
+
+def test_images_are_predicted(models):
+    run("python tools/predict.py work_dirs/mine/iter_400.pth IMAGES --out predicted")
+    assert len(list(Path("predicted/labels").iterdir())) == len(list(Path("predicted/drawn").iterdir())) == 6
+    annotations = "data/coco/annotations/instances_val2017.json"
+    run(
+        "python tools/predict.py work_dirs/shapes/epoch_2.pth data/coco/val2017 --out predicted "
+        f"--annotations {annotations}"
+    )
+    images = {image["id"] for image in json.loads(Path(annotations).read_text())["images"]}
+    assert {entry["image_id"] for entry in json.loads(Path("predicted/results.json").read_text())} <= images
+
+
 def test_parameters_are_counted(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     run("python tools/model_info.py det_configs/mask_rcnn_arm_b.py")
@@ -193,19 +219,21 @@ PYTHON = [(path, code) for path in DOCUMENTS if path.name != "export.md" for cod
 
 
 @pytest.mark.parametrize("path, code", PYTHON, ids=[f"{name(path)}-{i}" for i, (path, _) in enumerate(PYTHON)])
-def test_python_runs(path, code, tmp_path, monkeypatch, shapes):
+def test_python_runs(path, code, tmp_path, monkeypatch, shapes, request):
     """The examples run with the smallest model instead of ARM-B, to save time."""
     code = code.replace("arm_base", "arm_tiny").replace('arch="base"', 'arch="tiny"')
     if "transformers" in code:
         pytest.importorskip("transformers", reason="transformers is not installed (this project does not need it)")
     monkeypatch.chdir(tmp_path)
-    for kind, folder in (("seg", "published/mine"), ("backbone", "published/encoder")):
+    for kind, folder in (("seg", "published/mine"), ("det", "published/shapes"), ("backbone", "published/encoder")):
         if folder in code:
             publish_small(kind, shapes, Path("work", kind)).folder.rename(make_parent(folder))
     if "checkpoints/arm_b_in1k.pth" in code:
         Path("checkpoints").mkdir()
         model = ARMClassifier("tiny", img_size=224, cls_token="middle")
         torch.save(dict(state_dict=model.state_dict()), "checkpoints/arm_b_in1k.pth")
+    if "arm_toolkit.inference" in code:
+        request.getfixturevalue("models")
     variables: dict = {}
     exec(code, variables)
     if "maps" in variables:
