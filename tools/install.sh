@@ -4,23 +4,29 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: bash tools/install.sh [--help]
+Usage: bash tools/install.sh [--mmcv-ops] [--mamba-ssm] [--help]
 
-Creates .venv in this repository and installs PyTorch, OpenMMLab (mmcv's operators are compiled) and this project into
-it. If a virtual environment is active, installs into that one instead. Only what is missing or outdated is installed:
-run this again after an interruption or an update. With a complete environment it ends after a few seconds.
+Creates .venv in this repository and installs PyTorch, OpenMMLab and this project into it. If a virtual environment is
+active, installs into that one instead. Only what is missing or outdated is installed: run this again after an
+interruption or an update. With a complete environment it ends after a few seconds. Takes about 2 minutes and 5 GB, with
+or without a GPU. Versions are locked in tools/versions.txt.
 
-Takes about 2 minutes and 5 GB, and the first time about 6 more minutes on 2 cores to compile. The compiled wheels are
-kept in ~/.cache/arm-backbone for the next environment on the same type of machine. Versions are locked in
-tools/versions.txt.
+Only this project's CPU kernels are compiled, in about 20 seconds. Without a C++ compiler, pip gets one for that
+(ziglang, 100 MB), and removes it again. mmcv is installed without its operators; torchvision computes those that
+Mask R-CNN needs, NMS and RoIAlign. If mmcv is there with compiled operators that load, they are kept.
 
-On a machine with an NVIDIA GPU, mmcv's CUDA operators are compiled, too, which needs nvcc of torch's CUDA version.
-mamba-ssm and causal-conv1d are installed if they can be built; they are optional.
+  --mmcv-ops            compile all of mmcv's operators (deformable convolution, soft NMS, ...), for models of other
+                        projects: about 6 minutes on 2 cores, once. Needs a C++ compiler, and on a GPU machine nvcc of
+                        torch's CUDA version
+  --mamba-ssm           on a GPU machine, also install the optional mamba-ssm and causal-conv1d; may have to compile
+                        them for up to half an hour
+
+Compiled wheels are kept in ~/.cache/arm-backbone for the next environment on the same type of machine.
 
 Environment variables:
   PYTHON                Python to create .venv with, 3.10 or later (default: python3)
   MAX_JOBS              number of parallel compiler jobs (default: number of cores)
-  FORCE_CUDA=1          compile for CUDA on a machine without a GPU (a login node); needs TORCH_CUDA_ARCH_LIST
+  FORCE_CUDA=1          install as on a machine with a GPU (on a login node); to compile, it needs TORCH_CUDA_ARCH_LIST
   FORCE_CUDA=0          install as on a machine without a GPU
   TORCH_CUDA_ARCH_LIST  GPU types to compile for, e.g. "8.0;9.0" (default: those of this machine)
 
@@ -32,11 +38,16 @@ TEXT
 say() { printf 'install: %s\n' "$*"; }
 die() { printf 'install: error: %s\n' "$*" >&2; exit 1; }
 
-case "${1:-}" in
-  "") ;;
-  -h | --help) usage; exit 0 ;;
-  *) die "unknown argument '$1' (see --help)" ;;
-esac
+mmcv_ops=0
+mamba_ssm=0
+for argument in "$@"; do
+  case "$argument" in
+    --mmcv-ops) mmcv_ops=1 ;;
+    --mamba-ssm) mamba_ssm=1 ;;
+    -h | --help) usage; exit 0 ;;
+    *) die "unknown argument '$argument' (see --help)" ;;
+  esac
+done
 
 exec </dev/null # no command below may wait for input
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -74,12 +85,18 @@ case "${FORCE_CUDA:-}" in
 esac
 
 # Prints a line "section name==version" for each requirement of versions.txt that is not installed in its locked
-# version. Also prints "mmcv -" if mmcv's compiled module does not load, "mmcv-cuda -" if it has no CUDA operators
-# although there is a GPU, and "project -" if Python would import other packages than this repository's, or if the
-# compiled kernels are outdated. One Python process, because a second run of this script does nothing else.
+# version, and further lines:
+#   upstream NAME==VERSION  a package of upstream OpenMMLab, whose files ours would overwrite
+#   mmcv compile            --mmcv-ops is given, and its operators are not compiled, or not for the GPU
+#   mmcv REASON             its compiled operators cannot be used here
+#   mmcv-module -           it lacks the torchvision operators
+#   project -               Python would import other packages than this repository's
+#   kernels -               the CPU kernels are missing or outdated
+# One Python process, because a second run of this script does nothing else.
 check() {
-  "$python" -I - "$repo" "$gpu" <<'PY'
+  "$python" -I - "$repo" "$gpu" "$mmcv_ops" "$mamba_ssm" <<'PY'
 import importlib
+import importlib.machinery
 import importlib.metadata as metadata
 import importlib.util
 import sys
@@ -87,7 +104,8 @@ from pathlib import Path
 
 from pip._vendor.packaging.requirements import Requirement
 
-repo, gpu = Path(sys.argv[1]), sys.argv[2] == "1"
+repo = Path(sys.argv[1])
+gpu, mmcv_ops, mamba_ssm = (argument == "1" for argument in sys.argv[2:])
 missing, section = [], None
 for line in (repo / "tools" / "versions.txt").read_text().splitlines():
     if line.startswith("# ["):
@@ -95,6 +113,8 @@ for line in (repo / "tools" / "versions.txt").read_text().splitlines():
     elif line and not line.startswith("#"):
         wanted = Requirement(line)
         if wanted.marker and not wanted.marker.evaluate():
+            continue
+        if section == "compiler" or (section.startswith("cuda") and not mamba_ssm):
             continue
         try:
             found = metadata.distribution(wanted.name)
@@ -105,15 +125,30 @@ for line in (repo / "tools" / "versions.txt").read_text().splitlines():
         if not right:
             missing.append((section, f"{wanted.name}{wanted.specifier}"))
 
-if not missing or {section for section, _ in missing} <= {"cuda", "cuda-requires", "dev"}:
+for name in ("mmengine", "mmcv", "mmcv-full", "mmcv-lite", "mmdet", "mmsegmentation"):
     try:
-        importlib.import_module("torch")
-        cuda = importlib.import_module("mmcv._ext").get_compiling_cuda_version()
-    except Exception:  # not compiled, or for another torch ("undefined symbol")
-        missing.append(("mmcv", "-"))
+        missing.append(("upstream", f"{name}=={metadata.distribution(name).version}"))
+    except metadata.PackageNotFoundError:
+        pass
+
+mmcv = importlib.util.find_spec("mmcv")
+if mmcv and mmcv.origin and importlib.util.find_spec("torch"):
+    folder = Path(mmcv.origin).parent
+    if any((folder / f"_ext{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES):
+        try:
+            importlib.import_module("torch")
+            cuda = importlib.import_module("mmcv._ext").get_compiling_cuda_version()
+        except Exception:  # e.g. compiled for another torch ("undefined symbol")
+            missing.append(("mmcv", "compile" if mmcv_ops else "do_not_load"))
+        else:
+            if gpu and cuda == "not available":
+                missing.append(("mmcv", "compile" if mmcv_ops else "have_no_CUDA"))
+    elif mmcv_ops:
+        missing.append(("mmcv", "compile"))
     else:
-        if gpu and cuda == "not available":
-            missing.append(("mmcv-cuda", "-"))
+        ours, theirs = repo / "arm_toolkit" / "mmcv_ops" / "_ext.py", folder / "_ext.py"
+        if not theirs.exists() or theirs.read_bytes() != ours.read_bytes():
+            missing.append(("mmcv-module", "-"))
 
 for name, folder in [("arm_pretrain", "pretrain"), *((p.name, p.name) for p in repo.glob("arm_*"))]:
     if (repo / folder / "__init__.py").exists():
@@ -124,12 +159,12 @@ for name, folder in [("arm_pretrain", "pretrain"), *((p.name, p.name) for p in r
 
 kernels = repo / "arm_backbone" / "ops" / "cpu"  # compiled from sources that an update may have changed
 library = kernels / "libarm_cpu.so"
-if library.exists() and any(s.stat().st_mtime > library.stat().st_mtime for s in (kernels / "csrc").iterdir()):
-    missing.append(("project", "-"))
+built = library.stat().st_mtime if library.exists() else 0
+if any(source.stat().st_mtime > built for source in (kernels / "csrc").iterdir()):
+    missing.append(("kernels", "-"))
 
 for section, requirement in missing:
-    if gpu or not section.startswith("cuda"):
-        print(section, requirement)
+    print(section, requirement)
 PY
 }
 
@@ -196,22 +231,42 @@ get() {
   step "$what" "$time" pip install -c "$repo/tools/versions.txt" "$@" || failed "$what failed"
 }
 
+upstream=$(of upstream | paste -sd ' ')
+[ -z "$upstream" ] || die "$env holds packages of upstream OpenMMLab ($upstream), whose files those of tools/versions.txt would overwrite: deactivate it, or remove them first: pip uninstall $(sed 's/==[^ ]*//g' <<<"$upstream")"
+
 # Requirements contain neither spaces nor wildcards, so they can be split into words
 # shellcheck disable=SC2046
 get "installing PyTorch" "1 minute, 4.5 GB" $(of torch)
 # shellcheck disable=SC2046
-get "installing libraries" "30 seconds" $(of build base openmmlab-requires export data dev)
+get "installing libraries" "40 seconds" $(of build base openmmlab-requires export data dev)
 # shellcheck disable=SC2046
 get "installing mmengine, mmdet, mmseg" "15 seconds" --no-deps --no-build-isolation $(of openmmlab imaug | grep -v '^onedl-mmcv=' || true)
 
-# If torch or mmcv was missing, mmcv's operators must be installed; otherwise check whether they load
-[ -n "$(of torch)" ] || of openmmlab | grep '^onedl-mmcv=' >/dev/null || check_again
+# without_ops OPTION...: install mmcv without its operators: its setup compiles them only where it can import torch, which
+# it cannot in the environment that pip makes for a build. Not from pip's cache, where a compiled wheel may be.
+without_ops() {
+  step "installing mmcv without its operators" "10 seconds" env -u PIP_NO_BUILD_ISOLATION "$python" -m pip \
+    --disable-pip-version-check --no-input install --no-cache-dir --no-deps "$@" "$mmcv" || failed "installing mmcv failed"
+}
+
+mmcv=$(grep '^onedl-mmcv==' "$repo/tools/versions.txt")
+if of openmmlab | grep '^onedl-mmcv=' >/dev/null; then
+  without_ops
+fi
+check_again # compiled operators need the new torch; and mmcv may be new
+case "$(of mmcv)" in
+  "" | compile) ;;
+  *)
+    say "mmcv's compiled operators $(of mmcv | tr _ ' '): torchvision's replace them (to compile them again: --mmcv-ops)"
+    without_ops --force-reinstall
+    check_again
+    ;;
+esac
 
 # ---- compiled packages -------------------------------------------------------------------------------------------
 
-cuda=0   # whether to compile for CUDA
-no_cuda= # why not, although there is a GPU
-arch=    # GPU types to compile for
+cuda=0 # whether to compile for CUDA
+arch=  # GPU types to compile for
 nvcc_cuda=
 jobs="${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
 
@@ -231,7 +286,7 @@ print(torch.__version__, torch.version.cuda, "cp%d%d" % sys.version_info[:2], CU
   if [ "${nvcc_cuda%%.*}" = "${torch_cuda%%.*}" ]; then
     cuda=1
   else
-    no_cuda="mmcv has no CUDA operators (Mask R-CNN needs them on a GPU): nvcc ${nvcc_cuda:-was not found}, but torch has CUDA $torch_cuda. Install the CUDA toolkit $torch_cuda, set CUDA_HOME to it, and run this again"
+    die "to compile for the GPU, the CUDA toolkit $torch_cuda of torch is needed, but nvcc ${nvcc_cuda:-was not found}: install it, set CUDA_HOME to it, and run this again"
   fi
 }
 
@@ -239,13 +294,21 @@ print(torch.__version__, torch.version.cuda, "cp%d%d" % sys.version_info[:2], CU
 # own cache distinguishes only Python and machine, so it is disabled (--no-cache-dir) and this folder replaces it.
 key() { printf 'torch-%s_%s_%s_%s' "$torch_version" "$1" "$tag" "$(uname -sm)" | tr -c 'A-Za-z0-9.+_\n-' '_'; }
 
+# has_compiler: whether setup.py, which looks in the same place, finds a C++ compiler
+has_compiler() {
+  "$python" -I -c '
+import os, shlex, shutil, sys, sysconfig
+compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+sys.exit(shutil.which(shlex.split(compiler)[0]) is None)'
+}
+
 # compiled WHAT TIME KEY NAME==VERSION: install the wheel from the folder; if it is not there, compile it first
 compiled() {
   local what=$1 time=$2 wheels="$cache/wheels/$3" requirement=$4 file wheel fresh
   file="$wheels/$(tr - _ <<<"${requirement%%==*}")-${requirement##*==}"
   wheel=$(compgen -G "$file*.whl" | head -n 1 || true)
   if [ -z "$wheel" ]; then
-    command -v "${CXX:-c++}" >/dev/null || die "building $requirement needs a C++ compiler (Debian, Ubuntu: apt install build-essential)"
+    has_compiler || die "building $requirement needs a C++ compiler (Debian, Ubuntu: apt install build-essential)"
     [ -e "$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
       die "building $requirement needs Python.h (Debian, Ubuntu: apt install python3-dev)"
     # build in another folder, then move: an interrupted build leaves no wheel
@@ -267,8 +330,7 @@ compiled() {
 mmcv_loads() { "$python" -I -c 'import torch, mmcv._ext' >>"$log" 2>&1; }
 
 install_mmcv() {
-  local mmcv how
-  mmcv=$(grep '^onedl-mmcv==' "$repo/tools/versions.txt")
+  local how
   if [ "$cuda" = 1 ]; then
     export FORCE_CUDA=1
     how=("mmcv's operators for CPU and GPU" "$((120 / jobs + 3)) minutes" "$(key "cuda-$arch")" "$mmcv")
@@ -288,40 +350,40 @@ install_mmcv() {
   fi
 }
 
-[ -z "$(of torch openmmlab mmcv mmcv-cuda cuda cuda-requires)" ] || look_at_torch
-if [ -n "$(of torch mmcv)" ] || of openmmlab | grep '^onedl-mmcv=' >/dev/null || { [ "$cuda" = 1 ] && [ -n "$(of mmcv-cuda)" ]; }; then
-  install_mmcv
-fi
+[ "$(of mmcv)" != compile ] && [ -z "$(of cuda cuda-requires)" ] || look_at_torch
+[ "$(of mmcv)" != compile ] || install_mmcv
 
-# Optional CUDA kernels: arm_backbone has its own Triton kernels. A failure is therefore only reported, in one line. It
-# is also recorded, because otherwise every later run would try the long compilation again.
-no_kernels=
+# Optional: arm_backbone has its own Triton kernels
 if [ -n "$(of cuda cuda-requires)" ]; then
-  mkdir -p "$cache/wheels/$(key "cuda-$arch")"
+  [ "$cuda" = 1 ] || die "--mamba-ssm needs an NVIDIA GPU (or FORCE_CUDA=1, see --help)"
   # shellcheck disable=SC2046
   get "installing what mamba-ssm needs" "15 seconds" $(of cuda-requires)
   for requirement in $(of cuda); do
-    # try again with another nvcc
-    marker="$cache/wheels/$(key "cuda-$arch")/$requirement.failed-with-nvcc-${nvcc_cuda:-none}"
-    if [ ! -e "$marker" ]; then
-      # the package's setup downloads a wheel if there is one for this torch, otherwise it compiles
-      (compiled "$requirement" "1 to 30 minutes" "$(key "cuda-$arch")" "$requirement") || : >"$marker"
-      changed=1
-    fi
-    [ ! -e "$marker" ] || no_kernels+="$requirement could not be built (it is optional; the output is in $log; to try again remove $marker)"$'\n'
+    # the package's setup downloads a wheel if there is one for this torch, otherwise it compiles
+    compiled "$requirement" "1 to 30 minutes" "$(key "cuda-$arch")" "$requirement" || failed "building $requirement failed"
   done
 fi
 
 # ---- this project ------------------------------------------------------------------------------------------------
 
-if [ -n "$(of project)" ]; then
-  step "installing this project (editable)" "5 seconds" pip install --no-deps --no-build-isolation -e "$repo" ||
-    failed "installing this project failed"
+if [ -n "$(of project kernels)" ]; then
+  if [ "${ARM_ZIG:-}" != 1 ] && has_compiler; then
+    step "installing this project (editable)" "20 seconds" pip install --no-deps --no-build-isolation -e "$repo" ||
+      failed "installing this project failed"
+  else # pip then gets ziglang for setup.py, in an environment that it removes again
+    step "installing this project (editable), with a compiler from PyPI" "40 seconds" pip install --no-deps -e "$repo" ||
+      failed "installing this project failed"
+  fi
 fi
 
 check_again
-left=$(grep -v '^\(cuda\|mmcv-cuda\)' <<<"$missing" || true)
+if [ -n "$(of mmcv-module)" ]; then
+  step "installing the torchvision operators into mmcv" "5 seconds" "$python" -I -m arm_toolkit.mmcv_ops ||
+    failed "installing the torchvision operators failed"
+fi
+
+check_again
+left=$(grep -v '^kernels' <<<"$missing" || true)
 [ -z "$left" ] || die "still missing after the installation: $(tr '\n' ';' <<<"$left") see $log"
-[ -z "$no_cuda" ] || say "warning: $no_cuda"
-printf '%s' "$no_kernels" | while IFS= read -r line; do say "note: $line"; done
+[ -z "$(of kernels)" ] || say "note: the CPU kernels could not be built (see $log); PyTorch's operators, 10 times slower, replace them"
 say "$env is complete; to activate it: source '$env/bin/activate'"

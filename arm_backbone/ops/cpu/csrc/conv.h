@@ -38,8 +38,7 @@ INLINE void conv_forward_vector(const Conv &c, int64_t k, int64_t start, int64_t
 // Convolves all directions of an image for channels `first` to `end`.
 template <int W, typename T>
 void conv_forward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
-    static thread_local Scratch scratch;
-    float *weight = scratch.of<float>(W * c.channels);
+    float *weight = scratch<float>(0, W * c.channels);
     const T *x = static_cast<const T *>(c.x) + image * c.length * c.row;
     for (int64_t k = 0; k < c.directions; k++) {
         transpose(c.weight + k * c.channels * W, c.channels, W, first, end, weight);
@@ -114,8 +113,7 @@ template <int W, typename T>
 void conv_backward_channels(const Conv &c, int64_t image, int64_t first, int64_t end) {
     const int64_t D = c.channels, vectors = (end - first + LANES - 1) / LANES;
     const size_t bytes = (end - first) * sizeof(float);
-    static thread_local Scratch scratch;
-    vec *later = scratch.of<vec>(vectors * W + 2 * W * (D / LANES + 1));
+    vec *later = scratch<vec>(0, vectors * W + 2 * W * (D / LANES + 1));
     float *weight = reinterpret_cast<float *>(later + vectors * W), *grad_weight = weight + W * D;
     for (int64_t k = 0; k < c.directions; k++) {
         transpose(c.weight + k * D * W, D, W, first, end, weight);

@@ -1,10 +1,18 @@
 // The C interface: chooses the instruction set and distributes tasks over threads. Nothing here depends on torch.
+//
+// The library needs the C library only: no C++ runtime, so no std::thread, no std::vector, no exceptions. It then runs
+// wherever its C library does, and a compiler that brings its own C++ runtime need not build that first.
+
+#include <pthread.h>
+#if defined(ARM_X86)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <numeric>
-#include <thread>
-#include <vector>
 
 #include "kernels.h"
 
@@ -18,6 +26,12 @@ struct Job {
     void (*task)(const void *, int64_t);
     const void *arguments;
 };
+
+void *allocate(int64_t bytes) {
+    void *memory = std::malloc(bytes);
+    if (!memory) std::abort();  // Python cannot be told here
+    return memory;
+}
 
 void work(void *data) {
     Job &job = *static_cast<Job *>(data);
@@ -37,11 +51,43 @@ void run(int64_t count, void (*task)(const void *, int64_t), const void *argumen
     } else if (parallel) {
         reinterpret_cast<Parallel>(parallel)(work, &job, threads, 0);
     } else {
-        std::vector<std::thread> others;
-        for (int64_t i = 1; i < threads; i++) others.emplace_back(work, &job);
+        auto others = static_cast<pthread_t *>(allocate(threads * sizeof(pthread_t)));
+        const auto start = [](void *data) -> void * { return work(data), nullptr; };
+        int64_t started = 0;  // if the system refuses a thread, fewer do the work
+        while (started < threads - 1 && !pthread_create(&others[started], nullptr, start, &job)) started++;
         work(&job);
-        for (std::thread &other : others) other.join();
+        for (int64_t i = 0; i < started; i++) pthread_join(others[i], nullptr);
+        std::free(others);
     }
+}
+
+// What a thread keeps between calls, since allocating new pages each time is slow.
+struct Kept {
+    void *memory[3];
+    int64_t size[3];
+};
+
+pthread_key_t kept_key;
+
+void free_kept(void *data) {
+    for (void *memory : static_cast<Kept *>(data)->memory) std::free(memory);
+    std::free(data);
+}
+
+void *kept_memory(int which, int64_t bytes) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, [] { pthread_key_create(&kept_key, free_kept); });
+    auto kept = static_cast<Kept *>(pthread_getspecific(kept_key));
+    if (!kept) {
+        kept = static_cast<Kept *>(std::memset(allocate(sizeof(Kept)), 0, sizeof(Kept)));
+        pthread_setspecific(kept_key, kept);
+    }
+    if (bytes > kept->size[which]) {
+        std::free(kept->memory[which]);
+        kept->memory[which] = allocate(bytes);
+        kept->size[which] = bytes;
+    }
+    return kept->memory[which];
 }
 
 // A call over rows of channels. Each row is cut into `parts`, which are the tasks, in the order of the rows.
@@ -66,12 +112,19 @@ void run(const Call<T> &call, int64_t rows, int64_t threads, void *parallel) {
 
 }  // namespace
 
-// The best instruction set of this processor and build: 0 plain, 1 AVX2, 2 AVX-512.
+void *thread_memory(int which, int64_t bytes) { return kept_memory(which, bytes); }
+
+// The best instruction set of this processor and build: 0 plain, 1 AVX2, 2 AVX-512. Not with __builtin_cpu_supports,
+// which is part of the compiler's own library.
 extern "C" int64_t arm_best_isa() {
 #if defined(ARM_X86)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    unsigned a, b, c, d, saved, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));  // the registers that the system saves
+    if ((saved & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    const unsigned avx512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512VL;
+    if ((saved & 0xe6) == 0xe6 && (b & avx512) == avx512) return 2;
+    if (b & bit_AVX2) return 1;
 #endif
     return 0;
 }
@@ -94,9 +147,9 @@ extern "C" int64_t arm_layout(int64_t which) {
 // Number of the first of K orders, each (L), that is not a permutation of 0 to L - 1; -1 if all are. A kernel would
 // access memory beyond its tensors at an index out of range, and leave results unwritten at a missing one.
 extern "C" int64_t arm_wrong_order(const int64_t *orders, int64_t directions, int64_t length) {
-    static thread_local std::vector<char> seen;
+    auto seen = static_cast<char *>(kept_memory(2, length));
     for (int64_t k = 0; k < directions; k++, orders += length) {
-        seen.assign(length, 0);
+        std::memset(seen, 0, length);
         for (int64_t t = 0; t < length; t++) {
             if (orders[t] < 0 || orders[t] >= length || seen[orders[t]]) return k;
             seen[orders[t]] = 1;

@@ -108,6 +108,9 @@ struct Kernels {
     float (*exponentials)(int64_t repeats);  // sum of `repeats` times CHAINS vectors of exponentials, in registers
 };
 
+// At least `bytes` of memory of this thread, which keeps it until it ends; `which` is 0 or 1.
+void *thread_memory(int which, int64_t bytes);
+
 extern "C" const Kernels *arm_kernels_plain();
 extern "C" const Kernels *arm_kernels_avx2();
 extern "C" const Kernels *arm_kernels_avx512();

@@ -9,26 +9,14 @@ namespace {
 constexpr int GROUP = 64;            // channels processed together: four cache lines per token
 constexpr int WIDE = GROUP / LANES;  // vectors in a group
 
-// Scratch memory of one thread. Not std::vector: its template code is compiled for several instruction sets, and the
-// linker would keep only one copy.
-struct Scratch {
-    char *memory = nullptr;
-    int64_t size = 0;
-
-    template <typename T>
-    T *of(int64_t count) {
-        constexpr int64_t align = 64;  // a cache line
-        const int64_t wanted = count * sizeof(T) + align;
-        if (wanted > size) {
-            delete[] memory;
-            memory = new char[wanted];
-            size = wanted;
-        }
-        return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(memory) + align - 1) / align * align);
-    }
-
-    ~Scratch() { delete[] memory; }
-};
+// Room for `count` values in this thread's memory number `which` (0 or 1), from a cache line on. Valid until
+// this thread asks for the same number again.
+template <typename T>
+T *scratch(int which, int64_t count) {
+    constexpr int64_t align = 64;
+    void *memory = thread_memory(which, count * sizeof(T) + align);
+    return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(memory) + align - 1) / align * align);
+}
 
 // Copies channels `first` to `end` of a parameter (D, N) to (N, D).
 void transpose(const float *from, int64_t D, int64_t N, int64_t first, int64_t end, float *to) {

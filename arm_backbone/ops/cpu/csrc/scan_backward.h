@@ -178,9 +178,8 @@ void scan_backward_channels(const ScanBackward &g, int64_t image, int64_t k, int
     const int64_t N = s.states, D = s.channels, at = image * s.directions + k;
     const int64_t B = ((part * s.directions + k) * s.batch + image) * s.length * N;
     const Rows<T> rows(s, image, k);
-    static thread_local Scratch scratch, step_memory;  // kept, since allocating new pages each time is slow
-    Step *steps = step_memory.of<Step>(SEGMENT);
-    float *grad_state = scratch.of<float>(N * D + Segment::memory(N)), *BC = grad_state + N * D;
+    Step *steps = scratch<Step>(1, SEGMENT);
+    float *grad_state = scratch<float>(0, N * D + Segment::memory(N)), *BC = grad_state + N * D;
     float *grad_A = g.grad_A + at * N * D;
     const size_t bytes = (end - first) * sizeof(float);
     for (int64_t n = 0; n < N; n++) {

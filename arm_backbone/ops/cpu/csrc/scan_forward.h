@@ -90,8 +90,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     T *y = static_cast<T *>(f.y) + image * s.length * D;
     constexpr bool sums = sizeof(T) != sizeof(float);  // sum the directions in float32
     const int64_t width = (end - first + LANES - 1) / LANES * LANES;
-    static thread_local Scratch scratch;
-    float *BC = scratch.of<float>(Segment::memory(N) + (sums ? s.length * width : 0));
+    float *BC = scratch<float>(0, Segment::memory(N) + (sums ? s.length * width : 0));
     float *total;
     if constexpr (sums)
         total = BC + Segment::memory(N);

@@ -6,7 +6,9 @@
 #include <cstring>
 
 #if defined(__SSE__)
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#endif
 #include <immintrin.h>
 #endif
 
