@@ -36,13 +36,17 @@ def user_errors() -> tuple[type[Exception], ...]:
 
     Write `except user_errors():`. Python evaluates the call only when something was raised.
     """
-    errors = sys.modules.get("arm_backbone.checkpoint.errors")  # not imported here: its package loads torch
+    # not imported here: their packages load torch
+    errors, operators = (sys.modules.get(name) for name in ("arm_backbone.checkpoint.errors", "mmcv._ext"))
     checkpoint_error = (errors.CheckpointError,) if hasattr(errors, "CheckpointError") else ()
-    return (ConfigError, DataError, NotFinite, OSError, *checkpoint_error)
+    operator_error = (operators.MissingOperator,) if hasattr(operators, "MissingOperator") else ()
+    return (ConfigError, DataError, NotFinite, OSError, *checkpoint_error, *operator_error)
 
 
 def one_line(error: BaseException) -> str:
     """The error's message in one line, also if a data worker re-raised it with its traceback."""
+    if _lacks_operators(error):
+        return "mmcv's operators cannot be imported (No module named 'mmcv._ext'); run: python -m arm_toolkit.mmcv_ops"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
@@ -76,7 +80,7 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
             _check_output()
         if isinstance(error, BrokenPipeError):  # of an unbuffered stdout, for which nothing is left to flush
             sys.exit(128 + signal.SIGPIPE)
-        if not isinstance(error, user_errors()):
+        if not isinstance(error, user_errors()) and not _lacks_operators(error):
             raise
         if wants_traceback():
             raise
@@ -127,15 +131,23 @@ def _is_first() -> bool:
     return distributed.get_rank() == 0
 
 
-def _by_ctrl_c(error: BaseException | None) -> bool:
+def _by_ctrl_c(error: BaseException) -> bool:
     """Whether Ctrl-C caused an error, even if a library turned it into one of its own."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        seen.add(id(error))
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
+
+
+def _lacks_operators(error: BaseException) -> bool:
+    """Whether mmcv's operators are missing, even if a library turned that into an error of its own."""
+    return any(isinstance(cause, ModuleNotFoundError) and cause.name == "mmcv._ext" for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error, and those that it was raised from or while handling, the last one first."""
+    causes: list[BaseException] = []
+    while error is not None and not any(error is cause for cause in causes):
+        causes.append(error)
         error = error.__cause__ or error.__context__
-    return False
+    return causes
 
 
 def _end_interrupted(line: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """mmdet's RPN head and RoIAlign in float32 under bfloat16 autocast; detection configurations name this module.
 
-mmcv's CUDA operators (RoIAlign, NMS) do not support bfloat16, whose 8 significant bits would also round a coordinate of
-1000 pixels to a multiple of 4.
+mmcv's compiled CUDA operators (RoIAlign, NMS) do not support bfloat16, whose 8 significant bits would also round a
+coordinate of 1000 pixels to a multiple of 4.
 """
 
 import torch

@@ -74,3 +74,21 @@ def test_checkpoint_errors_are_the_users():
 )
 def test_one_line(error, line):
     assert errors.one_line(error).strip() == line
+
+
+def test_missing_operators_of_mmcv_are_one_line(capsys):
+    """As mmengine reports an import of a configuration that failed."""
+
+    def main():
+        try:
+            raise ModuleNotFoundError("No module named 'mmcv._ext'", name="mmcv._ext")
+        except ImportError as error:
+            raise ImportError("Failed to import arm_toolkit.models.float32_heads") from error
+
+    with pytest.raises(SystemExit) as end:
+        errors.run_tool(main)
+    assert end.value.code == 2
+    line = (
+        "error: mmcv's operators cannot be imported (No module named 'mmcv._ext'); run: python -m arm_toolkit.mmcv_ops"
+    )
+    assert capsys.readouterr().err == f"{line}\n"

@@ -1,7 +1,7 @@
 """Loads the compiled CPU kernels (csrc/) and calls them.
 
-`pip install` builds them if it finds a C++ compiler. Their interface is plain C, so one build works with every version
-of torch. The structures below mirror csrc/kernels.h.
+`pip install` builds them, with the system's C++ compiler or with one that it gets from PyPI. Their interface is plain
+C, so one build works with every version of Python and torch. The structures below mirror csrc/kernels.h.
 """
 
 import ctypes
@@ -76,8 +76,8 @@ _STRUCTURES = (ScanForward, ScanBackward, Conv, Gate, Norm, NormBackward)
 def unavailable() -> str | None:
     """Why the kernels cannot run here, and the remedy; None if they can."""
     if not LIBRARY.is_file():
-        return "the CPU kernels are not built; with a C++ compiler installed run: pip install -e . --no-build-isolation"
-    again = "rebuild it: pip install -e . --no-build-isolation"
+        return "the CPU kernels are not built; build them: pip install -e ."
+    again = "rebuild it: pip install -e ."
     try:
         library = _library()
     except (OSError, AttributeError) as error:

@@ -2,10 +2,12 @@
 
 import importlib
 import math
+import sys
 
 import pytest
 import torch
 
+from arm_toolkit.errors import user_errors
 from arm_toolkit.mmcv_ops import _ext
 
 SCALE = 0.25  # of a stride-4 map
@@ -193,11 +195,13 @@ def test_roi_align_of_no_regions(maps):
     assert not gradient(_ext, torch.zeros(0, 3, 7, 7), x, rois).any()
 
 
-def test_every_other_operator_says_what_to_do(maps):
+def test_every_other_operator_says_what_to_do(maps, monkeypatch):
     with pytest.raises(_ext.MissingOperator, match="operator softnms .*bash tools/install.sh --mmcv-ops$"):
         _ext.softnms(torch.zeros(1, 4), method=0)
     with pytest.raises(_ext.MissingOperator, match="operator roi_align with pool_mode='max' .*--mmcv-ops$"):
         pooled(_ext, *maps, mode=0)
     assert _ext.get_compiling_cuda_version() != "" and "torchvision" in _ext.get_compiler_version()
+    monkeypatch.setitem(sys.modules, "mmcv._ext", _ext)
+    assert issubclass(_ext.MissingOperator, user_errors())  # a tool shows one line
     with pytest.raises(AttributeError):
         _ext.__path__  # noqa: B018
