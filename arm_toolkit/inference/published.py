@@ -23,7 +23,7 @@ from ..engine.config import config_from_data
 from ..engine.config_text import buildable
 from ..engine.structure import check_structure
 from ..errors import ConfigError, one_line
-from .published_config import KEYS, from_json
+from .published_config import DATASET, KEYS, VISUALIZER, from_json
 
 FORMAT = 1  # of our part of config.json
 TASKS = ("detection", "segmentation", "classification", None)
@@ -166,15 +166,16 @@ def _our_part(folder: Path) -> dict:
 def _config(data: object, where: str) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: {KEY}.config is a {type(data).__name__}, not an object")
-    unknown = [key for key in data if key not in KEYS]
-    if unknown:
-        raise ConfigError(f"{where}: {KEY}.config has the key {unknown[0]!r}; expected are {', '.join(KEYS)}")
+    _check_keys(data, KEYS, "config", where)
     for key in ("model", "test_dataloader"):
         if not isinstance(data.get(key), dict):
             raise ConfigError(f"{where}: {KEY}.config.{key} is {data.get(key)!r}, not an object")
     dataset = data["test_dataloader"].get("dataset")
     if not isinstance(dataset, dict) or set(data["test_dataloader"]) != {"dataset"}:
         raise ConfigError(f"{where}: {KEY}.config.test_dataloader: expected an object with the one key dataset")
+    _check_keys(dataset, DATASET, "config.test_dataloader.dataset", where)
+    if data.get("visualizer") is not None:
+        _check_keys(data["visualizer"], VISUALIZER, "config.visualizer", where)
     for key, kind in (("pipeline", list), ("transform", dict)):
         if not isinstance(dataset.get(key, kind()), kind):
             raise ConfigError(f"{where}: {KEY}.config.test_dataloader.dataset.{key} is no {kind.__name__}")
@@ -184,6 +185,12 @@ def _config(data: object, where: str) -> Config:
     scope = config.get("default_scope") or "mmengine"
     kept = {key: config[key] for key in ("default_scope", "custom_imports") if key in config}
     return Config(buildable(parts, f"{KEY}.config", where, scope) | kept)
+
+
+def _check_keys(node: object, allowed: tuple[str, ...], name: str, where: str) -> None:
+    unknown = [key for key in node if key not in allowed] if isinstance(node, dict) else [node]
+    if unknown:
+        raise ConfigError(f"{where}: {KEY}.{name} has the key {unknown[0]!r}; expected are {', '.join(allowed)}")
 
 
 def _check_class_names(classes: object, where: str) -> None:

@@ -22,7 +22,8 @@ OURS = (*PACKAGES, "mmcv", "mmengine", "torch", "timm", "torchvision")  # whoeve
 _UNUSED = {  # arguments that only training or the author's storage needs
     *("init_cfg", "pretrained", "backend_args", "file_client_args", "batch_augments"),
 }
-_DATASET = ("type", "pipeline", "transform", "reduce_zero_label")
+DATASET = ("type", "pipeline", "transform", "reduce_zero_label")  # keys of the test data set
+VISUALIZER = ("type", "name")  # others could make it write files, or connect to a server
 _ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations", "LoadLabels")
 _PATH = re.compile(r"[/~].|[A-Za-z]:[\\/]|\\\\|\w+://")
 
@@ -71,7 +72,7 @@ def _dataset(cfg: Config, where: str) -> dict:
     for loader in ("test_dataloader", "val_dataloader"):
         for node in dicts((cfg.get(loader) or {}).get("dataset")):
             if "pipeline" in node or "transform" in node:
-                return _transforms(_useful({key: node[key] for key in _DATASET if key in node}))
+                return _transforms(_useful({key: node[key] for key in DATASET if key in node}))
     raise ConfigError(
         f"{where}: its configuration has no test_dataloader with a pipeline, so nobody could prepare an image for it"
     )

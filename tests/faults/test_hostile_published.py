@@ -203,6 +203,13 @@ CONFIGURATIONS: dict[str, tuple[Callable[[dict], object], str]] = {
     "expression": (model("align", "__import__('os').system('id')"), "looks like code"),
     "pickled weights": (model("class_weight", "a.pkl"), "'a.pkl' is a file that could execute code"),
     "further key": (lambda ours: ours["config"].update(train_dataloader={}), "config has the key 'train_dataloader'"),
+    "a path of data": (dataset("data_root", "/etc"), "test_dataloader.dataset has the key 'data_root'"),
+    "a visualizer that writes": (
+        lambda ours: ours["config"].update(
+            visualizer=dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])
+        ),
+        "arm.config.visualizer has the key 'vis_backends'",
+    ),
     "reserved key": (lambda ours: ours["config"].update(filename="x"), "config has the key 'filename'"),
     "no model": (lambda ours: ours["config"].pop("model"), "arm.config.model is None, not an object"),
     "a list for a model": (lambda ours: ours["config"].update(model=[]), r"arm.config.model is \[\], not an object"),
