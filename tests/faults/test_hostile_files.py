@@ -40,6 +40,7 @@ READERS: dict[str, Callable[[str], tuple]] = {
     "convert --ema": lambda file: ("convert_checkpoint.py", file, "out.pth", "--to", "classifier", "--ema"),
     "visualize": lambda file: ("visualize_features.py", file, "images"),
     "reconstruct": lambda file: ("reconstruct.py", file, "images"),
+    "publish": lambda file: ("publish.py", file, "published"),
     "robustness": lambda file: ("robustness.py", file, "--model", "arm_tiny_patch16_224", "--data", "."),
     "pretraining tokenizer": lambda file: (
         *("train.py", "pretrain.py", "--cfg-options"),
@@ -53,7 +54,7 @@ READERS: dict[str, Callable[[str], tuple]] = {
     "test, detection": lambda file: ("test.py", "det.py", file),
     "test, segmentation": lambda file: ("test.py", "seg.py", file),
 }
-FAST = ("convert", "visualize", "reconstruct")
+FAST = ("convert", "visualize", "reconstruct", "publish")
 ONE_OF_EACH = ("system_in_zip.pth", "pickle.safetensors")
 
 
