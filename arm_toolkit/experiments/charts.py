@@ -124,10 +124,11 @@ def confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -
     if numbered:
         for row, column in zip(*np.nonzero(counts)):
             value = shares[row, column]
-            ink = "white" if value > 45 else INK
+            ink = "white" if value > 32 else INK
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=text, color=ink)
     if named:
-        axes.set_xticks(range(size), [plain(name, 16) for name in columns], rotation=45, ha="right")
+        names = [plain(name, 16) for name in columns]
+        axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(rows)), [plain(name, 16) for name in rows])
     axes.tick_params(labelsize=text, colors=INK, length=0 if named else 3)
     axes.set_xlabel("predicted", fontsize=12, color=INK)

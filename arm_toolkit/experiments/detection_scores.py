@@ -5,6 +5,7 @@ Legend: C classes, N objects found in an image, M true objects in it.
 
 import contextlib
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def detection_scores(run: Run, predictions: Path) -> DetectionScores:
     coco = read_truth(root / data["ann_file"])
     results = read_results(predictions, coco)
     ids = {category["name"]: category["id"] for category in coco.dataset["categories"]}
-    classes = list((data.get("metainfo") or {}).get("classes") or ids)
+    classes = list(run.settings("test_dataloader", "dataset", "metainfo").get("classes") or ids)
     absent = [name for name in classes if name not in ids]
     if absent:
         raise DataError(f"{root / data['ann_file']} has no category {', '.join(absent)}, which the run was tested on")
@@ -107,6 +108,7 @@ def detection_scores(run: Run, predictions: Path) -> DetectionScores:
     kinds = ["bbox"]
     if entries and all("segmentation" in entry for entry in entries):
         kinds += ["segm"] * all("segmentation" in annotation for annotation in coco.anns.values())
+    print(f"evaluating {len(entries)} objects in {len(coco.imgs)} images", file=sys.stderr, flush=True)
     by_class, curves, evaluation = {}, {}, None
     for kind in kinds:
         found = _evaluate(coco, entries, kind, categories)
@@ -122,6 +124,8 @@ def detection_scores(run: Run, predictions: Path) -> DetectionScores:
         of_image = match(coco.imgToAnns[image], results[image], categories, min_score)
         counts += of_image
         of_images.append(f1(of_image))
+    if not counts[:-1].any():
+        raise DataError(f"{root / data['ann_file']} has no object of the classes {', '.join(classes)}")
     empty = sum(not results[image] for image in images)
     how = (
         f"Objects with a score of at least {min_score:.2f}, the score with the highest F1 over all objects. In the"
@@ -144,7 +148,7 @@ def detection_scores(run: Run, predictions: Path) -> DetectionScores:
         coco=coco,
         results=results,
         ids=images,
-        folder=root / ((data.get("data_prefix") or {}).get("img") or ""),
+        folder=root / (run.settings("test_dataloader", "dataset", "data_prefix").get("img") or ""),
         categories=categories,
     )
 

@@ -4,7 +4,7 @@ Legend: R images (one per row), H x W pixels each.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from .detections import Objects
-from .reconstruction import Reconstruction
 from .style import BACKGROUND, DPI, FAINT, INK, SERIES, WIDTH, WRONG, class_colour, encode, plain
+
+if TYPE_CHECKING:
+    from .reconstruction import Reconstruction  # loads models
 
 ARM_COLOURS = dict(zip(("AR-pretrained", "from scratch"), SERIES))
 ROW_COLOURS = {  # rows of a table: one of the starts, finetuned or as a frozen encoder
@@ -32,7 +34,7 @@ class Panel(NamedTuple):
     draw: Callable[[Axes], None]
 
 
-def reconstructions(shown: Reconstruction) -> bytes:
+def reconstructions(shown: "Reconstruction") -> bytes:
     """Input, patch means, prediction and absolute error (0..255), one row per image, as JPEG."""
     errors = np.abs(shown.images.astype(float) - shown.predictions).mean(-1)  # (R, H, W)
     top = max(10, 10 * np.ceil(np.percentile(errors, 99.5) / 10))

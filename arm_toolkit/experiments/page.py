@@ -73,6 +73,14 @@ def render(template: str, title: str, summary: list[str], sections: list[Section
     return _ENVIRONMENT.get_template(template).render(title=title, summary=summary, sections=sections)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words, e.g. "12 min 5 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _inline_html(text: str) -> Markup:
     """The text as HTML: escaped, with code, strong and line breaks as tags."""
     text = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text, quote=False))

@@ -12,7 +12,7 @@ from arm_images.errors import DataError
 from . import charts, figures
 from .detections import found_objects, read_results, read_truth, true_objects
 from .files import read_json, read_pixels
-from .page import Figure, Section, Table, render
+from .page import Figure, Section, Table, duration, render
 from .reconstruction import reconstruct
 from .runs import Run, checkpoint_path, config_path, read_config, read_run
 from .segmentation_scores import class_iou
@@ -79,14 +79,6 @@ def write_quickstart_report(folder: str | Path) -> Path:
         with replacing(folder / f"report.{suffix}") as partial:
             partial.write_text(render(f"report.{suffix}.j2", "ARM quickstart", summary, sections))
     return folder / "report.html"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, e.g. "12 min 5 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> list[str]:

@@ -14,9 +14,8 @@ from arm_images.errors import DataError
 
 from . import charts
 from .charts import Line
-from .page import Figure, Gallery, Section, Table, render
+from .page import Figure, Gallery, Section, Table, duration, render
 from .pretraining_section import pretraining_section
-from .report import duration
 from .runs import MEASURES, Run, inspect_run, to_points
 from .score_sections import Judged, judge, score_sections
 from .settings import differing_settings
@@ -107,14 +106,13 @@ def _state(run: Run) -> str:
 
 def _progress(run: Run) -> tuple[int, int | None, str]:
     """How far a training came, how far it should, and in what."""
-    settings = run.config.get("train_cfg") or {}
+    length = run.settings("train_cfg")
     saved = re.fullmatch(r"(iter|epoch)_(\d+)", run.checkpoint.stem) if run.checkpoint else None
-    if settings.get("max_epochs") and run.log.epoch is not None:
+    if isinstance(total := length.get("max_epochs"), int) and run.log.epoch is not None:
         finished = int(saved[2]) if saved and saved[1] == "epoch" else 0
-        total = settings["max_epochs"]
         return (total if finished >= total else max(finished, run.log.epoch)), total, "epochs"
     done = max(run.log.steps, int(saved[2]) if saved and saved[1] == "iter" else 0)
-    total = settings.get("max_iters")
+    total = length.get("max_iters")
     return done, total if isinstance(total, int) else None, "steps"
 
 

@@ -12,7 +12,7 @@ from arm_backbone.checkpoint.files import model_state, read_checkpoint
 
 from ..engine.config_text import parse_config
 from ..engine.work_dir_lock import refuse_second_run
-from ..errors import ConfigError, one_line, user_errors
+from ..errors import ConfigError, one_line, user_errors, wants_traceback
 from .files import read_json
 from .training_log import Points, TrainingLog, read_log
 
@@ -58,10 +58,10 @@ class Run:
     def task(self) -> str:
         """ "detection", "segmentation", "classification" or "pretraining"; "" if nothing tells."""
         scope = self.config.get("default_scope")
-        if scope in TASKS:
+        if isinstance(scope, str) and scope in TASKS:
             return TASKS[scope]
         if self.config:
-            return "classification" if self.config.get("test_dataloader") else "pretraining"
+            return "classification" if self.settings("test_dataloader") else "pretraining"
         names = " ".join((*self.log.train, *self.log.val, *self.metrics))
         signs = dict(detection="coco/|loss_rpn", segmentation="mIoU|decode", classification="top1")
         return next((task for task, sign in signs.items() if re.search(sign, names)), "")
@@ -69,7 +69,14 @@ class Run:
     @property
     def test_set(self) -> dict:
         """The configuration of the data set that the run is tested on, {} if there is none."""
-        return dict((self.config.get("test_dataloader") or {}).get("dataset") or {})
+        return self.settings("test_dataloader", "dataset")
+
+    def settings(self, *keys: str) -> dict:
+        """A part of the configuration, {} if there is none."""
+        part: object = self.config
+        for key in keys:
+            part = part.get(key) if isinstance(part, dict) else None
+        return part if isinstance(part, dict) else {}
 
     def points(self, measure: str) -> float | None:
         """One of `MEASURES` of the newest test in points (0..100), rounded to one decimal as the report shows it."""
@@ -100,25 +107,34 @@ def inspect_run(folder: Path, name: str) -> Run:
     """The run in a work directory; what cannot be read is named in `faults`."""
     faults: list[str] = []
     parts: dict = {}
-    with noted(faults):
+    with noted(faults, f"the log in {folder}"):
         parts["log"] = read_log(folder)
         faults += [f"{path} has lines that cannot be read; they are left out" for path in parts["log"].damaged]
-    for read in (_results, _weights):
-        with noted(faults):
-            parts |= read(folder)
-    with noted(faults):
+    with noted(faults, f"the results of the newest test in {folder}"):
+        parts |= _results(folder)
+    with noted(faults, f"the last checkpoint in {folder}"):
+        parts |= _weights(folder)
+    with noted(faults, f"the configuration in {folder}"):
         parts["config"] = read_config(folder)
     log = parts.get("log", TrainingLog())
     return Run(folder, name=name, seconds=log.seconds, running=_is_running(folder), faults=faults, **parts)
 
 
 @contextmanager
-def noted(faults: list[str]) -> Iterator[None]:
-    """Turn a user's error into a sentence in `faults`."""
+def noted(faults: list[str], what: str) -> Iterator[None]:
+    """Turn a user's error, or one that the content of a file may cause, into a sentence in `faults`.
+
+    Args:
+        what: is read.
+    """
     try:
         yield
     except user_errors() as error:
         faults.append(one_line(error))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        if wants_traceback():
+            raise
+        faults.append(f"{what} cannot be read ({type(error).__name__}: {one_line(error)}); ARM_TRACEBACK=1 shows where")
 
 
 def _results(folder: Path) -> dict:

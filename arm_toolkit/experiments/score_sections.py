@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .scores import Scores, best_and_worst, same_test
 from .style import series_colour, series_line
 
 SAVED = {"detection": "predictions.json", "segmentation": "predictions", "classification": "predictions.json"}
-SHOWN = 3  # best and worst images, each
+SHOWN = 4  # best and worst images, each
 RUNS_SHOWN = 4  # whose predictions are drawn side by side
 CHARTED = 40  # classes in a chart; of more there is a table alone
 CURVES = 7  # classes with a curve of their own
@@ -53,7 +54,7 @@ def judge(run: Run) -> Judged:
         faults.append(_absent(run, saved))
     else:
         print(f"judging {saved}", file=sys.stderr, flush=True)
-        with noted(faults):
+        with noted(faults, str(saved)), redirect_stdout(sys.stderr):  # mmdet and mmseg print when they are imported
             scores = _scores(run, saved)
             faults += scores.notes
         if run.checkpoint and saved.stat().st_mtime < run.checkpoint.stat().st_mtime:
@@ -133,7 +134,7 @@ def _classes(group: Sequence[tuple[int, Judged]]) -> list:
     for label, name in enumerate(scores.classes):
         values = [run.scores.by_class[measure][label] for measure in measures for _, run in group]
         count = scores.counts[label]
-        shown = f"{100 * count:.2f} %" if scores.counts.dtype.kind == "f" else str(count)
+        shown = f"{100 * count:.2f} %" if scores.counts.dtype.kind == "f" else f"{count:,}"
         rows.append((name, shown, *("–" if np.isnan(value) else f"{value:.1f}" for value in values)))
     parts.append(Table(("class", scores.counted, *heads), rows))
     return parts
@@ -186,12 +187,13 @@ def _confusion(group: Sequence[tuple[int, Judged]]) -> list:
     parts: list = []
     for _, run in group:
         matrix = run.scores.confusion
-        title = f"**{run.run.name}.** " if len(group) > 1 else ""
+        if len(group) > 1:
+            parts.append(f"**{run.run.name}**")
         mistakes = matrix.most_frequent(MISTAKES)
         described = "; ".join(f"{truth} taken for {found}: {share:.0f} %" for truth, found, _, share in mistakes[:4])
         data = charts.confusion(matrix.counts, matrix.rows, matrix.columns)
-        parts.append(Figure("confusion.png", data, title + matrix.how, f"Confusion matrix. {described}"))
-        rows = [(truth, found, str(count), f"{share:.1f} %") for truth, found, count, share in mistakes]
+        parts.append(Figure("confusion.png", data, matrix.how, f"Confusion matrix. {described}"))
+        rows = [(truth, found, f"{count:,}", f"{share:.1f} %") for truth, found, count, share in mistakes]
         if rows:
             parts.append(Table(("truth", "predicted", matrix.unit, "share of the row"), rows))
     return parts
@@ -212,7 +214,7 @@ def _examples(group: Sequence[tuple[int, Judged]]) -> list:
     for heading, indices in (("Worst", worst), ("Best", best)):
         drawn, faults = [], []
         for index in indices:
-            with noted(faults):
+            with noted(faults, scores[0].names[index]):
                 drawn.append(_example(shown, index, heading))
         parts += [f"**{heading}**", Gallery(drawn)] if drawn else []
         parts += [f"Not drawn: {fault}." for fault in faults]

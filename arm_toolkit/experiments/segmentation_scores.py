@@ -147,6 +147,8 @@ def segmentation_scores(run: Run, predictions: Path) -> SegmentationScores:
         of_images.append(by_mmseg(of_image)["IoU"][present].mean() if present.any() else np.nan)
         progress.update()
     print(file=sys.stderr)
+    if not counts.any():
+        raise DataError(f"no pixel is labelled in the {len(pairs)} images whose predictions are in {predictions}")
     values = by_mmseg(counts)
     by_class = {"IoU": values["IoU"], "accuracy": values["Acc"]}
     overall = {"mIoU": float(np.nanmean(values["IoU"])), "pixel accuracy": float(values["aAcc"])}

@@ -4,6 +4,7 @@ The colours are Okabe and Ito's, which remain distinct with the common forms of 
 """
 
 import io
+import warnings
 
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
@@ -50,5 +51,7 @@ def encode(fig: Figure, kind: str, dpi: float = DPI) -> bytes:
     """The figure as a file, "png" or "jpeg", on white."""
     buffer = io.BytesIO()
     options = {"quality": 82, "optimize": True} if kind == "jpeg" else {"optimize": True}
-    fig.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a letter that the font lacks is a box
+        fig.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options, facecolor="white")
     return buffer.getvalue()

@@ -6,7 +6,6 @@ The runs here are invented, on generated images; what is predicted is the truth,
 import fcntl
 import json
 import re
-import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import pytest
 from PIL import Image
 
 from arm_toolkit.experiments.run_report import run_names, write_report
+from arm_toolkit.experiments.runs import inspect_run
+from arm_toolkit.experiments.score_sections import judge
 from tests.helpers.tools import invoke
 from tests.helpers.work_dirs import make_run, predict_labels, predict_objects, write_log
 
@@ -133,10 +134,12 @@ def test_missing_damaged_and_running_runs_are_sentences(tmp_path, shapes):
     assert not (tmp_path / "executed").exists()
 
 
-def test_predictions_that_do_not_fit_are_named(tmp_path, shapes):
+def faults(folder: Path) -> list[str]:
+    return judge(inspect_run(folder, "run")).faults
+
+
+def test_objects_that_do_not_fit_are_named(tmp_path, shapes):
     det = make_run(tmp_path / "det", "det", shapes)
-    shutil.rmtree(det / "20260101_000000")
-    shutil.rmtree(det / "20260101_000001")  # no curves, to save time
     first = predict_objects(det, shapes)[0]
     for content, says in (
         ({}, "is not a list of results"),
@@ -146,20 +149,16 @@ def test_predictions_that_do_not_fit_are_named(tmp_path, shapes):
         ([dict(first, bbox=[1, 2])], "has no box of four numbers"),
         ([dict(first, score=float("nan"))], "has no box of four numbers"),
         ([dict(first, segmentation=dict(size=[9, 9], counts="1"))], "run lengths"),
+        ([], "In 6 of 6 images nothing is found."),
     ):
         (det / "predictions.json").write_text(json.dumps(content))
-        (problem,) = write_report([det], tmp_path / "a.html")
+        (problem,) = faults(det)
         assert says in problem
-    (det / "predictions.json").write_text("[]")
-    (problem,) = write_report([det], tmp_path / "a.html")
-    assert (
-        problem == "det: In 6 of 6 images nothing is found."
-        and rows((tmp_path / "a.html").read_text(), "det")[0][0] == "0.0"
-    )
+    assert judge(inspect_run(det, "det")).points("box AP") == 0
 
 
 def test_label_maps_that_do_not_fit_are_named(tmp_path, shapes):
-    names = {"test_dataloader.dataset.metainfo.classes": ("a<b>", "$x^$", "`", "**")}
+    names = {"test_dataloader.dataset.metainfo.classes": ("a<b>", "$x^$", "`", "\N{CJK UNIFIED IDEOGRAPH-6F22}")}
     seg = make_run(tmp_path / "seg", "seg", shapes, **names)
     predict_labels(seg, shapes)
     first, second, *_ = sorted((seg / "predictions").glob("*.png"))
@@ -167,13 +166,29 @@ def test_label_maps_that_do_not_fit_are_named(tmp_path, shapes):
     (problem,) = write_report([seg], tmp_path / "a.html")
     assert problem == "seg: 1 of 6 test images have no prediction and are left out."
     assert "a&lt;b&gt;" in (tmp_path / "a.html").read_text()
-    for image, says in (
-        (Image.new("L", (96, 96), 9), "holds the label 8"),
-        (Image.new("L", (9, 9), 1), "holds 9x9 pixels"),
-    ):
-        image.save(first)
-        (problem,) = write_report([seg], tmp_path / "a.html")
+    for size, label, says in ((96, 9, "holds the label 8"), (9, 1, "holds 9x9 pixels")):
+        Image.new("L", (size, size), label).save(first)
+        (problem,) = faults(seg)
         assert f"{first} {says}" in problem
+
+
+def test_values_of_wrong_kinds_are_sentences(tmp_path, shapes):
+    folder = make_run(tmp_path / "weird", "det", shapes)
+    predict_objects(folder, shapes)
+    (folder / "predictions").mkdir()
+    dataset = "test_dataloader = dict(dataset=dict"
+    for text in (
+        "default_scope = 'mmdet'\ntrain_cfg = 'long'\ntest_dataloader = 5",
+        f"default_scope = 'mmdet'\n{dataset}(ann_file=7))",
+        f"default_scope = 'mmseg'\n{dataset}(type='BaseSegDataset', data_root=[]))",
+        f"default_scope = 'mmseg'\n{dataset}(type='os.system', a=1))\ntrain_cfg = dict(max_iters='x')",
+        "default_scope = ['mmdet']\nmodel = 3",
+    ):
+        (folder / "det.py").write_text(text)
+        assert len(faults(folder)) == (0 if "model" in text else 1)  # without test data it counts as pretraining
+    values = (1.0, float("nan"), float("inf"), -1e300)
+    write_log(folder, "20260103_000000", [dict(loss=value, lr=value, step=step) for step, value in enumerate(values)])
+    assert write_report([folder], tmp_path / "a.html") == []
 
 
 def test_the_tool_names_wrong_arguments(runs, tmp_path):
