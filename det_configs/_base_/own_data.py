@@ -33,7 +33,7 @@ optim_wrapper = dict(
 param_scheduler = dict(type="WarmupCosineLR", warmup=50, floor=0.01, by_epoch=False)  # ends with the training
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
-    logger=dict(interval=10),
+    logger=dict(interval=10, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=1, save_best="coco/bbox_mAP", rule="greater"),
 )
 log_processor = dict(by_epoch=False, window_size=10)

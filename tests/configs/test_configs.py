@@ -122,6 +122,13 @@ def test_there_are_configurations():
         assert f"seg_configs/upernet_arm_{size}.py" in SEG
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*_configs/_base_/own_data.py")), ids=lambda path: path.parts[-3])
+def test_evaluations_are_logged_by_iteration(path):
+    """A report and a model card find an evaluation by its step; mmengine's default would log 0 for all of them."""
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    assert cfg.train_cfg.type == "IterBasedTrainLoop" and cfg.default_hooks.logger.log_metric_by_epoch is False
+
+
 @pytest.mark.parametrize("path", ALL)
 def test_loads_with_known_keys_only(path, load):
     cfg = load(path)
