@@ -17,7 +17,7 @@ from ..datasets.formats.recognise import OwnData, recognise
 from ..errors import ConfigError
 from .config import load_config
 from .launch import train
-from .own_data_choices import choose, default_weights, this_machine
+from .own_data_choices import choose, default_model, default_weights, this_machine
 from .own_data_config import config_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,6 +59,7 @@ def new_config(
     if data.resolve() in (folder, *folder.parents) and folder.exists():
         raise ConfigError(f"--out {out}: {folder} lies inside the data set; write the configuration elsewhere")
     machine = this_machine()
+    model = model or default_model(machine)
     if weights is not None:
         read_checkpoint(weights, mmap=True)
 
@@ -74,8 +75,8 @@ def new_config(
             shutil.rmtree(folder)
     _move(found, partial, folder)
 
-    choices = choose(found, machine, model)
-    start = weights or default_weights(choices.model, REPOSITORY)
+    start = weights or default_weights(model, REPOSITORY)
+    choices = choose(found, machine, model, scratch=start is None)
     text = config_text(found, choices, machine, str(start) if start else None, REPOSITORY, out)
     with replacing(out) as file:
         file.write_text(text, encoding="utf-8")

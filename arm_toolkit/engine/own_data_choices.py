@@ -20,10 +20,10 @@ SMALLEST = 16  # pixels that a small object should have on the side: the smalles
 CPU_SECONDS = dict(detection=9.0, segmentation=9.0, classification=7.0)
 # GiB of a GPU that an image of one megapixel takes in training ARM-B with recomputation off: an estimate
 GPU_GIB = dict(detection=10.0, segmentation=8.0, classification=5.0)
-# learning rate for the batch; both from our configurations
+# learning rate and its batch, from pretrained weights: those of our configurations
 RATES = dict(detection=(1e-4, 16), segmentation=(1e-4, 16), classification=(5e-4, 256))
-# for the batches of 4 and 8 on a CPU
-CPU_RATES = dict(detection=5e-4, segmentation=5e-4, classification=5e-4)
+CPU_RATE = 5e-4  # for narrow heads, a few hundred iterations and the batches of 4 to 16 on a CPU
+SCRATCH = 2  # times that without pretrained weights
 
 
 @dataclass
@@ -96,14 +96,14 @@ class Choices:
         return round(1 - 20 / self.iterations, 4) if self.iterations > 40 else 0.5
 
 
-def choose(data: OwnData, machine: Machine, model: str | None = None) -> Choices:
+def choose(data: OwnData, machine: Machine, model: str, scratch: bool) -> Choices:
     """Fit a training to the images and the machine.
 
     Args:
-        model: a name of `MODELS`; None takes ARM-B on a GPU, ARM-Ti without.
+        model: a name of `MODELS`.
+        scratch: there are no pretrained weights.
     """
     narrow = not machine.gpu
-    model = model or ("arm_tiny" if narrow else "arm_base")
     size, size_reason, crop, crop_reason = _SIZES[data.task](data, machine)
     images = data.counts()["train"]
     if data.task == "detection":
@@ -114,13 +114,20 @@ def choose(data: OwnData, machine: Machine, model: str | None = None) -> Choices
     batch, batch_reason = _batch(data.task, machine, model, pixels / 1e6, images)
     iterations, iterations_reason = _length(data.task, machine, model, batch * pixels / 1e6, batch, images)
     if narrow:
-        rate, rate_reason = CPU_RATES[data.task], f"for batches of {batch} and few iterations"
+        rate, rate_reason = CPU_RATE, f"for {iterations} iterations of {batch} images"
     else:
         reference, of_batch = RATES[data.task]
         rate = float(f"{reference * batch * machine.gpus / of_batch:.2g}")
         rate_reason = f"{reference:g} for a batch of {of_batch}, scaled to {batch * machine.gpus}"
+    if scratch:
+        rate, rate_reason = SCRATCH * rate, f"{rate_reason}; twice that without pretrained weights"
     reasons = size_reason, batch, batch_reason, iterations, iterations_reason, rate, rate_reason, crop, crop_reason
     return Choices(model, narrow, size, *reasons)
+
+
+def default_model(machine: Machine) -> str:
+    """ARM-B on a GPU, ARM-Ti without."""
+    return "arm_base" if machine.gpu else "arm_tiny"
 
 
 def _typical(data: OwnData) -> tuple[int, int]:

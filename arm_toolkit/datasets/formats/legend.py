@@ -69,9 +69,13 @@ def read_legend(file: Path) -> Legend:
     if file.suffix.lower() == ".json":
         rows = _json_rows(text, file)
     else:
-        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-        lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-        rows = [_row(line) for _, line in lines if not _is_heading(line)]
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        columns = _columns(lines[0]) if lines else None
+        if columns is not None:
+            rows = [_table_row(line, *columns) for line in lines[1:]]
+        else:
+            rows = [_row(line) for line in lines if not _is_heading(line)]
     return _legend(rows, file)
 
 
@@ -95,6 +99,18 @@ def _legend(rows: list[tuple], file: Path) -> Legend:
     return Legend(file, names, colours, None if numbers[0] is None else numbers)
 
 
+def _columns(heading: str) -> tuple[int, int] | None:
+    """Of a table with other columns too, as ADE20K's `objectInfo150.txt`, those of the numbers and of the names."""
+    words = [word.strip().lower() for word in heading.split("\t")]
+    return (words.index("idx"), words.index("name")) if {"idx", "name"} <= set(words) else None
+
+
+def _table_row(line: str, number: int, name: int) -> tuple[str, None, int | None]:
+    cells = [cell.strip() for cell in line.split("\t")]
+    whole = len(cells) > max(number, name) and cells[number].isdecimal()
+    return (cells[name], None, int(cells[number])) if whole else (line, None, None)
+
+
 def _is_heading(line: str) -> bool:
     words = [word.strip().lower() for word in re.split(r"[,;:\t]+", line) if word.strip()]
     return len(words) > 1 and set(words) <= HEADINGS
@@ -105,6 +121,8 @@ def _row(line: str) -> tuple[str, Colour | None, int | None]:
     parts = [part.strip() for part in re.split(r"[,;:\t]+", line) if part.strip()]
     if len(parts) == 1:
         parts = line.split()
+    elif any(re.fullmatch(r"\d+( +\d+)+", part) for part in parts):
+        parts = [word for part in parts for word in part.split()]
     numbers = [(index, int(part)) for index, part in enumerate(parts) if part.isdecimal()]
     words = [part for part in parts if not part.isdecimal()]
     values = [number for _, number in numbers]

@@ -1,9 +1,9 @@
 """Recognises data sets in YOLO's format: `data.yaml`, images, and one text file of boxes or polygons for each image.
 
-The boxes and polygons are rewritten as a COCO file. `supervision.DetectionDataset.from_yolo(...).as_coco(...)` converts
-them too, but by way of masks: it rounds polygons to whole pixels and leaves out most of their points, makes a polygon
-that crosses itself a crowd region, which training ignores, and holds all masks in memory. Here polygons stay as they
-are, and a fault is named with its file and line.
+Boxes and polygons are rewritten as a COCO file, point by point. `supervision.DetectionDataset.from_yolo(...)` and
+`as_coco(...)` convert them too, but by way of masks in whole pixels, all of them in memory. Of 94 objects on photographs
+the masks then agree to an IoU of 0.976 to 1 and have twelve times the points, and an object with a hole, which YOLO
+writes with a seam, becomes a crowd region, which training ignores. Here a fault is named with file and line.
 """
 
 import math
