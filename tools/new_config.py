@@ -24,7 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of annotated images, COCO file, or data.yaml")
     parser.add_argument("--out", metavar="CONFIG.py", type=Path, required=True, help="configuration to write")
-    parser.add_argument("--model", choices=MODELS, help="default: arm_base on a GPU, arm_tiny without one")
+    parser.add_argument(
+        "--model", choices=MODELS, help="default: that of the weights, or arm_base on a GPU and arm_tiny without"
+    )
     parser.add_argument(
         "--weights",
         metavar="FILE",

@@ -43,6 +43,14 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics)
         self._remove_outdated()
 
+    def after_train(self, runner) -> None:
+        """Like mmengine's; also says where the best checkpoint is."""
+        super().after_train(runner)
+        best = getattr(self, "best_ckpt_path", None)
+        if best is not None:
+            score = runner.message_hub.get_info("best_score")
+            runner.logger.info(f"Best checkpoint ({self.key_indicators[0]} {score:.4g}): {best}")
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add what all processes gathered, and convert the rest to plain values. Runs in the first process only."""
         checkpoint.update(runner.gathered)

@@ -6,8 +6,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from arm_backbone.checkpoint.files import read_checkpoint
+from arm_backbone import ARM
+from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
+from arm_backbone.checkpoint.load import fit_state
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError, printable
 
@@ -17,7 +20,7 @@ from ..datasets.formats.recognise import OwnData, recognise
 from ..errors import ConfigError
 from .config import load_config
 from .launch import train
-from .own_data_choices import choose, default_model, default_weights, this_machine
+from .own_data_choices import MODELS, choose, default_model, default_weights, this_machine
 from .own_data_config import config_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,7 +43,7 @@ def new_config(
     is never changed.
 
     Args:
-        model: a name of `own_data_choices.MODELS`; None takes what the machine can train.
+        model: a name of `own_data_choices.MODELS`; None takes that of the weights, or what the machine can train.
         weights: a checkpoint for the backbone; None takes our default one if it is there, else none.
         classes: a file with the names, and colours or numbers, of the classes of label maps (see `legend`).
         ignore_zero: in label maps a stored 0 is ignored and k is the k-th class.
@@ -56,13 +59,12 @@ def new_config(
     there = [path for path in (out, folder) if path.exists()]
     if there and not force:
         raise ConfigError(f"--out {out}: {there[0]} exists; give another name, or --force to replace it")
-    if data.resolve() in (folder, *folder.parents) and folder.exists():
-        raise ConfigError(f"--out {out}: {folder} lies inside the data set; write the configuration elsewhere")
+    if data.resolve() in out.resolve().parents:
+        raise ConfigError(f"--out {out} lies in the data set, which stays as it is; write the configuration elsewhere")
     machine = this_machine()
-    model = model or default_model(machine)
     if weights is not None:
-        read_checkpoint(weights, mmap=True)
-
+        model = _fitting_model(weights, model)
+    model = model or default_model(machine)
     legend = read_legend(classes) if classes is not None else None
     found = recognise(data, legend, ignore_zero, progress)
     print(describe(found))
@@ -76,6 +78,8 @@ def new_config(
     _move(found, partial, folder)
 
     start = weights or default_weights(model, REPOSITORY)
+    if start is not None and "://" not in str(start):
+        start = Path(start).absolute()  # the configuration works from any folder
     choices = choose(found, machine, model, scratch=start is None)
     text = config_text(found, choices, machine, str(start) if start else None, REPOSITORY, out)
     with replacing(out) as file:
@@ -85,6 +89,22 @@ def new_config(
         f"{out}: written for {choices.model}, {'weights of ' + str(start) if start else 'from scratch'}"
         + (f"; {folder} holds what training reads beside your data" if made else "")
     )
+
+
+def _fitting_model(weights: str, model: str | None) -> str:
+    """The model that weights are for: the one that is given, or the first that they fit."""
+    state = model_state(read_checkpoint(weights, mmap=True), where=weights)
+    errors = []
+    for name in [model] if model else MODELS:
+        try:
+            with torch.device("meta"):
+                fit_state(ARM(arch=MODELS[name][1], scans=4), state, weights)
+            return name
+        except CheckpointError as error:
+            errors.append(error)
+    if model:
+        raise errors[0]
+    raise CheckpointError(f"{weights} fits none of {', '.join(MODELS)} ({errors[0]}); give weights of one of these")
 
 
 def _require_sound(data: OwnData, partial: Path, folder: Path, progress: bool) -> None:

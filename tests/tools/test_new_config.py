@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from PIL import Image
 
+from arm_backbone import ARM
 from tests.helpers.tools import invoke
 from tests.helpers.trees import (
     class_names,
@@ -61,6 +63,28 @@ def test_a_tree_becomes_a_configuration_that_passes_the_checks(form, shapes, tmp
         assert cfg.model.num_classes == 3
     else:
         assert cfg.train_dataloader.dataset.metainfo.classes == class_names(shapes)
+
+
+def test_weights_choose_the_model_and_must_fit(shapes, tmp_path):
+    data, weights = write_class_folders(shapes, tmp_path / "data"), tmp_path / "weights.pth"
+    torch.save(dict(state_dict=ARM(arch="small").state_dict()), weights)
+    run = invoke("new_config.py", data, "--out", tmp_path / "my.py", "--weights", "weights.pth", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert 'arch="small"' in (tmp_path / "my.py").read_text() and str(weights) in (tmp_path / "my.py").read_text()
+    run = new_config(data, tmp_path / "other.py", "--weights", weights)
+    assert run.returncode == 2 and f"{weights}" in run.stderr and len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "other.py").exists()
+
+
+def test_nothing_is_replaced_or_written_into_the_data_without_being_told(shapes, tmp_path):
+    data = write_yolo(shapes, tmp_path / "data")
+    assert new_config(data, data / "my.py").returncode == 2
+    assert new_config(data, tmp_path / "my.py").returncode == 0
+    (tmp_path / "my_data/note.txt").write_text("mine")
+    run = new_config(data, tmp_path / "my.py")
+    assert run.returncode == 2 and "--force" in run.stderr and (tmp_path / "my_data/note.txt").exists()
+    assert new_config(data, tmp_path / "my.py", "--force").returncode == 0
+    assert not (tmp_path / "my_data/note.txt").exists()
 
 
 # ------------------------------------------------------------------------------------------- malformed data sets

@@ -1,7 +1,7 @@
 """Recognises data sets in YOLO's format: `data.yaml`, images, and one text file of boxes or polygons for each image.
 
 Boxes and polygons are rewritten as a COCO file, point by point. `supervision.DetectionDataset.from_yolo(...)` and
-`as_coco(...)` convert them too, but by way of masks in whole pixels, all of them in memory. Of 94 objects on photographs
+`as_coco(...)` convert them too, but by way of masks in whole pixels, all in memory. Of 94 objects on photographs
 the masks then agree to an IoU of 0.976 to 1 and have twelve times the points, and an object with a hole, which YOLO
 writes with a seam, becomes a crowd region, which training ignores. Here a fault is named with file and line.
 """

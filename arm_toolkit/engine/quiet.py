@@ -1,0 +1,43 @@
+"""Keeps lines that OpenMMLab prints on import, and that ask nothing of a user, from the console."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+LINES = ("Could not import OneDL",)  # optional data sets of the company that maintains OpenMMLab
+WARNINGS = ("faster_coco_eval is not installed",)  # of an optional evaluator that no configuration names
+
+
+class _Filter:
+    """Passes whole lines on, but not those that begin with one of `LINES`."""
+
+    def __init__(self, stream) -> None:
+        self._stream, self._line = stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if not line.startswith(LINES):
+                self._stream.write(f"{line}\n")
+        return len(text)
+
+    def finish(self) -> None:
+        self._stream.write(self._line)
+        self._line = ""
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Inside the block, and of warnings from then on, these lines are not shown."""
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    stream = _Filter(sys.stdout)
+    try:
+        with redirect_stdout(stream):
+            yield
+    finally:
+        stream.finish()
