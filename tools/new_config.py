@@ -43,7 +43,10 @@ def main() -> None:
     args = parser.parse_args()
 
     # imported here: --help and wrong arguments need no torch
-    from arm_toolkit.engine.new_config import new_config
+    from arm_toolkit.engine.quiet import quiet_imports
+
+    with quiet_imports():
+        from arm_toolkit.engine.new_config import new_config
 
     options = dict(model=args.model, weights=args.weights, classes=args.classes, ignore_zero=args.ignore_zero)
     new_config(args.data, args.out, **options, force=args.force, progress=sys.stderr.isatty())

@@ -18,8 +18,11 @@ def main() -> None:
     args = parser.parse_args()
 
     # imported here: --help and wrong arguments need no torch
-    from arm_toolkit.engine.config import load_config
-    from arm_toolkit.engine.launch import train
+    from arm_toolkit.engine.quiet import quiet_imports
+
+    with quiet_imports():
+        from arm_toolkit.engine.config import load_config
+        from arm_toolkit.engine.launch import train
 
     train(load_config(args.config, args.cfg_options), args, Path(args.config).stem)
 

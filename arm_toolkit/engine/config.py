@@ -4,6 +4,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,6 +15,7 @@ from .arguments import check_config_path
 from .config_files import ConfigFile, config_files, without_effect
 from .config_text import check_names, parse_config
 from .options import OTHER_KEYS, RUNNER_KEYS, apply_options
+from .quiet import quiet_imports
 from .structure import check_structure
 
 # modules that custom_imports could name before version 0.1, and where their contents are now
@@ -138,7 +140,10 @@ def _custom_imports(cfg: Config, where: str) -> list[str]:
 
 def _import(cfg: Config, where: str) -> None:
     try:
-        import_modules_from_strings(**cfg.custom_imports)
+        with quiet_imports():
+            import_modules_from_strings(**cfg.custom_imports)
+            if cfg.get("default_scope") in ("mmdet", "mmseg"):
+                import_module(f"{cfg.default_scope}.datasets")  # the registry would import it later
     except (Exception, SystemExit) as error:  # noqa: BLE001 a module can raise anything when imported
         raise ConfigError(f"{where}: custom_imports: {one_line(error)}") from error
 

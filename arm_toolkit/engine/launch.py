@@ -33,7 +33,6 @@ from .checks import (
 from .environment import check_environment
 from .newest import newest_checkpoint
 from .outputs import draw, save_results
-from .quiet import quiet_imports
 from .runner import ARMRunner
 from .values import check_values, require_keys
 from .work_dir_lock import is_first_process, one_run, refuse_second_run
@@ -199,8 +198,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner 
         args: parsed by `add_train_arguments`.
         config_name: names the default work dir.
     """
-    with quiet_imports():
-        _check_train(cfg, args, config_name)
+    _check_train(cfg, args, config_name)
     if args.check:
         refuse_second_run(cfg.work_dir)
         print(f"{config_name}: configuration, arguments and files are in order")

@@ -1,5 +1,6 @@
 """Chooses sizes, batch, length and rates for training on somebody's own images, each with its reason in a few words."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ from ..machine import cpu_multiplies_bfloat16
 MODELS = {"arm_tiny": ("ti", "tiny", 192), "arm_small": ("s", "small", 384), "arm_base": ("b", "base", 768),
           "arm_large": ("l", "large", 1024), "arm_huge": ("h", "huge", 1536)}  # fmt: skip
 MINUTES = 10  # that training may take on a CPU
-EVALUATIONS = 10  # in one training
-SMALLEST = 16  # pixels that a small object should have on the side: the smallest anchor of the narrow heads
+EVALUATIONS = 10  # in one training, fewer where they would take more than a quarter of its time
+SMALLEST = 16  # pixels that the side of a small object should have: the smallest anchor of the narrow heads
 
-# seconds for an image of one megapixel, in one training step of ARM-Ti with narrow heads on one core of a Xeon
-# (Sapphire Rapids, 2.0 GHz) in float32; other models take longer by their width squared
-CPU_SECONDS = dict(detection=9.0, segmentation=9.0, classification=7.0)
+# seconds for a megapixel in one training step of ARM-Ti with narrow heads, measured on one core of an Intel Xeon
+# (family 6, model 207) in bfloat16; other models take longer by their width squared, an evaluation about a third
+CPU_SECONDS = dict(detection=7.6, segmentation=7.3, classification=7.3)
 # GiB of a GPU that an image of one megapixel takes in training ARM-B with recomputation off: an estimate
 GPU_GIB = dict(detection=10.0, segmentation=8.0, classification=5.0)
 # learning rate and its batch, from pretrained weights: those of our configurations
@@ -82,13 +83,19 @@ class Choices:
     iterations_reason: str
     rate: float
     rate_reason: str
-    crop: int = 0
-    crop_reason: str = ""
+    crop: int
+    crop_reason: str
+    evaluations: int
 
     @property
     def interval(self) -> int:
         """Iterations from one evaluation to the next."""
-        return max(1, self.iterations // EVALUATIONS)
+        return max(1, self.iterations // self.evaluations)
+
+    @property
+    def patience(self) -> int:
+        """Evaluations without a better one after which training stops: half of them."""
+        return max(3, self.evaluations // 2)
 
     @property
     def decay(self) -> float:
@@ -112,7 +119,10 @@ def choose(data: OwnData, machine: Machine, model: str, scratch: bool) -> Choice
     else:
         pixels = crop * crop if crop else size * size
     batch, batch_reason = _batch(data.task, machine, model, pixels / 1e6, images)
-    iterations, iterations_reason = _length(data.task, machine, model, batch * pixels / 1e6, batch, images)
+    tested = data.counts()["val"] * (pixels if data.task != "segmentation" else size[0] * size[1]) / 1e6
+    iterations, evaluations, iterations_reason = _length(
+        data.task, machine, model, batch * pixels / 1e6, tested, batch, images
+    )
     if narrow:
         rate, rate_reason = CPU_RATE, f"for {iterations} iterations of {batch} images"
     else:
@@ -121,8 +131,8 @@ def choose(data: OwnData, machine: Machine, model: str, scratch: bool) -> Choice
         rate_reason = f"{reference:g} for a batch of {of_batch}, scaled to {batch * machine.gpus}"
     if scratch:
         rate, rate_reason = SCRATCH * rate, f"{rate_reason}; twice that without pretrained weights"
-    reasons = size_reason, batch, batch_reason, iterations, iterations_reason, rate, rate_reason, crop, crop_reason
-    return Choices(model, narrow, size, *reasons)
+    reasons = size_reason, batch, batch_reason, iterations, iterations_reason, rate, rate_reason
+    return Choices(model, narrow, size, *reasons, crop, crop_reason, evaluations)
 
 
 def default_model(machine: Machine) -> str:
@@ -139,16 +149,16 @@ def _typical(data: OwnData) -> tuple[int, int]:
 def _detection_size(data: OwnData, machine: Machine) -> tuple[int, str, int, str]:
     width, height = _typical(data)
     long = max(width, height)
-    small = float(np.percentile(data.object_sides(), 10))
+    small = float(np.percentile(data.object_sides(), 25))
     usual, most = (1333, 2048) if machine.gpu else (320, 512)
     needed = long * SMALLEST / max(small, 1.0)
     size = min(max(usual, needed), most)
     size = min(size, 2 * long) if machine.gpu else min(size, long)
-    size = max(64, int(size) // 32 * 32) if size != 1333 else 1333
+    size = 1333 if size == 1333 else max(64, math.ceil(size / 32) * 32)
     at = small * size / long
-    reason = f"objects are {small:.0f} pixels and more (but for a tenth), images {long}: here {at:.0f}"
+    reason = f"a quarter of the objects is below {small:.0f} pixels of {long}; here {at:.0f}"
     if at < SMALLEST:
-        reason += "; that is little: cut the images into tiles, or train on larger ones if there is time"
+        reason += ", which is little: cut the images into tiles"
     return size, reason, 0, ""
 
 
@@ -183,33 +193,45 @@ def _batch(task: str, machine: Machine, model: str, megapixels: float, images: i
     else:
         fits = most = dict(detection=4, segmentation=8, classification=16)[task]
         reason = "on a CPU a larger batch takes as much longer"
-    batch = int(max(2, min(fits, most)))
+    batch = int(max(1 if task == "detection" else 2, min(fits, most)))
+    if fits < 1:
+        reason += "; if it does not: --cfg-options model.backbone.with_cp=full, or smaller images"
     if batch > images:
         batch, reason = max(1, images), "there are no more images"
     return (batch if batch < 2 else batch // 2 * 2), reason
 
 
-def _length(task: str, machine: Machine, model: str, megapixels: float, batch: int, images: int) -> tuple[int, str]:
-    """Iterations: on a GPU a number of epochs, on a CPU what `MINUTES` allow."""
-    total = batch * max(1, machine.gpus)
+def _length(
+    task: str, machine: Machine, model: str, megapixels: float, tested: float, batch: int, images: int
+) -> tuple[int, int, str]:
+    """Iterations and evaluations: on a GPU for a number of epochs, on a CPU for `MINUTES`.
+
+    Args:
+        megapixels: of a batch.
+        tested: megapixels of the validation split.
+    """
     if machine.gpu:
-        epochs = 50
-        wanted = epochs * images / total
-        iterations = int(min(max(wanted, 1500), 60000))
+        total = batch * machine.gpus
+        iterations = _round(int(min(max(50 * images / total, 1500), 60000)), EVALUATIONS)
         passes = f"{iterations * total / images:.0f} passes over {images} images"
-        return _round(iterations), f"{passes}; at least 1,500 iterations and at most 60,000"
+        return iterations, EVALUATIONS, f"{passes}; at least 1,500 iterations and at most 60,000"
     slower = (MODELS[model][2] / MODELS["arm_tiny"][2]) ** 2
-    seconds = CPU_SECONDS[task] * slower * megapixels / min(machine.cores, 4) ** 0.8
-    iterations = _round(int(min(max(MINUTES * 60 / seconds, 100), 100 * images / batch + 400)))
+    second = CPU_SECONDS[task] * slower / min(machine.cores, 4) ** 0.8  # for a megapixel
+    evaluation = second * tested / 3
+    evaluations = int(min(max(0.25 * MINUTES * 60 / max(evaluation, 0.1), 2), EVALUATIONS))
+    left = max(MINUTES * 60 - evaluations * evaluation, 0.5 * MINUTES * 60)
+    iterations = int(min(max(left / (second * megapixels), 100), 100 * images / batch + 400))
+    iterations = _round(iterations, evaluations)
+    minutes = (iterations * second * megapixels + evaluations * evaluation) / 60
     passes = f"{iterations * batch / images:.0f} passes over {images} images"
-    return iterations, f"{passes}; about {iterations * seconds / 60:.0f} minutes on {machine.cores} cores"
+    return iterations, evaluations, f"{passes}; about {minutes:.0f} minutes on {machine.cores} cores"
 
 
-def _round(iterations: int) -> int:
+def _round(iterations: int, evaluations: int) -> int:
     """A whole number of evaluation intervals of a round length."""
-    interval = iterations // EVALUATIONS
+    interval = iterations // evaluations
     step = 10 ** max(0, len(str(interval)) - 2) * (5 if interval >= 20 else 1)
-    return max(1, interval // step * step) * EVALUATIONS
+    return max(1, interval // step * step) * evaluations
 
 
 def default_weights(model: str, root: Path) -> Path | None:

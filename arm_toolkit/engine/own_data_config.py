@@ -53,7 +53,7 @@ def config_text(
         f"auto_scale_lr = dict(base_batch_size={choices.batch * max(1, machine.gpus)})",
         "custom_hooks = [  # remove what you do not want",
         f'    dict(type="WeightEMAHook", decay={choices.decay:g}),  # evaluates and saves an average of the weights',
-        f'    dict(type="EarlyStopHook", monitor="{metric}", patience=5),  # evaluations without a better one',
+        f'    dict(type="EarlyStopHook", monitor="{metric}", patience={choices.patience}),  # evaluations in vain',
         "]",
         f"default_hooks = dict(checkpoint=dict(interval={interval}))  # also kept: the best by {metric}",
     ]

@@ -32,7 +32,8 @@ class _Filter:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Inside the block, and of warnings from then on, these lines are not shown."""
+    """Inside the block, and of warnings from then on, these lines are not shown. For imports only: a logger that is
+    made inside would keep the filter."""
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     stream = _Filter(sys.stdout)
