@@ -7,6 +7,7 @@ Legend: B images, H x W pixels.
 
 import copy
 import io
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def draw(model: BaseModel, images: Tensor, given: int) -> bytes:
     )
     axes = figure.subplots(len(images), len(columns), squeeze=False)
     for column, (title, cells) in enumerate(columns.items()):
-        axes[0, column].set_title(title, fontsize=7)
+        axes[0, column].set_title(textwrap.fill(title, 20), fontsize=7)
         for row, cell in enumerate(cells):
             axes[row, column].imshow(cell, cmap="magma", vmin=0, vmax=float(error.max()))
             axes[row, column].set_axis_off()

@@ -192,7 +192,9 @@ def _confusion(group: Sequence[tuple[int, Judged]]) -> list:
         mistakes = matrix.most_frequent(MISTAKES)
         described = "; ".join(f"{truth} taken for {found}: {share:.0f} %" for truth, found, _, share in mistakes[:4])
         data = charts.confusion(matrix.counts, matrix.rows, matrix.columns)
-        parts.append(Figure("confusion.png", data, matrix.how, f"Confusion matrix. {described}"))
+        numbered = len(matrix.columns) > charts.NAMED_CLASSES
+        how = matrix.how + " The classes are numbered from 0 in the order of the table." * numbered
+        parts.append(Figure("confusion.png", data, how, f"Confusion matrix. {described}"))
         rows = [(truth, found, f"{count:,}", f"{share:.1f} %") for truth, found, count, share in mistakes]
         if rows:
             parts.append(Table(("truth", "predicted", matrix.unit, "share of the row"), rows))
