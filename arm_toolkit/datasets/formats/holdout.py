@@ -55,22 +55,33 @@ def _source(name: str) -> str:
 def equal_files(files: Sequence[tuple[str, Path]]) -> dict[str, str]:
     """Of named files those whose bytes an earlier one has, with the name of the earlier one.
 
-    Only files of equal size are read. Files that cannot be read count as different.
+    Only files of equal size and equal last 4 KiB are read whole. Files that cannot be read count as different.
     """
+    alike: dict[tuple, list[tuple[str, Path]]] = defaultdict(list)
     sizes: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     for name, file in files:
         try:
             sizes[file.stat().st_size].append((name, file))
         except OSError:
             continue
-    copies: dict[str, str] = {}
-    for candidates in sizes.values():
-        first: dict[bytes, str] = {}
+    for size, candidates in sizes.items():
         for name, file in candidates if len(candidates) > 1 else ():
-            try:
-                digest = hashlib.sha256(file.read_bytes()).digest()
-            except OSError:
-                continue
+            alike[size, _digest(file, max(0, size - 4096)) or name].append((name, file))
+    copies: dict[str, str] = {}
+    for candidates in alike.values():
+        first: dict[bytes | str, str] = {}
+        for name, file in candidates if len(candidates) > 1 else ():
+            digest = _digest(file) or name
             if first.setdefault(digest, name) != name:
                 copies[name] = first[digest]
     return copies
+
+
+def _digest(file: Path, start: int = 0) -> bytes | None:
+    """Of a file's bytes from a position on; None if it cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return hashlib.sha256(opened.read()).digest()
+    except OSError:
+        return None

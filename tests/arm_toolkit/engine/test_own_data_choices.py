@@ -58,6 +58,7 @@ CASES = [(kind, model, machine) for kind in ("masks", "labels")
 CASES += [("boxes", "arm_large", GPU), ("classes", "arm_small", GPU)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, model, machine", CASES, ids=lambda value: str(value).split()[0])
 def test_every_model_is_written_so_that_its_parts_fit(kind, model, machine, data, tmp_path):
     """Passes the checks of training, and every width agrees: the whole model runs on the meta device."""

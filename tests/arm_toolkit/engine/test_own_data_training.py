@@ -11,8 +11,8 @@ from arm_toolkit.engine.config import load_config
 from arm_toolkit.engine.early_stop_hook import EarlyStopHook
 from arm_toolkit.engine.new_config import new_config
 from tests.helpers.runs import Stopped, train
-from tests.helpers.small_models import narrow_segmentor
-from tests.helpers.trees import write_masks
+from tests.helpers.small_models import narrow_detector, narrow_segmentor
+from tests.helpers.trees import write_masks, write_yolo
 from tests.helpers.weights import assert_same_weights
 
 STEPS = 8
@@ -20,17 +20,22 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def config(shapes, tmp_path_factory):
-    """A function that gives a written configuration of label maps, narrowed, for 8 iterations with 4 evaluations."""
+    """A function that gives a written configuration, narrowed, for 8 iterations with 4 evaluations."""
     folder = tmp_path_factory.mktemp("own")
-    write_masks(shapes, folder / "data", "colours")
-    new_config(folder / "data", folder / "own.py", model="arm_tiny")
+    write_masks(shapes, folder / "labels", "colours")
+    write_yolo(shapes, folder / "objects")
+    for kind in ("labels", "objects"):
+        new_config(folder / kind, folder / f"{kind}.py", model="arm_tiny")
 
-    def make(**hooks):
-        cfg = load_config(str(folder / "own.py"))
-        narrow_segmentor(cfg.model, size=64, width=16)
+    def make(kind: str = "labels", **hooks):
+        cfg = load_config(str(folder / f"{kind}.py"))
+        if kind == "labels":
+            narrow_segmentor(cfg.model, size=64, width=16)
+            cfg.train_dataloader.dataset.pipeline[4].crop_size = (64, 64)
+        else:
+            narrow_detector(cfg.model, width=32)
         cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
         cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
-        cfg.train_dataloader.dataset.pipeline[4].crop_size = (64, 64)
         cfg.train_cfg.update(max_iters=STEPS, val_interval=2)
         cfg.param_scheduler.warmup = 2
         cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
@@ -47,17 +52,18 @@ def state(folder: Path, step: int = STEPS) -> dict:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
+@pytest.mark.parametrize("kind", ("labels", "objects"))
+def test_a_resumed_run_equals_the_uninterrupted_one(kind, config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(config(), whole)
-    interrupted = config()
+    train(config(kind), whole)
+    interrupted = config(kind)
     interrupted.custom_hooks.append(dict(type="StopAt", iteration=6))
     with pytest.raises(Stopped):
         train(interrupted, parts)
     for best in parts.glob("best_*.pth"):  # as if the run had ended between the checkpoint and its evaluation
         if best.name.endswith("_4.pth"):
             best.unlink()
-    train(config(), parts, "--resume")
+    train(config(kind), parts, "--resume")
     one, other = state(whole), state(parts)
     for key in ("state_dict", "ema_state_dict"):
         assert one[key].keys() == other[key].keys()
@@ -65,9 +71,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
     assert not all(torch.equal(one["state_dict"][name], one["ema_state_dict"][f"module.{name}"])
                    for name in one["state_dict"])  # fmt: skip
     assert one["early_stop"] == other["early_stop"]
-    (best,), (resumed) = whole.glob("best_*.pth"), sorted(parts.glob("best_*.pth"))
-    assert best.name in [path.name for path in resumed]
-    assert_same_weights(best, parts / best.name, rtol=0, atol=0)
+    bests = [path.name for path in whole.glob("best_*.pth")]
+    assert bests or kind == "objects"  # so small a detector may detect nothing
+    for name in bests:
+        assert_same_weights(whole / name, parts / name, rtol=0, atol=0)
 
 
 @pytest.mark.slow
