@@ -31,8 +31,9 @@ from arm_toolkit.inference.predictor import Predictor
 from arm_toolkit.inference.run import Options, predict_files
 from tests.helpers.full_disk import fill, small_disk
 from tests.helpers.paths import ROOT
-from tests.helpers.published import CLASSES
+from tests.helpers.published import CLASSES, PALETTE, config_of
 from tests.helpers.tools import invoke
+from tests.helpers.untrained import write_checkpoint
 
 pytestmark = pytest.mark.xdist_group("inference")
 
@@ -191,19 +192,33 @@ def test_annotations_that_do_not_fit(annotated, models, images, shapes, tmp_path
 
 
 @pytest.mark.slow
-def test_label_maps_have_a_palette_and_test_pys_values(models, images, tmp_path):
-    predict(models["seg"], images[0].parent, "--out", tmp_path / "out", "--batch-size", 4)
+@pytest.mark.parametrize("zero_ignored", [True, False])
+def test_label_maps_have_a_palette_and_test_pys_values(zero_ignored, models, shapes, images, tmp_path):
+    model, classes, colours = models["seg"], CLASSES["seg"], PALETTE
+    if not zero_ignored:  # class k is stored as k
+        cfg, model = config_of("seg", shapes), tmp_path / "seg.pth"
+        classes, colours = ("nothing", *classes), [[9, 9, 9], *colours]
+        for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+            head.num_classes = 5
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            loader.dataset.update(reduce_zero_label=False, metainfo=dict(classes=classes, palette=colours))
+        cfg.dump(model.with_suffix(".py"))
+        write_checkpoint(cfg, model, classes)
+    predict(model, images[0].parent, "--out", tmp_path / "out", "--batch-size", 4)
     test = ["--out", tmp_path / "labels", "--work-dir", tmp_path / "work"]
-    assert invoke("test.py", models["seg"].with_suffix(".py"), models["seg"], *test).returncode == 0
+    assert invoke("test.py", model.with_suffix(".py"), model, *test).returncode == 0
     described = content(tmp_path / "out/results.json")
-    assert [one["name"] for one in described["classes"]] == list(CLASSES["seg"])
+    assert [one["name"] for one in described["classes"]] == list(classes)
+    assert described["classes"][0]["label"] == zero_ignored
+    assert [one["colour"] for one in described["classes"]] == colours
     for path, image in zip(images, described["images"], strict=True):
         found = Image.open(tmp_path / "out" / image["labels"])
         stored = np.asarray(Image.open(tmp_path / f"labels/{path.stem}.png"))
         assert found.mode == "P" and (np.asarray(found) != stored).mean() < 1e-3  # a batch may round differently
-        colours = np.asarray(found.convert("RGB"))
+        assert stored.min() >= zero_ignored
+        pixels = np.asarray(found.convert("RGB"))
         for one in described["classes"]:
-            assert (colours[np.asarray(found) == one["label"]] == one["colour"]).all()
+            assert (pixels[np.asarray(found) == one["label"]] == one["colour"]).all()
         assert sum(image["shares"].values()) == pytest.approx(1) and image["file"] == str(path)
         assert (tmp_path / f"out/drawn/{path.stem}.jpg").is_file()
 
