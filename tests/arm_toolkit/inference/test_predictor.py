@@ -11,17 +11,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from PIL import Image
 from pycocotools import mask as rle
 
 from arm_backbone.checkpoint.files import CheckpointError
 from arm_images.errors import DataError
+from arm_toolkit.engine.launch import use_group_norm
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.inference import load
 from arm_toolkit.inference.build import build
 from arm_toolkit.inference.publish import Statements, publish
 from tests.helpers.hub_server import Hub, serve, use
-from tests.helpers.published import CLASSES
+from tests.helpers.published import CLASSES, config_of
 from tests.helpers.runs import seg_config
 from tests.helpers.tools import invoke
 from tests.helpers.untrained import write_checkpoint
@@ -122,6 +124,7 @@ def test_an_image_in_any_form(task, predictors, images, tmp_path):
     opaque = np.full_like(rgb[..., :1], 255)
     expected = predictor(path)
     forms = [str(path), Image.open(path), rgb, rgb[::-1][::-1], channels_first, channels_first / 255]
+    forms.append((channels_first / 255).half())
     forms += [np.concatenate([rgb, opaque], 2), Image.fromarray(rgb).convert("RGBA")]
     assert all(same(expected, predictor(form)) for form in forms)
     assert same(expected, predictor(cv2.imread(str(path)), bgr=True))
@@ -217,6 +220,15 @@ def test_supervision_reads_results(predictors, images):
     assert top[0].tolist() == [label for label, _ in classes.top(2)]
 
 
+def test_scores_of_pixels_are_probabilities(predictors, images):
+    predictor = predictors["seg"]
+    found = predictor(images[0])
+    item = predictor.prepare(predictor.read(images[0]), None)
+    with torch.no_grad():
+        logits = predictor.model.test_step(pseudo_collate([item.data]))[0].seg_logits.data
+    np.testing.assert_allclose(found.scores, logits.softmax(0).amax(0).numpy(), atol=1e-6)
+
+
 def test_results_cannot_be_assigned_to(predictors, images):
     with pytest.raises(AttributeError):
         predictors["cls"](images[0]).scores = None
@@ -256,6 +268,38 @@ def test_configuration_with_checkpoint(models, predictors, images):
     assert same(found, predictors["seg"](images[0]))
 
 
+def test_norms_of_a_training_with_one_image_a_batch(shapes, images, tmp_path):
+    """Such a training uses GroupNorm in place of BatchNorm, which the configuration file does not say."""
+    cfg = config_of("seg", shapes)
+    cfg.train_dataloader.batch_size = 1
+    cfg.dump(tmp_path / "seg.py")
+    use_group_norm(cfg)
+    checkpoint = write_checkpoint(cfg, tmp_path / "seg.pth", CLASSES["seg"])
+    found = [load(checkpoint)(images[0]), load(tmp_path / "seg.py", checkpoint)(images[0])]
+    assert same(*found)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda text: f"{text}\nimport os\nopen('touched', 'w')\n", "is more than values and dict"),
+        (lambda text: text.replace("type='PackSegInputs'", "type='os.system'"), "not the plain name of a registered"),
+        (lambda text: text.replace("type='PackSegInputs'", "type='Unknown'"), "'Unknown' is not registered"),
+        (lambda text: text.replace("type='PackSegInputs'", "type='Resize', scale='open(1)'"), "looks like code"),
+        (lambda text: text.replace("imports=[", "imports=['antigravity', "), "its custom_imports name 'antigravity'"),
+    ],
+)
+def test_a_hostile_configuration_in_a_checkpoint(change, says, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = torch.load(models["seg"], weights_only=True)
+    text = change(contents["meta"]["cfg"])
+    assert text != contents["meta"]["cfg"]
+    torch.save(contents | dict(meta=contents["meta"] | dict(cfg=text)), "seg.pth")
+    with pytest.raises(ConfigError, match=says):
+        load("seg.pth")
+    assert not Path("touched").exists()
+
+
 def test_build_gives_the_module(models):
     module, cfg = build(models["det"])
     assert not module.training and cfg.default_scope == "mmdet" and next(module.parameters()).device.type == "cpu"
@@ -282,6 +326,9 @@ def test_what_cannot_be_loaded(models, predictors, shapes, tmp_path):
     contents = torch.load(models["seg"], weights_only=True)
     torch.save(dict(state_dict=contents["state_dict"]), tmp_path / "bare.pth")
     torch.save(contents | dict(meta=contents["meta"] | dict(dataset_meta=dict(classes=["a"]))), tmp_path / "other.pth")
+    classes = torch.load(models["cls"], weights_only=True)
+    classes["meta"]["dataset_meta"]["classes"] = ["a", "b"]
+    torch.save(classes, tmp_path / "two.pth")
     few = {**contents["state_dict"]}
     few.pop(next(iter(few)))
     torch.save(contents | dict(state_dict=few), tmp_path / "few.pth")
@@ -294,6 +341,7 @@ def test_what_cannot_be_loaded(models, predictors, shapes, tmp_path):
         ((models["seg"], models["seg"]), ConfigError, "only a configuration .* needs it"),
         ((tmp_path / "bare.pth",), CheckpointError, "holds no configuration"),
         ((tmp_path / "other.pth",), ConfigError, "classes is background, disc, square, .*, but .* was trained with a"),
+        ((tmp_path / "two.pth",), ConfigError, "num_classes=3, but .*two.pth has 2 classes"),
         ((tmp_path / "few.pth",), CheckpointError, "does not fit the model"),
         ((models["det"].with_suffix(".py"), models["seg"]), CheckpointError, "does not fit the model"),
     ):

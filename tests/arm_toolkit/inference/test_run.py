@@ -223,15 +223,18 @@ def test_label_maps_have_a_palette_and_test_pys_values(zero_ignored, models, sha
         assert (tmp_path / f"out/drawn/{path.stem}.jpg").is_file()
 
 
-def test_windows(models, images, tmp_path):
-    """A window of the image's size changes nothing; smaller ones do."""
+def test_windows(models, shapes, images, tmp_path):
+    """A window of the image's size changes nothing; smaller ones overlap by a third, as with that stride in mmseg."""
+    cfg = config_of("seg", shapes)
+    cfg.model.test_cfg.update(mode="slide", crop_size=(48, 48), stride=(32, 32))
+    expected = load(write_checkpoint(cfg, tmp_path / "slide.pth", CLASSES["seg"]))(images[0]).labels + 1
     for size in (96, 48):
         predict(models["seg"], images[0], "--out", tmp_path / str(size), "--window", size, "--no-drawings")
     predict(models["seg"], images[0], "--out", tmp_path / "whole")
-    whole, same, other = (
+    whole, same, windows = (
         np.asarray(Image.open(tmp_path / name / f"labels/{images[0].stem}.png")) for name in ("whole", "96", "48")
     )
-    assert np.array_equal(whole, same) and not np.array_equal(whole, other)
+    assert np.array_equal(whole, same) and np.array_equal(windows, expected) and not np.array_equal(whole, windows)
 
 
 def test_classes(models, images, tmp_path):
