@@ -126,17 +126,23 @@ def check_target(folder: Path) -> None:
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
     """`replacing`, also of a folder that exists; it is kept if anything fails."""
-    old = folder.with_name(f"{folder.name}.old")
+    earlier = folder.with_name(f".{folder.name}.earlier")
+    _restore(earlier, folder)  # of a process that was killed
+    shutil.rmtree(earlier, ignore_errors=True)
     try:
         with replacing(folder) as partial:
             yield partial
             if folder.exists():
-                os.replace(folder, old)
+                os.replace(folder, earlier)
     except BaseException:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
+        _restore(earlier, folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _restore(earlier: Path, folder: Path) -> None:
+    if earlier.exists() and not folder.exists():
+        os.replace(earlier, folder)
 
 
 @contextmanager

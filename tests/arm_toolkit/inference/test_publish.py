@@ -1,6 +1,8 @@
 """tools/publish.py: folders that hold all that a reader needs, and nothing of the author's machine."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -379,6 +381,27 @@ def test_an_example_that_cannot_be_drawn(shapes, tmp_path):
         with pytest.raises((ConfigError, DataError), match=message):
             publish_small(kind, shapes, tmp_path, example=tmp_path / "note.txt")
         assert not (tmp_path / "published").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_failure_of_the_last_step_keeps_the_earlier_folder(killed, shapes, tmp_path, monkeypatch):
+    publish_small("seg", shapes, tmp_path)
+    before = {path.name: sha256_of(path) for path in (tmp_path / "published").iterdir()}
+    if killed:  # after the earlier folder was moved away
+        (tmp_path / "published").rename(tmp_path / ".published.earlier")
+    rename = os.replace
+
+    def fail(source, target) -> None:
+        if str(source).endswith("published.part"):
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(WriteError, match="published cannot be written"):
+        publish(str(tmp_path / "epoch_2.pth"), tmp_path / "published", None, Statements(licence="mit"))
+    assert {path.name: sha256_of(path) for path in (tmp_path / "published").iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_2.pth", "published"}
 
 
 @pytest.mark.slow
