@@ -89,6 +89,7 @@ def classification_scores(run: Run, predictions: Path) -> ClassificationScores:
         [image["file"] for image in images],
         "probability of the true class",
         np.array([100 * image["probability"] for image in images]),
+        np.ones(len(images)),
         images=images,
         folder=Path(run.test_set.get("data_root") or "", str(run.test_set.get("split") or "")),
     )

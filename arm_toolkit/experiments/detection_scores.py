@@ -119,11 +119,12 @@ def detection_scores(run: Run, predictions: Path) -> DetectionScores:
         evaluation = evaluation or found
     min_score = best_threshold(evaluation)
     images = list(coco.imgs)
-    counts, of_images = np.zeros((len(classes) + 1, len(classes) + 1), np.int64), []
+    counts, of_images, amounts = np.zeros((len(classes) + 1, len(classes) + 1), np.int64), [], []
     for image in images:
         of_image = match(coco.imgToAnns[image], results[image], categories, min_score)
         counts += of_image
         of_images.append(f1(of_image))
+        amounts.append(of_image.sum())
     if not counts[:-1].any():
         raise DataError(f"{root / data['ann_file']} has no object of the classes {', '.join(classes)}")
     empty = sum(not results[image] for image in images)
@@ -142,6 +143,7 @@ def detection_scores(run: Run, predictions: Path) -> DetectionScores:
         [coco.imgs[image]["file_name"] for image in images],
         f"F1 of the objects with a score of at least {min_score:.2f}, at IoU {MATCHED}",
         np.array(of_images),
+        np.array(amounts),
         [f"In {empty} of {len(images)} images nothing is found."] if empty else [],
         min_score=min_score,
         curves=curves,

@@ -96,6 +96,11 @@ def _state(run: Run) -> str:
         state = f"is still training ({reached}); this page shows what is logged so far"
     elif total and done < total:
         state = f"ended after {reached}"
+        hooks = run.config.get("custom_hooks")
+        if isinstance(hooks, list | tuple) and any(
+            isinstance(x, dict) and x.get("type") == "EarlyStopHook" for x in hooks
+        ):
+            state += "; its EarlyStopHook may have ended it"
     else:
         state = f"trained for {reached}"
     text = f"**{run.name}**{f' ({run.task})' if run.task else ''}: {state}."

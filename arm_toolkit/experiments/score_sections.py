@@ -80,7 +80,8 @@ def _scores(run: Run, saved: Path) -> Scores:
 
 def _absent(run: Run, saved: Path) -> str:
     """The sentence that says how the predictions are made."""
-    words = [config_path(run.folder) or "CONFIG", run.checkpoint or "CHECKPOINT"]
+    best = sorted(run.folder.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
+    words = [config_path(run.folder) or "CONFIG", *(best or [run.checkpoint or "CHECKPOINT"])[-1:]]
     words += ["--work-dir", run.folder / "test", "--out", saved]
     command = shlex.join(["python", "tools/test.py", *map(str, words)])
     pickled = run.folder / "predictions.pkl"

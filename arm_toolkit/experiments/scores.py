@@ -49,6 +49,8 @@ class Scores(ABC):
         names: file names of the N images.
         image_measure: what `of_images` holds, as a sentence part.
         of_images: points of each image (N,), nan for an image without anything to judge.
+        amounts: how much is judged in each image (N,), e.g. objects: of images with equal points, more of it is shown
+            first.
         notes: sentences on what is unusual.
     """
 
@@ -61,6 +63,7 @@ class Scores(ABC):
     names: list[str]
     image_measure: str
     of_images: np.ndarray
+    amounts: np.ndarray
     notes: list[str] = field(default_factory=list)
 
     @abstractmethod
@@ -97,13 +100,14 @@ def same_test(first: Scores, second: Scores) -> bool:
 def best_and_worst(scores: Sequence[Scores], count: int) -> tuple[list[int], list[int]]:
     """Indices of the images with the highest and the lowest mean of the runs' scores, best and worst first.
 
-    No image is in both lists; of equal images the first comes first.
+    No image is in both lists. Of images with equal scores, those with more to judge come first, then the first ones.
     """
     means = np.mean([of_run.of_images for of_run in scores], axis=0)
-    judged = [index for index in np.argsort(-means, kind="stable") if np.isfinite(means[index])]
-    best = judged[: min(count, -(-len(judged) // 2))]
-    rest = sorted(set(judged) - set(best), key=lambda index: (means[index], index))
-    return [int(index) for index in best], [int(index) for index in rest[:count]]
+    amounts = np.mean([of_run.amounts for of_run in scores], axis=0)
+    judged = [index for index in range(len(means)) if np.isfinite(means[index])]
+    best = sorted(judged, key=lambda index: (-means[index], -amounts[index]))[: min(count, -(-len(judged) // 2))]
+    rest = sorted(set(judged) - set(best), key=lambda index: (means[index], -amounts[index], index))
+    return best, rest[:count]
 
 
 def shrink(pixels: np.ndarray, side: int = 720) -> np.ndarray:

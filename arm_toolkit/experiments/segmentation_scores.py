@@ -138,13 +138,14 @@ def segmentation_scores(run: Run, predictions: Path) -> SegmentationScores:
     if len(absent) == len(pairs):
         raise DataError(f"{predictions} holds no prediction for an image of the test set, e.g. {absent[0].name}")
     pairs = [pair for pair in pairs if pair.predicted.is_file()]
-    counts, of_images = np.zeros((len(classes), len(classes)), np.int64), []
+    counts, of_images, amounts = np.zeros((len(classes), len(classes)), np.int64), [], []
     progress = ProgressBar(len(pairs), file=sys.stderr)
     for pair in pairs:
         of_image = confusion_counts(*pair.read(len(classes)), len(classes))
         counts += of_image
         present = of_image.sum(1) > 0
         of_images.append(by_mmseg(of_image)["IoU"][present].mean() if present.any() else np.nan)
+        amounts.append(of_image.sum())
         progress.update()
     print(file=sys.stderr)
     if not counts.any():
@@ -163,6 +164,7 @@ def segmentation_scores(run: Run, predictions: Path) -> SegmentationScores:
         [Path(pair.item["img_path"]).name for pair in pairs],
         "mean IoU of the classes in the image",
         np.array(of_images),
+        np.array(amounts),
         [f"{len(absent)} of {len(items)} test images have no prediction and are left out."] if absent else [],
         pairs=pairs,
         colours=_colours(data, run.test_set),

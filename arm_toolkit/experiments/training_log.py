@@ -56,7 +56,7 @@ def read_log(folder: Path) -> TrainingLog:
         for points in (*train.values(), *val.values()):  # what follows is repeated
             for step in [step for step in points if step >= first]:
                 del points[step]
-        last = 0
+        last = max((step for points in train.values() for step in points), default=0)
         for line in lines:
             if _is_training(line):
                 last = line["step"]

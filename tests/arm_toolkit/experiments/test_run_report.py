@@ -89,11 +89,12 @@ def test_the_page_needs_no_other_file_and_describes_its_images(page):
 
 def test_runs_side_by_side(runs, tmp_path, shapes):
     options = {"optim_wrapper.optimizer.lr": 0.5, "train_cfg.max_iters": 40}
+    options["custom_hooks"] = [dict(type="EarlyStopHook", monitor="mIoU")]
     other = make_run(tmp_path / "<i>other<", "seg", shapes, **options)
     predict_labels(other, shapes)
     assert write_report([runs / "seg", other, runs / "seg"], tmp_path / "a.html") == []
     page = (tmp_path / "a.html").read_text()
-    assert "ended after 20 of 40 steps" in page and "<i>other" not in page
+    assert "ended after 20 of 40 steps; its EarlyStopHook may have ended it." in page and "<i>other" not in page
     assert rows(page, "optim_wrapper.optimizer.lr") == [["0.001", "0.5"]]
     assert rows(page, "seg")[0] == rows(page, "&lt;i&gt;other&lt;")[0]
     share, *values = rows(page, "background")[0]

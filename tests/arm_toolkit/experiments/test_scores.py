@@ -52,11 +52,17 @@ def test_the_most_frequent_mistakes():
 
 
 class Of:
-    def __init__(self, *values):
+    def __init__(self, *values, amounts=None):
         self.of_images = np.array(values)
+        self.amounts = np.array(amounts or [1] * len(values))
 
 
 def test_no_image_is_among_the_best_and_the_worst():
     assert best_and_worst([Of(5.0, np.nan, 9.0, 1.0, 5.0)], 2) == ([2, 0], [3, 4])
     assert best_and_worst([Of(5.0, 4.0), Of(5.0, 8.0)], 3) == ([1], [0])
     assert best_and_worst([Of(np.nan)], 3) == ([], [])
+
+
+def test_of_equal_images_those_with_more_to_judge_are_shown():
+    scores = Of(0.0, 0.0, 0.0, 100.0, 100.0, 100.0, amounts=[1, 9, 2, 1, 2, 9])
+    assert best_and_worst([scores], 2) == ([5, 4], [1, 2])

@@ -19,6 +19,12 @@ def test_a_log_of_epochs_resumed_in_the_middle(tmp_path):
     assert log.epoch == 2 and log.steps == 20 and log.seconds == 10 + 20 and not log.damaged
 
 
+def test_a_resumed_run_that_evaluates_first(tmp_path):
+    write_log(tmp_path, "1", [dict(loss=3.0, step=10, epoch=1)])
+    write_log(tmp_path, "2", [{"mIoU": 5.0, "step": 1}, dict(loss=2.0, step=20, epoch=2), {"mIoU": 6.0, "step": 2}])
+    assert read_log(tmp_path).val == dict(mIoU=[(10, 5.0), (20, 6.0)])
+
+
 def test_a_log_of_iterations(tmp_path):
     lines = [dict(loss=3.0, step=50, iter=50), {"mIoU": 5.0, "step": 60}, dict(loss=2.0, step=100, iter=100)]
     write_log(tmp_path, "1", lines)
