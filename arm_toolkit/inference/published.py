@@ -180,7 +180,10 @@ def _config(data: object, where: str) -> Config:
         if not isinstance(dataset.get(key, kind()), kind):
             raise ConfigError(f"{where}: {KEY}.config.test_dataloader.dataset.{key} is no {kind.__name__}")
     config = config_from_data(data, where)
-    check_structure(config)
+    try:
+        check_structure(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {KEY}.config: {error}") from None
     parts = {key: value for key, value in config.to_dict().items() if key not in ("default_scope", "custom_imports")}
     scope = config.get("default_scope") or "mmengine"
     kept = {key: config[key] for key in ("default_scope", "custom_imports") if key in config}

@@ -4,8 +4,8 @@ Examples:
     python -m tests.fuzz coco --minutes 20
     python -m tests.fuzz checkpoints --seed 1207 --cases 1    # one input again
 
-Kinds: coco, images, checkpoints, command_lines. Everything runs in one process on one core. OUT/KIND.jsonl records each
-case; a run continues after the last seed in it, also if that case killed the process.
+Kinds: coco, images, checkpoints, command_lines, published. Everything runs in one process on one core. OUT/KIND.jsonl
+records each case; a run continues after the last seed in it, also if that case killed the process.
 """
 
 import argparse
@@ -21,9 +21,11 @@ from tests.fuzz.checkpoints import CheckpointCase
 from tests.fuzz.coco import CocoCase
 from tests.fuzz.command_lines import CommandLineCase
 from tests.fuzz.images import ImageCase
+from tests.fuzz.published import PublishedCase
 from tests.fuzz.session import dead, run, seeds_after
 
 KINDS = dict(coco=CocoCase, images=ImageCase, checkpoints=CheckpointCase, command_lines=CommandLineCase)
+KINDS |= dict(published=PublishedCase)
 
 
 def main() -> None:
