@@ -79,7 +79,7 @@ def find(model: str | os.PathLike, checkpoint: str | os.PathLike | None = None) 
         return _from_configuration(str(path), local_path(checkpoint))
     if checkpoint is not None:
         raise ConfigError(
-            f"--checkpoint {os.fspath(checkpoint)}: only a configuration (.py) needs it, and {name} is none; give "
+            f"--checkpoint {os.fspath(checkpoint)}: only a configuration (.py) needs it, and {name} is not one; give "
             "either of them alone"
         )
     if path.is_dir():
@@ -165,9 +165,9 @@ def _from_checkpoint(path: str) -> Trained:
 
 def _from_folder(folder: Path) -> Trained:
     if not is_published(folder):
-        found = sorted(file.name for file in folder.glob("*.pth"))
-        hint = f"give a checkpoint in it, as {folder / found[-1]}" if found else f"give {KINDS}"
-        raise ConfigError(f"{folder} is no folder that tools/publish.py wrote; {hint}")
+        found = sorted(folder.glob("*.pth"), key=lambda file: (file.name.startswith("best_"), file.stat().st_mtime))
+        hint = f"give a checkpoint in it, as {found[-1]}" if found else f"give {KINDS}"
+        raise ConfigError(f"{folder} was not written by tools/publish.py; {hint}")
     published = read_published(folder)
     state = model_state(read_checkpoint(published.weights), where=published.weights)
     meta = dict(classes=published.classes or None, palette=published.palette)

@@ -131,7 +131,7 @@ class Predictor:
         try:
             return self._pipeline.read(path)
         except UnidentifiedImageError:
-            raise DataError(f"{path} cannot be read (it is no image, or of a format that is not supported)") from None
+            raise DataError(f"{path} cannot be read (it is not an image, or its format is not supported)") from None
         except Exception as error:  # noqa: BLE001 a decoder can raise anything
             raise DataError(f"{path} cannot be read ({reason(error)})") from None
 

@@ -33,7 +33,7 @@ class VideoReader:
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
-            raise DataError(f"{path} cannot be read: it is no video that OpenCV can decode")
+            raise DataError(f"{path} cannot be read (OpenCV cannot decode it as a video)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else USUAL_FPS
         self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))

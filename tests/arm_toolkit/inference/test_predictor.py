@@ -337,7 +337,7 @@ def test_what_cannot_be_loaded(models, predictors, shapes, tmp_path):
         ((tmp_path / "nothing",), ConfigError, "does not exist; give a published folder, hf://OWNER/NAME"),
         ((config,), ConfigError, "is a configuration, which holds no weights; add --checkpoint FILE"),
         ((tmp_path / "run",), ConfigError, "give a checkpoint in it, as .*epoch_1.pth"),
-        ((tmp_path,), ConfigError, "is no folder that tools/publish.py wrote"),
+        ((tmp_path,), ConfigError, "was not written by tools/publish.py"),
         ((models["seg"], models["seg"]), ConfigError, "only a configuration .* needs it"),
         ((tmp_path / "bare.pth",), CheckpointError, "holds no configuration"),
         ((tmp_path / "other.pth",), ConfigError, "classes is background, disc, square, .*, but .* was trained with a"),

@@ -164,6 +164,7 @@ def test_a_higher_threshold_draws_less_and_keeps_the_results(models, images, tmp
     assert np.abs(few - original).mean() < 5 < np.abs(many - original).mean()
 
 
+@pytest.mark.slow
 def test_annotations_that_do_not_fit(annotated, models, images, shapes, tmp_path):
     file, out = annotated / "objects.json", tmp_path / "out"
 
