@@ -11,7 +11,7 @@ import timm
 from arm_backbone.checkpoint.files import CheckpointError
 from arm_images.errors import DataError
 from arm_toolkit.datasets.transforms import LoadLabels
-from arm_toolkit.experiments.runs import read_run
+from arm_toolkit.experiments.runs import inspect_run, read_run
 from tests.helpers.hostile import CHECKPOINTS, write_data
 from tests.helpers.runs import CONFIGS
 from tests.helpers.tools import invoke
@@ -87,7 +87,8 @@ def test_python_functions_execute_no_checkpoint(file, place, tmp_path):
     (tmp_path / "last_checkpoint").write_text(file)
     (tmp_path / file).write_bytes((place / file).read_bytes())
     with pytest.raises(CheckpointError, match=re.escape(file)):
-        read_run(tmp_path, {})
+        read_run(tmp_path)
+    assert file in "".join(inspect_run(tmp_path, "run").faults)
     assert not (place / "canary").exists(), "executed"
 
 
