@@ -130,7 +130,7 @@ def choose(data: OwnData, machine: Machine, model: str, scratch: bool) -> Choice
         rate = float(f"{reference * batch * machine.gpus / of_batch:.2g}")
         rate_reason = f"{reference:g} for a batch of {of_batch}, scaled to {batch * machine.gpus}"
     if scratch:
-        rate, rate_reason = SCRATCH * rate, f"{rate_reason}; twice that without pretrained weights"
+        rate, rate_reason = SCRATCH * rate, f"{rate_reason}; doubled, without pretrained weights"
     reasons = size_reason, batch, batch_reason, iterations, iterations_reason, rate, rate_reason
     return Choices(model, narrow, size, *reasons, crop, crop_reason, evaluations)
 
@@ -192,7 +192,7 @@ def _batch(task: str, machine: Machine, model: str, megapixels: float, images: i
         reason = f"what {machine.gib:.0f} GiB hold, by estimate"
     else:
         fits = most = dict(detection=4, segmentation=8, classification=16)[task]
-        reason = "on a CPU a larger batch takes as much longer"
+        reason = "on a CPU the time grows with the batch"
     batch = int(max(1 if task == "detection" else 2, min(fits, most)))
     if fits < 1:
         reason += "; if it does not: --cfg-options model.backbone.with_cp=full, or smaller images"

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 LINES = ("Could not import OneDL",)  # optional data sets of the company that maintains OpenMMLab
-WARNINGS = ("faster_coco_eval is not installed",)  # of an optional evaluator that no configuration names
+WARNINGS = (
+    "faster_coco_eval is not installed",  # an optional evaluator that no configuration names
+    "Default ``avg_non_ignore`` is False",  # mmseg's loss says at each start how it averages
+    "The draw is False",  # mmseg's hook that draws, where nothing is to be drawn
+)
 
 
 class _Filter:

@@ -15,7 +15,7 @@ train_dataloader = dict(
     num_workers=2,
     sampler=dict(infinite=True),  # a small data set has epochs of a few iterations, so iterations count
     batch_sampler=None,  # groups by aspect ratio would be read again, all of them, when a run is resumed
-    dataset=dict(filter_cfg=dict(filter_empty_gt=True, min_size=1), pipeline=train_pipeline),
+    dataset=dict(pipeline=train_pipeline),
 )
 val_dataloader = dict(num_workers=2)
 val_evaluator = dict(ann_file=None)  # that of the data set

@@ -144,6 +144,12 @@ def test_data_sets_are_checked(folder):
     run("python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150")
 
 
+def test_a_configuration_is_made_from_a_folder(folder):
+    Path("DATA").symlink_to("data/coco")
+    run("python tools/new_config.py DATA --out my.py")
+    assert call_tool("train.py", "my.py", "--check") == 0
+
+
 def test_models_are_inspected(folder):
     run("python tools/reconstruct.py work_dirs/arm_b/epoch_1600.pth IMAGES --given 3")
     run("python tools/visualize_features.py work_dirs/arm_b/epoch_1600.pth IMAGES")

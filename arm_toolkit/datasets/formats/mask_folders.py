@@ -35,11 +35,26 @@ class Pairs:
     Attributes:
         images, labels: their folders.
         names: (image, label map) relative to these, in the order of the images' names.
+        unlabelled: (image, label map that it would have) where that does not exist.
     """
 
     images: Path
     labels: Path
     names: list[tuple[str, str]]
+    unlabelled: list[tuple[str, str]]
+
+    def require_all(self) -> None:
+        """Refuse images without a label map.
+
+        Raises:
+            DataError: naming the first.
+        """
+        if self.unlabelled:
+            image, label = self.unlabelled[0]
+            raise DataError(
+                f"{len(self.unlabelled)} of {len(self.unlabelled) + len(self.names)} images in {self.images} have no "
+                f"label map, first {image} ({self.labels / label} does not exist); add label maps or remove the images"
+            )
 
 
 def find_pair_folders(root: Path) -> tuple[str, dict[str, tuple[Path, Path]]] | None:
@@ -104,7 +119,7 @@ def pair(images: Path, labels: Path, notes: list[str]) -> Pairs:
     """Pair the images of one folder with the label maps of another.
 
     Raises:
-        DataError: if an image has no label map, or a label map no image.
+        DataError: if there are none.
     """
     found, of_labels = Found(images), Found(labels)
     files = [path.relative_to(images) for path in image_files(images, found)]
@@ -123,20 +138,14 @@ def pair(images: Path, labels: Path, notes: list[str]) -> Pairs:
         stem = str(path.with_suffix(""))
         label = by_stem.pop(stem[: len(stem) - len(image_end)] + map_end, None)
         if label is None:
-            alone.append(str(path))
+            alone.append((str(path), f"{stem[: len(stem) - len(image_end)]}{map_end}.png"))
         else:
             names.append((str(path), str(label)))
-    if alone:
-        wanted = str(Path(alone[0]).with_suffix("")) + map_end + ".png"
-        raise DataError(
-            f"{len(alone)} of {len(files)} images in {images} have no label map, first {alone[0]} ({labels / wanted} "
-            "does not exist); add label maps or remove the images"
-        )
     if by_stem:
         notes.append(f"{len(by_stem)} label maps in {labels} have no image: left out{some(sorted(by_stem), 3)}")
     for left in (found.left_out, of_labels.left_out if images != labels else {}):
         notes += [f"left out {len(paths)} {why}{some(paths, 3)}" for why, paths in left.items()]
-    return Pairs(images, labels, names)
+    return Pairs(images, labels, names, alone)
 
 
 def _ends(images: list[str], maps: list[str]) -> tuple[str, str]:

@@ -183,8 +183,11 @@ def _parts(root: Path, pairs: dict[str, Pairs], notes: list[str]) -> dict[str, M
             }
             notes.append(f"splits from lists of names: {', '.join(listed)}")
         else:
+            whole.require_all()
             parts = {"train": MapPart(whole.images, whole.labels, whole.names)}
     else:
+        for split_pairs in pairs.values():
+            split_pairs.require_all()
         parts = {split: MapPart(p.images, p.labels, p.names) for split, p in pairs.items()}
     if "train" not in parts:
         raise DataError(f"{root} has {' and '.join(parts)}, but no training split; name one split train")
@@ -193,7 +196,9 @@ def _parts(root: Path, pairs: dict[str, Pairs], notes: list[str]) -> dict[str, M
         names = [image for image, _ in whole.names]
         held = hold_out(names, equal_files([(name, whole.images / name) for name in names]))
         if not held:
-            raise DataError(f"{root} has {len(names)} image(s); training and validation need two different ones")
+            raise DataError(
+                f"{root}: of {len(names)} images none differs from the others; training and validation need two at least"
+            )
         for split, wanted in (("train", False), ("val", True)):
             chosen = [entry for entry in whole.names if (entry[0] in held) == wanted]
             parts[split] = MapPart(whole.images, whole.labels, chosen, whole=False)

@@ -185,3 +185,24 @@ def test_folders_of_label_maps(layout, shapes, tmp_path):
         assert data.counts() == dict(train=16, val=6)
     data.write(tmp_path / "out")
     assert all(report.ok for report in data.check()), data.check()
+
+
+def test_lists_of_pascal_voc_choose_the_images(shapes, tmp_path):
+    """Most images of Pascal VOC have no label map: the lists name those that have one."""
+    source = write_masks(shapes, tmp_path / "source", "palette", splits=("train",))
+    root = tmp_path / "VOC2012"
+    shutil.copytree(source / "images/train", root / "JPEGImages")
+    shutil.copytree(source / "masks/train", root / "SegmentationClass")
+    names = sorted(path.stem for path in (root / "JPEGImages").iterdir())
+    (root / "SegmentationClass" / f"{names[-1]}.png").unlink()
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(names[:9]))
+    (lists / "val.txt").write_text("\n".join(names[9:12]))
+    data = recognise(root)
+    assert data.counts() == dict(train=9, val=3)
+    data.write(tmp_path / "out")
+    assert all(report.ok for report in data.check())
+    (lists / "val.txt").write_text(names[-1])
+    with pytest.raises(DataError, match=f"a list of a split names {names[-1]}"):
+        recognise(root)
