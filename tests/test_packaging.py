@@ -2,6 +2,9 @@
 
 import email
 import json
+import os
+import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -11,7 +14,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
+from arm_backbone.ops.cpu import library as native
 from tests.helpers.paths import ROOT
 
 PACKAGES = {name: name for name in ("arm_backbone", "arm_images", "arm_toolkit")} | {"pretrain": "arm_pretrain"}
@@ -24,31 +29,38 @@ def builds(test):
     return pytest.mark.slow(pytest.mark.xdist_group("packaging")(test))
 
 
-def run(*command, cwd):
+def run(*command, cwd, **kwargs):
     """Standard output of `command`; a failure shows the end of its output."""
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build the wheel through a source distribution, from a copy: in place, a stale build/ would be packed."""
-    folder = tmp_path_factory.mktemp("build")
-    copy = folder / "copy"
+def copy(tmp_path_factory) -> Path:
+    """A copy of what is packed: in place, a stale build/ would be packed too."""
+    copy = tmp_path_factory.mktemp("build") / "copy"
     for name in SOURCES:
         source, target = ROOT / name, copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         elif source.exists():
             shutil.copy(source, target)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(copy) -> Path:
+    """Build the wheel through a source distribution."""
+    folder = copy.parent
     build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, folder, cwd=copy)
     (sdist,) = folder.glob("*.tar.gz")
     options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir", folder]
     run(sys.executable, "-m", "pip", "wheel", *options, sdist, cwd=folder)
     (built,) = folder.glob("*.whl")
+    assert "-py3-none-" in built.name, "the library is tied to no version of Python"
     return built
 
 
@@ -117,6 +129,32 @@ print(json.dumps({
 """
 
 
+# The scan forward and backward and a convolution, with the library that is given, for each instruction set
+COMPUTE = """
+import os, sys
+from pathlib import Path
+import torch
+from arm_backbone.ops import cross_conv, cross_scan
+from arm_backbone.ops.cpu import library
+
+library.LIBRARY = Path(sys.argv[1])
+assert library.unavailable() is None, library.unavailable()
+generator = torch.Generator().manual_seed(0)
+randn = lambda *shape: torch.randn(*shape, generator=generator).requires_grad_()
+u, delta, B, C = randn(1, 2, 60, 40), randn(1, 2, 60, 40), randn(1, 2, 60, 16), randn(1, 2, 60, 16)
+A, D, bias, weight = -randn(2, 40, 16).exp(), randn(2, 40), randn(2, 40), randn(2, 40, 4)
+orders = torch.stack([torch.arange(60), torch.arange(60).flip(0)])
+results = []
+for isa in library.ISAS[: library._library().arm_best_isa() + 1]:
+    os.environ["ARM_CPU_ISA"] = isa
+    y = cross_scan(u, delta, A, B, C, D, bias, orders, delta_softplus=True)
+    z = cross_conv(y, weight, bias, orders)
+    grads = torch.autograd.grad(z.square().sum(), [u, delta, B, C, D, bias, weight], retain_graph=True)
+    results.append([t.detach() for t in (y, z, *grads)])
+torch.save(results, sys.argv[2])
+"""
+
+
 @builds
 def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, tmp_path):
     try:
@@ -134,3 +172,29 @@ def test_backbone_runs_in_an_environment_with_the_base_requirements_only(wheel, 
     assert answer["type"] == "tuple"
     assert answer["shapes"] == [[1, 32, 4, 5]] * 4
     assert answer["finite"]
+
+
+@builds
+def test_kernels_are_built_without_a_compiler(copy, tmp_path):
+    """pip gets ziglang for the build. Its library serves glibc 2.17, and computes what another compiler's does."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the library is inspected for x86-64 only")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    env = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "PYTHONPATH")}
+    options = ["--no-deps", "--wheel-dir", tmp_path / "wheel"]
+    env["PATH"] = str(tmp_path / "bin")  # without a compiler
+    run(sys.executable, "-m", "pip", "wheel", *options, copy, cwd=tmp_path, env=env)
+    (built,) = (tmp_path / "wheel").glob("*.whl")
+    assert built.name == "arm_backbone-0.1.0-py3-none-manylinux_2_17_x86_64.whl"
+    library = Path(zipfile.ZipFile(built).extract("arm_backbone/ops/cpu/libarm_cpu.so", tmp_path))
+    content = library.read_bytes()
+    assert len(content) < 1_000_000
+    assert max(int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", content)) <= 17
+    needed = set(re.findall(rb"lib[\w+]+\.so\.\d+", content))
+    assert needed <= {b"libc.so.6", b"libpthread.so.0"}
+    for name, file in (("ours", native.LIBRARY), ("built", library)):
+        run(sys.executable, "-c", COMPUTE, file, tmp_path / f"{name}.pt", cwd=ROOT)
+    ours, built = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("ours", "built"))
+    torch.testing.assert_close(built, ours, rtol=1e-5, atol=1e-5)
+    assert built[0][0].abs().max() > 0.1

@@ -38,7 +38,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     # mmcv compares in float32, in which 0.6 is a little more than in float64: an IoU of 0.6 must not exceed it
     threshold = ctypes.c_float(iou_threshold).value
-    return torch.ops.torchvision.nms(boxes, scores.to(boxes.dtype), threshold)
+    # mmcv orders equal scores as this sort does, torchvision as they come: give it scores without equal ones
+    order = scores.sort(0, descending=True)[1]
+    ranks = torch.arange(len(order), 0, -1, dtype=boxes.dtype, device=boxes.device)
+    return order[torch.ops.torchvision.nms(boxes[order], ranks, threshold)]
 
 
 def roi_align_forward(
