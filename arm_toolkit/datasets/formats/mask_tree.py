@@ -196,9 +196,7 @@ def _parts(root: Path, pairs: dict[str, Pairs], notes: list[str]) -> dict[str, M
         names = [image for image, _ in whole.names]
         held = hold_out(names, equal_files([(name, whole.images / name) for name in names]))
         if not held:
-            raise DataError(
-                f"{root}: of {len(names)} images none differs from the others; training and validation need two at least"
-            )
+            raise DataError(f"{root}: {len(names)} image, or copies of one; training and validation need two at least")
         for split, wanted in (("train", False), ("val", True)):
             chosen = [entry for entry in whole.names if (entry[0] in held) == wanted]
             parts[split] = MapPart(whole.images, whole.labels, chosen, whole=False)
