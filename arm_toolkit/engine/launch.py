@@ -248,7 +248,7 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
 
 
 def _use_amp(cfg: Config) -> None:
-    if cfg.optim_wrapper.get("type", "OptimWrapper") != "OptimWrapper":
+    if cfg.optim_wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AutoAmpOptimWrapper"):
         return
     if torch.cuda.is_available():
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16")

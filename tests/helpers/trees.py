@@ -77,7 +77,7 @@ def write_masks(shapes: Path, out: Path, form: str, splits: tuple = ("train", "v
         shutil.copytree(shapes / "ade/images" / folder, images)
         masks.mkdir(parents=True)
         for file in sorted((shapes / "ade/annotations" / folder).glob("*.png")):
-            stored = np.asarray(Image.open(file))
+            stored = stored_labels(file)
             labels = np.where(stored == 0, 255, stored - 1).astype(np.uint8)
             if form == "colours":
                 written = Image.fromarray(np.array(COLOURS, np.uint8)[stored])
@@ -94,6 +94,13 @@ def write_masks(shapes: Path, out: Path, form: str, splits: tuple = ("train", "v
     elif form != "binary":
         (out / "classes.txt").write_text("\n".join(names) + "\n")
     return out
+
+
+def stored_labels(file: Path) -> np.ndarray:
+    """A generated label map in ADE20K's form, with a first row that is ignored (0)."""
+    stored = np.array(Image.open(file))
+    stored[0] = 0
+    return stored
 
 
 def class_names(shapes: Path) -> list[str]:

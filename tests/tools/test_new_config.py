@@ -153,7 +153,7 @@ def no_yaml(data: Path) -> str:
 
 def no_legend(data: Path) -> str:
     (data / "class_dict.csv").unlink()
-    return f"the masks of {data.resolve()} hold 4 colours|give --classes FILE with one line NAME R G B|0 128 192"
+    return f"the masks of {data.resolve()} hold 5 colours|give --classes FILE with one line NAME R G B|0 128 192"
 
 
 def unnamed_colour(data: Path) -> str:

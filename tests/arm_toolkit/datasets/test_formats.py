@@ -12,7 +12,7 @@ from arm_images.errors import DataError
 from arm_toolkit.datasets.formats.holdout import equal_files, hold_out
 from arm_toolkit.datasets.formats.legend import read_legend
 from arm_toolkit.datasets.formats.recognise import recognise
-from tests.helpers.trees import coco_content, write_masks, write_roboflow, write_yolo
+from tests.helpers.trees import coco_content, stored_labels, write_masks, write_roboflow, write_yolo
 
 # ------------------------------------------------------------------------------------------- the validation split
 
@@ -56,6 +56,19 @@ def test_yolo_polygons_are_those_of_the_coco_file(shapes, tmp_path):
     found = sorted((files[a["image_id"]], a["segmentation"][0]) for a in data.parts["train"].content["annotations"])
     for (name, points), (other, others) in zip(expected, found, strict=True):
         assert name == other and np.allclose(points, others, atol=1e-3)
+
+
+def test_yolo_coordinates_are_fractions_of_width_and_height(tmp_path):
+    for name, colour in (("1", 0), ("2", 9)):
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 20), (colour, 0, 0)).save(tmp_path / f"images/{name}.png")
+        (tmp_path / f"labels/{name}.txt").write_text("0 0.5 0.5 0.5 0.4\n1 0.1 0.1 0.9 0.1 0.9 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: {0: a, 1: b}\n")
+    box, polygon = recognise(tmp_path).parts["train"].content["annotations"]
+    assert box["bbox"] == pytest.approx([10, 6, 20, 8]) and "segmentation" not in box
+    assert polygon["segmentation"][0] == pytest.approx([4, 2, 36, 2, 36, 10])
+    assert polygon["bbox"] == pytest.approx([4, 2, 32, 8]) and polygon["area"] == pytest.approx(128)
 
 
 def test_yolo_boxes_are_those_that_supervision_reads(shapes, tmp_path):
@@ -141,7 +154,7 @@ def test_all_forms_of_label_maps_mean_the_same(form, shapes, tmp_path):
     part = data.parts["train"]
     for image, label in part.names[:3]:
         name = Path(image).with_suffix(".png").name
-        stored = np.asarray(Image.open(shapes / "ade/annotations/training" / name))
+        stored = stored_labels(shapes / "ade/annotations/training" / name)
         found = np.asarray(Image.open(part.labels / Path(label).name))
         assert (found == np.where(stored == 0, 255, stored - 1)).all()
 
