@@ -90,35 +90,30 @@ def _state(run: Run) -> str:
         found = f" Its folders {', '.join(inner[:4])} hold logs: give these." if inner else ""
         started = " The training has started and logged nothing yet." if run.running else ""
         return f"**{run.name}**: there is no training log in {run.folder}.{started or found}"
-    done, total, unit = _progress(run)
-    reached = f"{done} of {total} {unit}" if total else f"{done} {unit}"
+    reached, finished = _progress(run)
     if run.running:
-        state = f"is still training ({reached}); this page shows what is logged so far"
-    elif total and done < total:
-        state = f"ended after {reached}"
-        hooks = run.config.get("custom_hooks")
-        if isinstance(hooks, list | tuple) and any(
-            isinstance(x, dict) and x.get("type") == "EarlyStopHook" for x in hooks
-        ):
-            state += "; its EarlyStopHook may have ended it"
+        state = f"is still training, {reached}; this page shows what is logged so far"
     else:
-        state = f"trained for {reached}"
+        state = f"has finished {reached}" if finished else f"ended {reached}"
+    if not (run.running or finished) and "EarlyStopHook" in str(run.config.get("custom_hooks")):
+        state += "; its EarlyStopHook may have ended it"
     text = f"**{run.name}**{f' ({run.task})' if run.task else ''}: {state}."
-    if run.log.resumed:
-        text += f" It was resumed at step {', '.join(map(str, run.log.resumed))}."
+    if resumed := run.log.resumed:
+        text += f" It was resumed at step{'s' * (len(resumed) > 1)} {', '.join(map(str, resumed))}."
     return text
 
 
-def _progress(run: Run) -> tuple[int, int | None, str]:
-    """How far a training came, how far it should, and in what."""
+def _progress(run: Run) -> tuple[str, bool]:
+    """How far a training came, and whether it is known to be its end."""
     length = run.settings("train_cfg")
     saved = re.fullmatch(r"(iter|epoch)_(\d+)", run.checkpoint.stem) if run.checkpoint else None
+    epochs = int(saved[2]) if saved and saved[1] == "epoch" else 0
+    steps = max(run.log.steps, int(saved[2]) if saved and saved[1] == "iter" else 0)
     if isinstance(total := length.get("max_epochs"), int) and run.log.epoch is not None:
-        finished = int(saved[2]) if saved and saved[1] == "epoch" else 0
-        return (total if finished >= total else max(finished, run.log.epoch)), total, "epochs"
-    done = max(run.log.steps, int(saved[2]) if saved and saved[1] == "iter" else 0)
-    total = length.get("max_iters")
-    return done, total if isinstance(total, int) else None, "steps"
+        return f"in epoch {max(epochs, run.log.epoch)} of {total}", epochs >= total
+    if isinstance(total := length.get("max_iters"), int):
+        return f"after {steps} of {total} steps", steps >= total
+    return f"after {steps} steps", False
 
 
 def _overview(judged: Sequence[Judged]) -> Section:

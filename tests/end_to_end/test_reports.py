@@ -62,7 +62,7 @@ def test_a_segmentor(shapes, tmp_path):
     logged = run_test(tmp_path / "seg", next((tmp_path / "seg").glob("*.py")), "predictions")
     page = report(tmp_path / "seg")
     assert points(page, "seg", 2) == pytest.approx([logged["mIoU"], logged["aAcc"]], abs=0.11)
-    assert "trained for 8 of 8 steps" in page and "<strong>Validation.</strong>" in page
+    assert "has finished after 8 of 8 steps" in page and "<strong>Validation.</strong>" in page
 
 
 def test_a_classifier(shapes, tmp_path):
@@ -76,4 +76,4 @@ def test_a_classifier(shapes, tmp_path):
     assert saved["classes"] == ["disc", "square", "triangle"] and len(saved["images"][0]["top"]) == 3
     page = report(work)
     assert points(page, "cls", 1) == pytest.approx([logged["accuracy/top1"]], abs=0.11)
-    assert "trained for 2 of 2 epochs" in page and page.count("example") == 0 and page.count("<img ") >= 9
+    assert "has finished in epoch 2 of 2" in page and page.count("example") == 0 and page.count("<img ") >= 9

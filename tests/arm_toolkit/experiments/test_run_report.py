@@ -51,7 +51,7 @@ def test_the_results_of_a_segmentor(page, runs, shapes):
     truth, found = ([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))] for folder in (
         shapes / "ade/annotations/validation", runs / "seg/predictions"))  # fmt: skip
     accuracy = 100 * np.mean(np.stack(truth) == np.stack(found))
-    assert "<strong>seg</strong> (segmentation): trained for 20 of 20 steps. It was resumed at step 20." in page
+    assert "<strong>seg</strong> (segmentation): has finished after 20 of 20 steps. It was resumed at step 20." in page
     (results,) = rows(page, "seg")
     assert results[-4:] == [f"{accuracy:.1f}", "mIoU 50.0, step 20", "12 s", "1.50 M"]
     classes = section(page, "Classes (segmentation)")
@@ -121,7 +121,7 @@ def test_missing_damaged_and_running_runs_are_sentences(tmp_path, shapes):
             problems = pool.apply(write_report, (folders, out))
     page, said = out.read_text(), "\n".join(problems)
     assert page.count("there is no training log in") == 2 and "Its folders inner hold logs: give these." in page
-    assert "is still training (20 of 100 steps)" in page
+    assert "is still training, after 20 of 100 steps" in page
     for part in (
         "det: " + str(log) + " has lines that cannot be read",
         f"det: {damaged}/iter_20.pth",
