@@ -146,8 +146,8 @@ def test_data_sets_are_checked(folder):
 
 def test_a_configuration_is_made_from_a_folder(folder):
     Path("DATA").symlink_to("data/coco")
-    run("python tools/new_config.py DATA --out my.py")
-    assert call_tool("train.py", "my.py", "--check") == 0
+    run("python tools/new_config.py DATA --out mine.py")
+    assert call_tool("train.py", "mine.py", "--check") == 0
 
 
 def test_models_are_inspected(folder):

@@ -73,7 +73,7 @@ def test_prose_is_not_wider_than_a_screen(path):
 
 def test_readme_is_short_and_opens_with_an_image():
     lines = README.read_text().splitlines()
-    assert len(lines) < 260
+    assert len(lines) < 200
     assert max(map(len, lines)) <= 120
     assert lines[0].startswith("# ") and lines[2].startswith("![")
 
