@@ -36,6 +36,7 @@ def config(shapes, tmp_path_factory):
             narrow_detector(cfg.model, width=32)
         cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
         cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
+        cfg.val_dataloader.dataset.indices = 2
         cfg.train_cfg.update(max_iters=STEPS, val_interval=2)
         cfg.param_scheduler.warmup = 2
         cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
