@@ -14,6 +14,8 @@ Examples:
     python tools/benchmark.py pretrain pretrain/configs/arm_b.py --batch 16 --data data/imagenet/train
   backbone and neck of a detector or segmentor:
     python tools/benchmark.py dense det_configs/mask_rcnn_arm_b.py --img-size 800x1280
+  files that tools/export.py wrote, compared with their model:
+    python tools/benchmark.py exported arm_base_patch16_224 arm_b.onnx arm_b.pt2 --threads 1
 
 Besides our back ends (reference, torch, ...), `scan` times:
   loop        the Python loop of mamba-ssm's selective_scan_ref, once for each direction
@@ -40,6 +42,7 @@ from arm_backbone.ops import BACKENDS
 from arm_toolkit.benchmark.block_cases import block_cases
 from arm_toolkit.benchmark.case import Case, Grid, Setting
 from arm_toolkit.benchmark.conditions import busy_warning, conditions
+from arm_toolkit.benchmark.exported_cases import exported_cases
 from arm_toolkit.benchmark.model_cases import dense_cases, model_cases, pretrain_cases
 from arm_toolkit.benchmark.results import exponents, plot
 from arm_toolkit.benchmark.scan_cases import SCANS, scan_cases
@@ -108,7 +111,7 @@ def parse() -> argparse.Namespace:
     )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tools = parser.add_subparsers(dest="what", required=True, metavar="{scan,block,model,pretrain,dense}")
+    tools = parser.add_subparsers(dest="what", required=True, metavar="{scan,block,model,pretrain,dense,exported}")
     scan = tools.add_parser("scan", parents=[tokens, common], help="the selective scan alone")
     scan.add_argument("--scans", type=int, choices=(1, 4), default=4, help="scan directions (4)")
     scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as in ARM-B)")
@@ -125,6 +128,12 @@ def parse() -> argparse.Namespace:
     pretrain.add_argument("--data", metavar="PATH", help="folder or list of images; also time the data loader")
     dense = tools.add_parser("dense", parents=[config, backends, common], help="backbone and neck of a configuration")
     dense.add_argument("--img-size", default=[(512, 512)], **sizes)
+    exported = tools.add_parser("exported", parents=[common], help="exported files, compared with their model")
+    exported.add_argument("model", metavar="MODEL", help="as in tools/export.py")
+    exported.add_argument("files", nargs="+", metavar="FILE", help=".onnx and .pt2 files")
+    exported.add_argument("--checkpoint", metavar="FILE", help="the weights, for a configuration or a name of timm")
+    exported.add_argument("--part", choices=("model", "pyramid", "backbone"), help="as in tools/export.py")
+    exported.add_argument("--img-size", default=[None], **sizes)
     return parser.parse_args()
 
 
@@ -137,6 +146,8 @@ def cases(args: argparse.Namespace, setting: Setting) -> Iterator[Case]:
         return model_cases(setting, args.names, args.img_size)
     if args.what == "pretrain":
         return pretrain_cases(setting, args.config, args.cfg_options, args.backends, args.data)
+    if args.what == "exported":
+        return exported_cases(setting, args.model, args.files, args.checkpoint, args.part, args.img_size)
     return dense_cases(setting, args.config, args.cfg_options, args.img_size, args.backends)
 
 

@@ -65,15 +65,27 @@ def token_loop(delta: Tensor, product: Tensor, B: Tensor, C: Tensor, A: Tensor) 
         y (L, B, K, D) and the final state (B, K, D, N).
     """
     first = delta.new_zeros(delta.shape[1], A.shape[0], A.shape[2], A.shape[1])
-    state, y = scan_loop(_step, first, [delta, product, B, C], A.transpose(1, 2).contiguous())
-    return y, state.transpose(2, 3)
+    # every operator of a step costs: shapes are made once, for all steps
+    steps = [delta.unsqueeze(3), product.unsqueeze(3), B.unsqueeze(4), C.unsqueeze(3)]
+    state, y = scan_loop(_step, first, steps, A.transpose(1, 2).contiguous())
+    return y.squeeze(3), state.transpose(2, 3)
 
 
 def _step(state: Tensor, delta: Tensor, product: Tensor, B: Tensor, C: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """The state (B, K, N, D) after a token, and its y (B, K, D), from the state before it and A (K, N, D)."""
-    decay = torch.exp(delta.unsqueeze(2) * A)
-    state = decay * state + product.unsqueeze(2) * B.unsqueeze(3)
-    return state, (C.unsqueeze(2) @ state).squeeze(2)
+    """One token of the recurrence.
+
+    Args:
+        state: (B, K, N, D), before the token.
+        delta, product: (B, K, 1, D).
+        B: (B, K, N, 1).
+        C: (B, K, 1, N).
+        A: (K, N, D).
+
+    Returns:
+        the state after the token, and y (B, K, 1, D).
+    """
+    state = torch.exp(delta * A) * state + product * B
+    return state, C @ state
 
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -60,13 +60,13 @@ def export(
     onnx = file.suffix == ".onnx"
     if onnx:
         _require("onnx", "onnxscript")
-    check_writable(file)
     source = find_source(model, checkpoint)
     module = make_part(source.module, part, source.where)
     if pixels:
         module = FromPixels(module, source.mean, source.std, source.channels).eval()
     batches, what = _batches(source, images, size, pixels)
     metadata = describe(source, module, size, pixels)
+    check_writable(file)
     print(f"recording {source.where}", flush=True)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # from PyTorch's exporter
     warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # from torch.export.load
@@ -154,9 +154,11 @@ def _batches(
     """Batches of the model's size, and of another one if it takes any, with a word for what the images are."""
     files = _files(given) if given else find_images(source.images)[:COMPARED] if source.images else []
     height, width = size or source.size
-    sizes = [(2, height, width)] if size else [(2, height, width), (1, height * 4 // 5 + 1, width * 4 // 3 + 3)]
+    sizes = [(2, height, width)]
+    if size is None:
+        sizes += [(1, height * 4 // 5 + 1, width * 4 // 3 + 3), (1, height * 5 // 4, width * 3 // 2)]
     generator = np.random.default_rng(0)
-    batches, used = [], iter(files * 3)
+    batches, used = [], iter(files * 4)
     for number, height, width in sizes:
         noise = generator.integers(0, 256, (number, height, width, 3), dtype=np.uint8)
         images = [_read(next(used), (width, height)) if files else noise[i] for i in range(number)]

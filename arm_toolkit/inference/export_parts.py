@@ -28,7 +28,6 @@ class Part(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        pool_any_size(model)
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -126,8 +125,8 @@ def make_part(model: nn.Module, part: str | None, where: str) -> Part:
         return Segment(model)
     if part == "model" and detects:
         raise ConfigError(
-            f"{where}: the heads of a detector cannot be exported (mmdet chooses proposals in Python, image by image, "
-            "and how many NMS keeps depends on the image); leave --part out to export backbone and pyramid"
+            f"{where}: the heads of a detector cannot be exported, because torch.export records no branch on values "
+            "(mmdet's RPN head asks of each image which boxes are valid); leave --part out for backbone and pyramid"
         )
     if part in (None, "pyramid") and (detects or segments):
         levels = getattr(getattr(model, "neck", None), "num_outs", None)
@@ -163,51 +162,3 @@ class FromPixels(Part):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         images = images.flip(1) if self.flip else images
         return self.model((images.to(self.mean.dtype) - self.mean) / self.std)
-
-
-# ------------------------------------------------------------------------------------------ pooling of maps of any size
-
-
-class AnySizeMean(nn.AdaptiveAvgPool2d):
-    """`nn.AdaptiveAvgPool2d`, which an exported program computes for maps of any size, as two matrix products.
-
-    ONNX has average pooling with windows of one size only; those of adaptive pooling differ unless the size divides.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_exporting():
-            return super().forward(x)
-        height, width = (self.output_size,) * 2 if isinstance(self.output_size, int) else self.output_size
-        return _windows(x.shape[2], height, x) @ x @ _windows(x.shape[3], width, x).t()
-
-
-def _windows(size: int, number: int, like: Tensor) -> Tensor:
-    """(number, size): row i averages the positions from floor(i size / number) to ceil((i + 1) size / number)."""
-    i = torch.arange(number, device=like.device).unsqueeze(1)
-    first, end = i * size // number, ((i + 1) * size + number - 1) // number
-    position = torch.arange(size, device=like.device)
-    inside = (position >= first) & (position < end)
-    return inside.to(like.dtype) / (end - first)
-
-
-class AnySizeHalf(nn.MaxPool2d):
-    """`nn.MaxPool2d(2, 2, ceil_mode=True)`, which an exported program computes for even and odd maps.
-
-    PyTorch's own asks whether the last window begins inside the map, and the program would hold for one answer only.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_exporting():
-            return super().forward(x)
-        padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
-        return F.max_pool2d(padded, 2, 2)
-
-
-def pool_any_size(model: nn.Module) -> None:
-    """Replace the pooling layers of a model by those above; they compute the same when they are called."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.AdaptiveAvgPool2d:
-                setattr(module, name, AnySizeMean(child.output_size))
-            elif type(child) is nn.MaxPool2d and (child.kernel_size, child.stride, child.ceil_mode) == (2, 2, True):
-                setattr(module, name, AnySizeHalf(2, 2, ceil_mode=True))

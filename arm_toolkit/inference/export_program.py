@@ -12,6 +12,7 @@ from arm_backbone.ops import scan_backend
 from arm_backbone.ops.program import recurrence
 
 from ..errors import ConfigError, one_line
+from .export_pooling import AnySizePooling
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 METADATA = "export.json"  # name of the JSON text in a file: an extra file of .pt2, a key of ONNX's metadata_props
@@ -44,8 +45,8 @@ def record(
     axes = AXES if any_size else {0: AXES[0]}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        if not own_operators:
-            stack.enter_context(scan_backend("reference"))
+        stack.enter_context(AnySizePooling())
+        stack.enter_context(scan_backend("auto" if own_operators else "reference"))
         if loop is not None:
             stack.enter_context(recurrence(loop))
         try:
