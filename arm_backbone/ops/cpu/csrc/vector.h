@@ -122,9 +122,12 @@ struct FlushTiny {
     FlushTiny() { _mm_setcsr(before | 0x8040); }  // FTZ for results, DAZ for inputs
     ~FlushTiny() { _mm_setcsr(before); }
 #elif defined(__aarch64__)
-    const uint64_t before = __builtin_aarch64_get_fpcr64();
-    FlushTiny() { __builtin_aarch64_set_fpcr64(before | 1 << 24); }
-    ~FlushTiny() { __builtin_aarch64_set_fpcr64(before); }
+    uint64_t before;
+    FlushTiny() {
+        __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+        __asm__ volatile("msr fpcr, %0" : : "r"(before | 1 << 24));
+    }
+    ~FlushTiny() { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
 #endif
 };
 
