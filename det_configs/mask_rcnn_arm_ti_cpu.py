@@ -4,8 +4,8 @@
 #   bash tools/dist_train.sh det_configs/mask_rcnn_arm_ti_cpu.py 1 --cfg-options data_root=SMALL_COCO/
 #
 # Batch 4 = 1 process x 4 images; 12 epochs ("1x": drops after 8 and 11).
-# Meant for a few hundred images in COCO's layout with COCO's 80 classes. For other classes set metainfo in the three
-# data sets, and num_classes in bbox_head and mask_head.
+# Meant for a few hundred images in COCO's layout with COCO's 80 classes. For other classes let
+# tools/new_config.py write a configuration, or set metainfo in the three data sets, and num_classes in both heads.
 # From scratch: --cfg-options model.backbone.init_cfg=None
 _base_ = [
     "_base_/mask_rcnn_arm_narrow.py",

@@ -6,7 +6,7 @@
 # Batch 8 = 1 process x 8 crops of 192 x 192; 400 iterations (9 epochs of 367 images).
 # From scratch: --cfg-options model.backbone.init_cfg=None
 #
-# For your own data, change six places (numbered below):
+# For your own data tools/new_config.py writes such a file. By hand, change six places (numbered below):
 #   1. data_root. It holds images/{training,validation}/NAME.jpg and annotations/{training,validation}/NAME.png (8-bit,
 #      one channel). For other names set data_prefix, img_suffix and seg_map_suffix of the data sets.
 #   2. The class names, in the order of their labels, and a colour for each.
