@@ -48,6 +48,7 @@ class DensePipeline:
             self.loading = LoadImage(**{k: value for k, value in first.items() if k not in ("type", "on_error")})
             built = [TRANSFORMS.build(step) for step in _without_labels(steps[1:])]
         self._steps = CheckedPipeline(built, most=0)
+        self._where = f"{trained.where}: {key}"
         self._tta = tta
 
     def read(self, path: str) -> np.ndarray:
@@ -59,7 +60,10 @@ class DensePipeline:
         image = np.ascontiguousarray(image[..., ::-1], np.float32 if self.loading.to_float32 else np.uint8)
         size = image.shape[:2]
         known = dict(img_path=name, img_id=0, seg_fields=[], reduce_zero_label=False)
-        return self._steps(known | dict(img=image, img_shape=size, ori_shape=size))
+        item = self._steps(known | dict(img=image, img_shape=size, ori_shape=size))
+        if "inputs" not in item:
+            raise ConfigError(f"{self._where} must end with a transform that packs inputs, such as PackSegInputs")
+        return item
 
     def size(self, item: dict) -> tuple:
         """What must be equal in a batch: the size of the model's input, or of all augmented ones."""

@@ -18,7 +18,7 @@ from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
 
-from ..errors import ConfigError, NotFinite
+from ..errors import ConfigError, NotFinite, one_line, user_errors
 from .build import Trained, build_module, building
 from .classes import find_classes
 from .images import as_rgb
@@ -69,6 +69,7 @@ class Predictor:
         self, trained: Trained, device: str | None = None, *, tta: bool = False, window: int | None = None
     ) -> None:
         self.cfg = trained.cfg
+        self._trained = trained
         self.device = _device(device)
         self.model = build_module(trained)
         self.task = _task(trained, self.model)
@@ -151,6 +152,7 @@ class Predictor:
 
         Raises:
             NotFinite: if the model has diverged.
+            ConfigError: if a model whose configuration came with its weights fails; names its file.
         """
         groups: dict[tuple, list[int]] = {}
         for index, item in enumerate(items):
@@ -159,9 +161,23 @@ class Predictor:
         with torch.no_grad():
             for indices in groups.values():
                 batch = self._pipeline.collate([items[index].data for index in indices])
-                for index, output in zip(indices, self._tested.test_step(batch), strict=True):
+                for index, output in zip(indices, self._run(batch, items[indices[0]].path), strict=True):
                     results[index] = self._result(output, items[index].size, items[index].path)
         return results
+
+    def _run(self, batch: object, path: str | None) -> list:
+        """The model's outputs. What fails in a model that came as data is the file's fault, and becomes one line."""
+        try:
+            return self._tested.test_step(batch)
+        except user_errors():
+            raise
+        except Exception as error:  # noqa: BLE001 a value that no constructor checks can raise anything
+            if self._trained.is_program or is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"{self._trained.where}: its model fails on {path or 'an image'} ({one_line(error)}); a value of its "
+                "configuration may be wrong"
+            ) from error
 
     def _result(self, output: object, size: tuple[int, int], path: str | None) -> Result:
         if self.task == "classification":
@@ -184,6 +200,11 @@ class Predictor:
             size=size,
             path=path,
         )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an image was too large, on a CPU or a GPU."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _require_finite(scores: Tensor, path: str | None) -> None:

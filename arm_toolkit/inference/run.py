@@ -21,7 +21,7 @@ from ..machine import keep_freed_memory
 from .drawing import draw
 from .files import Files, result_files, write_json
 from .inputs import Input
-from .predictor import Item, Predictor
+from .predictor import Item, Predictor, is_out_of_memory
 from .results import DetectionResult, Result
 from .video import VideoReader, VideoWriter
 
@@ -163,7 +163,7 @@ class _Run:
         try:
             return self.predictor.predict_prepared(items)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if len(items) > 1:
             return [result for item in items for result in self._predict([item])]
@@ -217,10 +217,6 @@ class _Run:
             self.summary.problems.append(
                 f"{given.path} states {reader.count} frames, of which {len(frames)} can be decoded; the rest is missing"
             )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -246,6 +247,25 @@ def test_a_configuration_that_is_more_or_less_than_data(case, folder):
     change, message = CONFIGURATIONS[case]
     edit(folder, change)
     refused(folder, message)
+
+
+USED = {
+    "a mode that is none": (lambda config: config["model"]["test_cfg"].update(mode="x"), "its model fails on an image"),
+    "no packing": (
+        lambda config: config["test_dataloader"]["dataset"]["pipeline"].pop(),
+        "must end with a transform that packs inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", USED)
+def test_values_that_only_an_image_finds(case, folder):
+    change, message = USED[case]
+    edit(folder, lambda ours: change(ours["config"]))
+    predictor = load(folder)
+    with pytest.raises(ConfigError, match=message) as error:
+        predictor(np.zeros((60, 90, 3), np.uint8))
+    assert str(folder) in str(error.value)
 
 
 JSON = {
