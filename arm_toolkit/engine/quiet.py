@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 
 LINES = ("Could not import OneDL",)  # optional data sets of the company that maintains OpenMMLab
 WARNINGS = (
@@ -21,14 +21,16 @@ class _Filter:
 
     def write(self, text: str) -> int:
         *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            if not line.startswith(LINES):
-                self._stream.write(f"{line}\n")
+        self._pass_on("".join(f"{line}\n" for line in lines if not line.startswith(LINES)))
         return len(text)
 
     def finish(self) -> None:
-        self._stream.write(self._line)
+        self._pass_on(self._line)
         self._line = ""
+
+    def _pass_on(self, text: str) -> None:
+        with suppress(OSError):  # a console that cannot be written stops no import; `run_tool` deals with it at the end
+            self._stream.write(text)
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
