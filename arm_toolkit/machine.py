@@ -35,6 +35,11 @@ def cpu_multiplies_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split())
 
 
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_freed_memory() -> bool:
     """Make this process reuse the memory that it frees; returns whether that worked (it needs glibc).
 

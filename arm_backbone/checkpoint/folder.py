@@ -20,7 +20,7 @@ def read_config(folder: Path) -> dict:
     """The content of config.json.
 
     Raises:
-        CheckpointError: if it cannot be read, is too large, or is no JSON object.
+        CheckpointError: if it cannot be read, is too large, or does not hold a JSON object.
     """
     file = contained(folder, CONFIG)
     try:
@@ -40,7 +40,7 @@ def read_config(folder: Path) -> dict:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def contained(folder: Path, name: str) -> Path:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from .errors import CheckpointError
+from .folder import CONFIG, WEIGHTS
 
 # all that is downloaded of a repository without a file name
-FILES = ("config.json", "model.safetensors")
+FILES = (CONFIG, WEIGHTS)
 _NAME = re.compile(
     r"hf:/{1,2}"  # pathlib makes one slash of two
     r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?"

@@ -10,7 +10,7 @@ import torch
 
 from arm_backbone.ops.cpu import library as native
 
-from ..machine import cpu_name
+from ..machine import available_cores, cpu_name
 from .case import Setting, resolved
 
 PEAK_MEMORY = {  # how peak memory is measured
@@ -21,8 +21,7 @@ PEAK_MEMORY = {  # how peak memory is measured
 
 def conditions(device: torch.device) -> dict:
     """Hardware, versions, date and load, by name; an entry that does not apply is None."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = dict(cpu=cpu_name(), cores=cores, threads=torch.get_num_threads())
+    about = dict(cpu=cpu_name(), cores=available_cores(), threads=torch.get_num_threads())
     if native.unavailable() is None:
         about["instruction_set"] = native.instruction_set()
     else:

@@ -10,6 +10,7 @@ import torch
 
 from arm_backbone import ARM
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
+from arm_backbone.checkpoint.hub import is_hub_name
 from arm_backbone.checkpoint.load import fit_state
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError, printable
@@ -20,7 +21,7 @@ from ..datasets.formats.recognise import OwnData, recognise
 from ..errors import ConfigError
 from .config import load_config
 from .launch import train
-from .own_data_choices import MODELS, choose, default_model, default_weights, this_machine
+from .own_data_choices import MODELS, arch_name, choose, default_model, default_weights, this_machine
 from .own_data_config import config_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,7 +79,7 @@ def new_config(
     _move(found, partial, folder)
 
     start = weights or default_weights(model, REPOSITORY)
-    if start is not None and "://" not in str(start):
+    if start is not None and not is_hub_name(start):
         start = Path(start).absolute()  # the configuration works from any folder
     choices = choose(found, machine, model, scratch=start is None)
     text = config_text(found, choices, machine, str(start) if start else None, REPOSITORY, out)
@@ -98,7 +99,7 @@ def _fitting_model(weights: str, model: str | None) -> str:
     for name in [model] if model else MODELS:
         try:
             with torch.device("meta"):
-                fit_state(ARM(arch=MODELS[name][1], scans=4), state, weights)
+                fit_state(ARM(arch=arch_name(name), scans=4), state, weights)
             return name
         except CheckpointError as error:
             errors.append(error)

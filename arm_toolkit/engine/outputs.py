@@ -33,7 +33,7 @@ def save_results(cfg: Config, out: str) -> None:
             _add_metric(cfg, type="SaveInstances", out_file_path=out)
     elif kind == ".json":
         dataset = cfg.test_dataloader.dataset
-        where = {key: dataset[key] for key in ("data_root", "split", "classes_from") if key in dataset}
+        where = {key: dataset[key] for key in ("data_root", "split", "classes_from", "ann_file") if key in dataset}
         _add_metric(
             cfg, type="SaveClassScores", file=out, class_folder=where if dataset.get("type") == "ClassFolder" else None
         )

@@ -1,17 +1,18 @@
 """Chooses sizes, batch, length and rates for training on somebody's own images, each with its reason in a few words."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..datasets.formats.recognise import OwnData
-from ..machine import cpu_multiplies_bfloat16
+from arm_backbone.arm import ARCHS
 
-MODELS = {"arm_tiny": ("ti", "tiny", 192), "arm_small": ("s", "small", 384), "arm_base": ("b", "base", 768),
-          "arm_large": ("l", "large", 1024), "arm_huge": ("h", "huge", 1536)}  # fmt: skip
+from ..datasets.formats.recognise import OwnData
+from ..machine import available_cores
+
+# model -> its name in the files of our configurations
+MODELS = dict(arm_tiny="ti", arm_small="s", arm_base="b", arm_large="l", arm_huge="h")
 MINUTES = 10  # that training may take on a CPU
 EVALUATIONS = 10  # in one training, fewer where they would take more than a quarter of its time
 SMALLEST = 16  # pixels that the side of a small object should have: the smallest anchor of the narrow heads
@@ -35,14 +36,12 @@ class Machine:
         gpu: its name, "" if there is none.
         gpus: their number.
         gib: memory of one GPU.
-        bfloat16: whether it multiplies bfloat16 faster than float32.
         cores: of the processor, that this process may use.
     """
 
     gpu: str = ""
     gpus: int = 0
     gib: float = 0.0
-    bfloat16: bool = False
     cores: int = 1
 
     def __str__(self) -> str:
@@ -55,12 +54,20 @@ def this_machine() -> Machine:
     """The machine that this runs on."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not torch.cuda.is_available():
-        return Machine(bfloat16=cpu_multiplies_bfloat16(), cores=cores)
+        return Machine(cores=available_cores())
     properties = torch.cuda.get_device_properties(0)
-    ampere = properties.major >= 8
-    return Machine(properties.name, torch.cuda.device_count(), properties.total_memory / 2**30, ampere, cores)
+    return Machine(properties.name, torch.cuda.device_count(), properties.total_memory / 2**30, available_cores())
+
+
+def arch_name(model: str) -> str:
+    """The name of a model's architecture in `arm_backbone.arm.ARCHS`."""
+    return model.removeprefix("arm_")
+
+
+def width_of(model: str) -> int:
+    """The width of a model's encoder."""
+    return ARCHS[arch_name(model)]["embed_dims"]
 
 
 @dataclass
@@ -186,7 +193,7 @@ _SIZES = dict(detection=_detection_size, segmentation=_segmentation_size, classi
 def _batch(task: str, machine: Machine, model: str, megapixels: float, images: int) -> tuple[int, str]:
     """Images per process; even, for mixup, and never more than there are."""
     if machine.gpu:
-        width = MODELS[model][2] / MODELS["arm_base"][2]
+        width = width_of(model) / width_of("arm_base")
         fits = machine.gib * 0.7 / (GPU_GIB[task] * megapixels * max(width, 0.4))
         most = dict(detection=8, segmentation=16, classification=256)[task]
         reason = f"what {machine.gib:.0f} GiB hold, by estimate"
@@ -215,7 +222,7 @@ def _length(
         iterations = _round(int(min(max(50 * images / total, 1500), 60000)), EVALUATIONS)
         passes = f"{iterations * total / images:.0f} passes over {images} images"
         return iterations, EVALUATIONS, f"{passes}; at least 1,500 iterations and at most 60,000"
-    slower = (MODELS[model][2] / MODELS["arm_tiny"][2]) ** 2
+    slower = (width_of(model) / width_of("arm_tiny")) ** 2
     second = CPU_SECONDS[task] * slower / min(machine.cores, 4) ** 0.8  # for a megapixel
     evaluation = second * tested / 3
     evaluations = int(min(max(0.25 * MINUTES * 60 / max(evaluation, 0.1), 2), EVALUATIONS))
@@ -236,5 +243,5 @@ def _round(iterations: int, evaluations: int) -> int:
 
 def default_weights(model: str, root: Path) -> Path | None:
     """The pretrained weights of a model that our configurations name, if they are there."""
-    path = root / "checkpoints" / f"arm_{MODELS[model][0]}_pretrain.pth"
+    path = root / "checkpoints" / f"arm_{MODELS[model]}_pretrain.pth"
     return path if path.is_file() else None

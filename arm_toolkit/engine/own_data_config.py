@@ -7,7 +7,7 @@ from ..datasets.formats.class_tree import ClassTree
 from ..datasets.formats.instances import Instances
 from ..datasets.formats.mask_tree import LabelMaps
 from ..datasets.formats.recognise import OwnData
-from .own_data_choices import MODELS, Choices, Machine
+from .own_data_choices import Choices, Machine, arch_name, width_of
 
 METRICS = dict(detection="coco/bbox_mAP", segmentation="mIoU", classification="accuracy/top1")
 FOLDERS = dict(detection="det_configs", segmentation="seg_configs", classification="cls_configs")
@@ -78,12 +78,11 @@ def _loader(split: str, settings: str, dataset: list[str], reason: str) -> list[
 
 
 def _backbone(choices: Choices, init: str, init_reason: str) -> str:
-    arch = MODELS[choices.model][1]
-    return f"    backbone=dict(arch={_text(arch)}, {init}),  # {init_reason}"
+    return f"    backbone=dict(arch={_text(arch_name(choices.model))}, {init}),  # {init_reason}"
 
 
 def _detection(data: Instances, choices: Choices, init: str, init_reason: str) -> list[str]:
-    number, width, size = len(data.classes), MODELS[choices.model][2], choices.size
+    number, width, size = len(data.classes), width_of(choices.model), choices.size
     lines = [f"classes = {_text(data.classes)}", "model = dict(", _backbone(choices, init, init_reason)]
     if width != BASE_WIDTHS[choices.narrow]:
         lines += [
@@ -126,7 +125,7 @@ def _detection(data: Instances, choices: Choices, init: str, init_reason: str) -
 
 
 def _segmentation(data: LabelMaps, choices: Choices, init: str, init_reason: str) -> list[str]:
-    number, width, crop = len(data.classes), MODELS[choices.model][2], choices.crop
+    number, width, crop = len(data.classes), width_of(choices.model), choices.crop
     other_width = width != BASE_WIDTHS[choices.narrow]
     if max(choices.size) > 2 * crop and not choices.narrow:
         test = f"dict(crop_size=({crop}, {crop}), stride=({crop * 2 // 3}, {crop * 2 // 3})),  # in sliding windows"
@@ -170,7 +169,7 @@ def _classification(data: ClassTree, choices: Choices, init: str, init_reason: s
     number, size = len(data.classes), choices.size
     lines = [
         "model = dict(",
-        f"    arch={_text(MODELS[choices.model][1])}, img_size={size}, num_classes={number}, drop_path_rate=0.0,",
+        f"    arch={_text(arch_name(choices.model))}, img_size={size}, num_classes={number}, drop_path_rate=0.0,",
         f"    {init},  # {init_reason}",
         f"    data_preprocessor=dict(mixup=dict(mixup_alpha=0.1, cutmix_alpha=0.0, num_classes={number})),",
         ")",

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmdet.evaluation import DumpDetResults
-from mmdet.structures.mask import encode_mask_results
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
@@ -15,6 +14,7 @@ from arm_backbone.checkpoint.writing import replacing
 from arm_images.errors import DataError
 
 from ..datasets.annotations import read_categories
+from ..datasets.coco_results import result_entries
 from .saved_results import SaveResults
 
 
@@ -48,14 +48,10 @@ class SaveCocoResults(BaseMetric):
             self._ids = self._category_ids()
         for sample in data_samples:
             found = sample["pred_instances"]
-            boxes, scores, labels = (_array(found[key]) for key in ("bboxes", "scores", "labels"))
-            masks = _run_lengths(found["masks"]) if "masks" in found else [None] * len(labels)
-            entries = []
-            for box, score, label, mask in zip(boxes.tolist(), scores.tolist(), labels.tolist(), masks, strict=True):
-                left, top, right, bottom = box
-                entry = dict(image_id=sample["img_id"], category_id=self._ids[label])
-                entry.update(bbox=[left, top, right - left, bottom - top], score=score)
-                entries.append(entry if mask is None else entry | dict(segmentation=mask))
+            values = [_array(found[key]) for key in ("bboxes", "scores", "labels")]
+            masks = found.get("masks")
+            masks = masks if masks is None or isinstance(masks, list) else _array(masks)
+            entries = result_entries(dict(image_id=sample["img_id"]), self._ids, *values, masks)
             self.results.append(entries)  # one item for each image: mmengine drops what is beyond their number
 
     def compute_metrics(self, results: list[list[dict]]) -> dict:
@@ -75,12 +71,3 @@ class SaveCocoResults(BaseMetric):
 
 def _array(values: object) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def _run_lengths(masks: object) -> list[dict]:
-    """Masks (N, H, W), or run lengths, as run lengths that JSON can hold."""
-    encoded = masks if isinstance(masks, list) else encode_mask_results(_array(masks))
-    return [
-        {**mask, "counts": mask["counts"].decode() if isinstance(mask["counts"], bytes) else mask["counts"]}
-        for mask in encoded
-    ]

@@ -84,7 +84,7 @@ class SaveClassScores(BaseMetric):
 
     Args:
         file: where to.
-        class_folder: `data_root`, `split` and `classes_from` of a ClassFolder.
+        class_folder: `data_root`, `split`, `classes_from` and `ann_file` of a ClassFolder.
     """
 
     def __init__(self, file: str, class_folder: dict | None = None) -> None:
@@ -100,7 +100,9 @@ class SaveClassScores(BaseMetric):
 
     def compute_metrics(self, results: list[dict]) -> dict:
         if self.class_folder is not None:
-            images = find_class_images(Path(self.class_folder.pop("data_root")), **self.class_folder)
+            where = dict(self.class_folder)
+            root, listed = Path(where.pop("data_root")), where.pop("ann_file", "")
+            images = find_class_images(root, **where, listed=root / listed if listed else None)
             files = [str(file.relative_to(images.found.source)) for file in images.found.files]
             results = [dict(file=file) | result for file, result in zip(files, results, strict=True)]
         with replacing(self.file) as partial, open(partial, "w") as file:

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 from .checks import named_dicts
 
+TASKS = {"mmdet": "detection", "mmseg": "segmentation"}  # by default_scope
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 SECTIONS = (
     *("train_cfg", "val_cfg", "test_cfg", "optim_wrapper", "default_hooks", "env_cfg", "visualizer"),

@@ -156,7 +156,7 @@ def _dress(axes: Axes, across: str, up: str | None) -> None:
 
 
 def _legend(axes: Axes, count: int) -> None:
-    """A legend inside the axes, or of many lines above them; none for a single line."""
+    """Draw a legend inside the axes, or above them if there are many lines. A single line gets none."""
     if count < 2:
         return
     if count <= 3:

@@ -96,7 +96,7 @@ def classification_scores(run: Run, predictions: Path) -> ClassificationScores:
 
 
 def _fault(content: object) -> str:
-    """Why a file is no result of a classifier; "" if it is one."""
+    """Why a file does not hold the results of a classifier; "" if it does."""
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("classes", "images")):
         return "does not hold the lists 'classes' and 'images'"
     classes, images = content["classes"], content["images"]
@@ -110,7 +110,7 @@ def _fault(content: object) -> str:
         pairs = [(image.get("label"), image.get("probability")), *(pair for pair in top if isinstance(pair, list))]
         known = all(len(pair) == 2 and type(pair[0]) is int and pair[0] in labels for pair in pairs)
         if not known or not all(type(value) in (int, float) for _, value in pairs) or len(pairs) <= len(top):
-            return f"holds an image ({position}) whose label or probabilities are no numbers of its classes"
+            return f"holds an image ({position}) whose label or probabilities do not fit its classes"
         if not isinstance(image.get("file"), str):
-            return f"does not name the file of image {position} (its data set is no ClassFolder)"
+            return f"does not name the file of image {position} (its data set is not a ClassFolder)"
     return ""

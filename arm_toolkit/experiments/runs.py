@@ -11,6 +11,7 @@ from torch import Tensor
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 
 from ..engine.config_text import parse_config
+from ..engine.structure import TASKS
 from ..engine.work_dir_lock import refuse_second_run
 from ..errors import ConfigError, one_line, user_errors, wants_traceback
 from .files import read_json
@@ -18,7 +19,6 @@ from .training_log import Points, TrainingLog, read_log
 
 MEASURES = {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP", "mIoU": "mIoU"}  # shown name -> key in the results
 MEASURES |= {"top-1 accuracy": "accuracy/top1", "top-5 accuracy": "accuracy/top5", "pixel accuracy": "aAcc"}
-TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def class_iou(predictions: Path, truth: Path, classes: int, names: list[str] | N
         None if there is no truth, or an image has no prediction.
 
     Raises:
-        DataError: if a prediction holds a label that is no class.
+        DataError: if a prediction holds a label outside the classes.
     """
     files = sorted(truth.glob("*.png")) if names is None else [truth / f"{name}.png" for name in names]
     if not files or not all((predictions / file.name).is_file() for file in files):

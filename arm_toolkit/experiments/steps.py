@@ -17,6 +17,7 @@ import torch
 from arm_backbone.checkpoint.writing import make_folder, replacing, write_errors
 
 from ..errors import ConfigError
+from ..machine import available_cores
 from ..parent import ENDS_WITH_PARENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,7 @@ def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
         ConfigError: if a step fails, with the end of its log; steps already running are finished first.
         WriteError: if a log or a record cannot be written.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     lanes = 1 if torch.cuda.is_available() else max(1, min(2, cores))
     threads = max(1, cores // lanes)
     waiting, running, spent = list(steps), {}, {}

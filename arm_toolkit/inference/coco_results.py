@@ -7,12 +7,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from pycocotools import mask as rle
-
 from arm_images.errors import DataError
 
 from ..datasets.annotations import read_coco
+from ..datasets.coco_results import result_entries
 from .inputs import Input
 from .results import DetectionResult
 
@@ -72,19 +70,8 @@ class CocoIds:
         Args:
             image: what every entry says about its image, as `image_id`.
         """
-        boxes = result.boxes.astype(float)
-        boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
-        masks = [{}] * len(result) if result.masks is None else [dict(segmentation=encode(m)) for m in result.masks]
-        return [
-            dict(image, category_id=self.categories[label]["id"], bbox=box, score=score, **mask)
-            for label, box, score, mask in zip(result.labels, boxes.tolist(), result.scores.tolist(), masks)
-        ]
-
-
-def encode(mask: np.ndarray) -> dict:
-    """A mask (H, W) as compressed run lengths, ready for JSON."""
-    found = rle.encode(np.asfortranarray(mask, np.uint8))
-    return dict(size=list(map(int, found["size"])), counts=found["counts"].decode())
+        ids = [category["id"] for category in self.categories]
+        return result_entries(image, ids, result.boxes, result.scores, result.labels, result.masks)
 
 
 def _match(images: list[Input], entries: list[dict], file: str) -> dict[str, dict]:

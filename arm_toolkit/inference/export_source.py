@@ -30,7 +30,7 @@ class Source:
         mean, std: of each channel, on the scale 0 to 255, in the order `channels`.
         channels: the order that the model takes, "RGB" or "BGR".
         resize: how images are resized and cropped before, in the words of the configuration; may be empty.
-        divisor: sides that are no multiple are padded with zeros (after normalization), right and below; 1: none.
+        divisor: sides are padded with zeros to multiples of this, right and below, after normalization; 1: no padding.
         size: (height, width) of its usual images in pixels.
         images: the folder of its test images, if there is one.
         trained: its configuration, for the names of its classes; None for a model of timm.

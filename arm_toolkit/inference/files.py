@@ -16,8 +16,9 @@ import numpy as np
 from arm_backbone.checkpoint.writing import replacing
 from arm_images.pillow import Image
 
+from ..datasets.coco_results import run_lengths
 from ..errors import ConfigError
-from .coco_results import CocoIds, encode
+from .coco_results import CocoIds
 from .inputs import Input
 from .predictor import Predictor
 from .results import ClassificationResult, DetectionResult, SegmentationResult
@@ -107,7 +108,8 @@ class SegmentationFiles:
         present = np.unique(result.labels)
         return dict(
             segments=[
-                dict(label=int(label) + self.first, segmentation=encode(result.labels == label)) for label in present
+                dict(label=int(label) + self.first, segmentation=run_lengths(result.labels == label))
+                for label in present
             ]
         )
 

@@ -18,14 +18,13 @@ from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
 
+from ..engine.structure import TASKS
 from ..errors import ConfigError, NotFinite, one_line, user_errors
 from .build import Trained, build_module, building
 from .classes import find_classes
 from .images import as_rgb
 from .pipeline import ClassifierPipeline, DensePipeline
 from .results import ClassificationResult, DetectionResult, Result, SegmentationResult
-
-TASKS = {"mmdet": "detection", "mmseg": "segmentation"}  # by the configuration's scope
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Predictor:
 
         Args:
             image, bgr: as in a call.
-            where: what messages call an image that is no path.
+            where: what messages call an image that is not a path.
 
         Raises:
             DataError: if it cannot be used; names it.

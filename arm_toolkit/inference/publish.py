@@ -21,12 +21,13 @@ from arm_backbone.checkpoint.writing import WriteError, replacing
 
 from ..engine.checks import dicts
 from ..engine.config import config_from_text, load_config
+from ..engine.structure import TASKS
 from ..errors import ConfigError
 from .build import build
 from .example import write_example
 from .model_card import Card, write_card
 from .published import FORMAT, Published, read_published
-from .published_config import TASKS, published_config, to_json
+from .published_config import published_config, to_json
 from .run_metrics import Metrics, find_metrics
 from .timm_form import arguments_of, data_config, timm_model
 

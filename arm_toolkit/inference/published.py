@@ -159,7 +159,7 @@ def _our_part(folder: Path) -> dict:
         raise CheckpointError(f"{file}: {KEY}.format={ours.get('format')!r}, this version reads {FORMAT}; update one")
     digest = ours.get("sha256")
     if not isinstance(digest, str) or len(digest) != 64:
-        raise CheckpointError(f"{file}: {KEY}.sha256={digest!r} is no SHA-256 of the weights; publish it again")
+        raise CheckpointError(f"{file}: {KEY}.sha256={digest!r} is not a SHA-256; publish it again")
     return ours
 
 
@@ -178,7 +178,7 @@ def _config(data: object, where: str) -> Config:
         _check_keys(data["visualizer"], VISUALIZER, "config.visualizer", where)
     for key, kind in (("pipeline", list), ("transform", dict)):
         if not isinstance(dataset.get(key, kind()), kind):
-            raise ConfigError(f"{where}: {KEY}.config.test_dataloader.dataset.{key} is no {kind.__name__}")
+            raise ConfigError(f"{where}: {KEY}.config.test_dataloader.dataset.{key} is not a {kind.__name__}")
     config = config_from_data(data, where)
     try:
         check_structure(config)
@@ -202,9 +202,8 @@ def _check_class_names(classes: object, where: str) -> None:
     twice = [name for name, count in Counter(classes).items() if count > 1]
     hidden = [name for name in classes if any(unicodedata.category(char) == "Cc" for char in name)]
     if twice or hidden:
-        raise ConfigError(
-            f"{where}: {KEY}.classes: {(twice or hidden)[0]!r} {'is there twice' if twice else 'is no readable name'}"
-        )
+        what = "is there twice" if twice else "is not a readable name"
+        raise ConfigError(f"{where}: {KEY}.classes: {(twice or hidden)[0]!r} {what}")
 
 
 def _check_palette(palette: object, classes: int, where: str) -> None:

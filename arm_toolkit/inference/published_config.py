@@ -17,7 +17,6 @@ KEYS = (
     *("default_scope", "custom_imports", "model", "test_dataloader"),
     *("tta_model", "tta_pipeline", "visualizer"),
 )
-TASKS = {"mmdet": "detection", "mmseg": "segmentation"}  # by scope
 OURS = (*PACKAGES, "mmcv", "mmengine", "torch", "timm", "torchvision")  # whoever reads a folder has these
 _UNUSED = {  # arguments that only training or the author's storage needs
     *("init_cfg", "pretrained", "backend_args", "file_client_args", "batch_augments"),
@@ -40,12 +39,11 @@ def published_config(cfg: Config, where: str) -> dict:
     if not isinstance(cfg.get("model"), dict):
         raise ConfigError(f"{where}: its configuration has no model; give the one of the training with --config")
     scope = cfg.get("default_scope") or "mmengine"
-    imports = (cfg.get("custom_imports") or {}).get("imports") or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
     result = dict(
         default_scope=scope,
         custom_imports=dict(
-            imports=[name for name in imports if name.split(".")[0] in PACKAGES], allow_failed_imports=False
+            imports=[name for name in cfg.custom_imports.imports if name.split(".")[0] in PACKAGES],
+            allow_failed_imports=False,
         ),
         model=_model(cfg),
         test_dataloader=dict(dataset=_dataset(cfg, where)),
@@ -116,7 +114,7 @@ def to_json(value: object, key: str = "") -> object:
     """A value for `json.dumps`; a tuple, which JSON does not have, becomes {"tuple": [...]}.
 
     Raises:
-        ConfigError: for what is no data, naming the key.
+        ConfigError: if a value cannot be written as JSON; names the key.
     """
     if isinstance(value, dict):
         if all(isinstance(name, str) for name in value) and set(value) != {"tuple"}:

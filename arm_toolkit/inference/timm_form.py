@@ -17,12 +17,12 @@ _TRANSFORM = dict(interpolation="bilinear", mean=None, std=None, crop_pct=0.875,
 
 
 def arguments_of(state: dict[str, Tensor]) -> dict:
-    """Arguments of `ARMClassifier` for the tensors of an encoder, without a head for all that is no classifier.
+    """Arguments of `ARMClassifier` for the tensors of an encoder; only a classifier gets a head.
 
     One scan of a pretraining checkpoint is to be copied to four, as for a dense model.
 
     Raises:
-        CheckpointError: if the tensors are no complete ARM model.
+        CheckpointError: if the tensors are not those of a complete ARM model.
     """
     head = state.get("head.weight")
     arguments = arch_of(state) | dict(num_classes=0 if head is None else len(head))
@@ -41,7 +41,7 @@ def timm_model(state: dict[str, Tensor], where: str, arguments: dict) -> tuple[A
         the model in evaluation mode, and what happened to every tensor.
 
     Raises:
-        CheckpointError: if the tensors are no complete ARM model.
+        CheckpointError: if the tensors are not those of a complete ARM model.
     """
     name, extra = registered_name(arguments)
     model = timm.create_model(name, num_classes=arguments["num_classes"], **extra)

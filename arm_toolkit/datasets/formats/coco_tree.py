@@ -121,5 +121,5 @@ def _classes(parts: dict[str, Part], notes: list[str]) -> list[str]:
     heads = [c["name"] for c in categories if c["name"] in unused and c.get("supercategory") == "none"]
     heads = [name for name in heads if any(c.get("supercategory") == name for c in categories)]
     if heads:
-        notes.append(f"the category {heads[0]} is the name of a group and has no objects: it is no class")
+        notes.append(f"the category {heads[0]} is left out: it names a group of classes and has no objects")
     return [category["name"] for category in categories if category["name"] not in heads[:1]]

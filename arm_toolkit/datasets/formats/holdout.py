@@ -29,7 +29,7 @@ def hold_out(names: Iterable[str], copies: dict[str, str] | None = None) -> set[
         copies: the first image of equal bytes, for those that are copies (`equal_files`).
 
     Returns:
-        at least one name and not all of them, if there are two images that are no copies of each other.
+        at least one name and not all of them, if at least two images differ.
     """
     units: dict[str, list[str]] = defaultdict(list)  # an image and its copies
     for name in sorted(names, key=natural):

@@ -158,5 +158,5 @@ def _json_rows(text: str, file: Path) -> list[tuple[str, Colour | None, int | No
 def _json_row(name: object, value: object, file: Path) -> tuple[str, Colour | None, int | None]:
     is_colour = isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
     if not isinstance(name, str) or not (value is None or type(value) is int or is_colour):
-        raise DataError(f"{file}: {name!r}: {value!r} is no class; give {FORMS}")
+        raise DataError(f"{file}: {name!r}: {value!r} does not describe a class; give {FORMS}")
     return name, tuple(value) if is_colour else None, value if type(value) is int else None

@@ -17,7 +17,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tools import own_globals
 from tests.helpers.trees import write_class_folders, write_masks, write_yolo
 
-MACHINES = [Machine(cores=2, bfloat16=True), Machine(cores=64), Machine("a GPU", 1, 12, True, 8), Machine("b", 8, 139)]
+MACHINES = [Machine(cores=2), Machine(cores=64), Machine("a GPU", 1, 12, 8), Machine("b", 8, 139)]
 WRITERS = dict(
     masks=write_yolo,
     boxes=lambda shapes, out: write_yolo(shapes, out, boxes=True),
