@@ -127,7 +127,7 @@ setup(
         "arm_backbone": ["ops/cpu/csrc/*"],
         # configurations are data, because their folders are not packages (no __init__.py)
         "arm_pretrain": ["configs/**/*.py"],
-        "arm_toolkit": ["experiments/*.j2"],
+        "arm_toolkit": ["experiments/*.j2", "experiments/*.json"],
     },
     ext_modules=[Extension("arm_backbone.ops.cpu.libarm_cpu", [f"{CSRC}/kernels.cpp"], optional=True)],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": KernelWheel},

@@ -1,4 +1,5 @@
-# Mask R-CNN on the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads. Minutes on one CPU core.
+# Mask R-CNN on 20 of the generated shapes, for tools/quickstart.sh: a small ARM and narrow heads. Two minutes on one CPU
+# core.
 #   python tools/train.py det_configs/quickstart_mask_rcnn.py
 _base_ = ["_base_/mask_rcnn_arm.py", "_base_/coco_instance.py", "_base_/schedule_36e.py", "_base_/runtime.py"]
 
@@ -35,14 +36,19 @@ train_pipeline = [
     dict(type="SeedSample"),
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomResize", scale=(192, 192), ratio_range=(0.9, 1.3), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(192, 192)),
+    dict(type="RandomFlip", prob=[0.3, 0.3], direction=["horizontal", "vertical"]),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = _base_.test_pipeline
 test_pipeline[1] = dict(type="Resize", scale=(192, 192), keep_ratio=True)
 dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, **dataset)
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(indices=20, pipeline=train_pipeline, **dataset),  # few labels: only the first 20 images
 )
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
@@ -51,11 +57,11 @@ test_evaluator = val_evaluator
 del dataset, classes
 tta_model = tta_pipeline = None
 
-train_cfg = dict(max_epochs=4, val_interval=5)  # never: tools/test.py evaluates
+train_cfg = dict(max_epochs=48, val_begin=49)  # never: tools/test.py evaluates
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=0, end=4, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=0, end=48, convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, save_best=None))
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=48, save_best=None))

@@ -1,9 +1,4 @@
-"""Generates "shapes", a small data set for trying detection and segmentation without a download.
-
-Discs, squares and triangles overlap on a smooth background. Outline and texture define the class: striped discs,
-chequered squares, dotted triangles. Colours, contrast, area, orientation and position have the same distribution for
-all three, so they do not reveal the class. About one period of a texture fits into a 16 x 16 patch, and textures tilt
-by at most 20 degrees, so a small stride-16 model distinguishes the classes after about 200 steps of 8 images.
+"""Writes "shapes", a small generated data set for trying detection and segmentation without a download.
 
 The same images have COCO instances and ADE-style label maps:
 
@@ -16,12 +11,9 @@ The same images have COCO instances and ADE-style label maps:
 Labels follow the ADE20K convention (stored 0 = ignored, stored k = class k); 0 does not occur. An instance is the
 visible part of an object as COCO's compressed RLE, which is exact, can represent holes (polygons cannot), and is read
 by pycocotools and mmdet (`poly2mask=True`, the default).
-
-Legend: H = W = `size` pixels, N objects per image.
 """
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -35,180 +27,26 @@ from PIL import Image
 from arm_backbone.checkpoint.writing import write_errors
 from arm_images.errors import DataError
 
-VERSION = 1  # increase it if a change alters any image or annotation
-CLASSES = ("disc", "square", "triangle")  # COCO category id = position + 1
+from .scenes import CLASSES, Scene, draw_scene
+
+VERSION = 2  # increase it if a change alters any image or annotation
 SEG_CLASSES = ("background", *CLASSES)  # stored label = position + 1
 PALETTE = ((90, 90, 90), (230, 60, 60), (60, 190, 75), (70, 110, 240))  # of SEG_CLASSES
 MIN_SIZE = 96
 MAX_COUNT = 1_000_000
-MIN_VISIBLE = 0.3  # visible share of each object's whole area; other layouts are rejected
-MAX_TILT = math.radians(20)  # of a texture, in both directions; outlines have any angle
-MIN_CONTRAST = 120  # in brightness, 0..255, between the two colours of a texture
 
 
 @dataclass(frozen=True)
 class _Split:
-    number: int  # part of the random seed
     coco: str
     ade: str
     first_id: int  # image id of index 0
 
 
 SPLITS = {
-    "train": _Split(0, "train2017", "training", 1),
-    "val": _Split(1, "val2017", "validation", MAX_COUNT + 1),
+    "train": _Split("train2017", "training", 1),
+    "val": _Split("val2017", "validation", MAX_COUNT + 1),
 }
-
-
-@dataclass
-class Scene:
-    """One image and its ground truth.
-
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        category_ids: N integers, 1 + position in `CLASSES`, from the rearmost object to the frontmost.
-        masks: (N, H, W) bool, the visible part of each object; they do not overlap.
-        whole_areas: (N,) float, area in pixels of each object, hidden parts included.
-    """
-
-    image: np.ndarray
-    category_ids: list[int]
-    masks: np.ndarray
-    whole_areas: np.ndarray
-
-    def label_map(self) -> np.ndarray:
-        """Stored labels, (H, W) uint8: 1 = background, 1 + category id elsewhere."""
-        labels = np.ones(self.image.shape[:2], dtype=np.uint8)
-        for category_id, mask in zip(self.category_ids, self.masks):
-            labels[mask] = 1 + category_id
-        return labels
-
-
-def draw_scene(seed: int, split: str, index: int, size: int = 192) -> Scene:
-    """Draw one image of the data set; the result depends on the arguments only.
-
-    Args:
-        seed: of the whole data set, >= 0.
-        split: "train" or "val".
-        index: of the image within its split, >= 0.
-        size: side of the image in pixels. Objects scale with it, textures do not.
-    """
-    rng = np.random.default_rng([seed, SPLITS[split].number, index])
-    y, x = np.mgrid[:size, :size].astype(np.float64)  # (H, W) each
-    count = int(rng.integers(1, 5))
-    while True:
-        objects = [_Placed.random(rng, size) for _ in range(count)]
-        distances = [placed.distance(x, y) for placed in objects]
-        masks = _visible([distance < 0 for distance in distances])
-        whole_areas = np.array([placed.side**2 for placed in objects])
-        if (masks.sum(axis=(1, 2)) >= MIN_VISIBLE * whole_areas).all():
-            break
-
-    image = _background(rng, x / size, y / size)  # (H, W, 3)
-    for placed, distance in zip(objects, distances):
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]  # edges are soft over one pixel
-        image += cover * (placed.paint(rng, x, y) - image)
-    image += rng.normal(0, 4, image.shape)
-    return Scene(
-        image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        category_ids=[1 + CLASSES.index(placed.kind) for placed in objects],
-        masks=masks,
-        whole_areas=whole_areas,
-    )
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """Class and geometry of an object. Lengths in pixels, angles in radians."""
-
-    kind: str
-    center: tuple[float, float]  # x, y
-    side: float  # of the square of the same area
-    angle: float
-
-    @classmethod
-    def random(cls, rng: np.random.Generator, size: int) -> "_Placed":
-        kind = CLASSES[rng.integers(len(CLASSES))]
-        side = size * rng.uniform(0.18, 0.38)
-        center = rng.uniform(0.4 * side, size - 0.4 * side, size=2)  # the image border may cut the object
-        return cls(kind, tuple(center), side, rng.uniform(0, 2 * math.pi))
-
-    def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Signed distance to the outline, negative inside. Outside a corner: the largest distance to a side's line."""
-        u, v = _turn(x - self.center[0], y - self.center[1], self.angle)
-        if self.kind == "disc":
-            return np.hypot(u, v) - self.side / math.sqrt(math.pi)
-        if self.kind == "square":
-            return np.maximum(np.abs(u), np.abs(v)) - self.side / 2
-        inradius = self.side / math.sqrt(3 * math.sqrt(3))  # of an equilateral triangle
-        return np.maximum(v, np.abs(u) * (math.sqrt(3) / 2) - v / 2) - inradius
-
-    def paint(self, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The object's texture, drawn over the whole image, (H, W, 3)."""
-        texture = {"disc": _stripes, "square": _checker, "triangle": _dots}[self.kind]
-        shift = rng.uniform(0, 32, size=2)
-        u, v = _turn(x + shift[0], y + shift[1], rng.uniform(-MAX_TILT, MAX_TILT))
-        mix = texture(u, v, rng.uniform(0.92, 1.08))[..., None]  # (H, W, 1) in 0..1
-        first, second = _two_colours(rng)
-        return first + mix * (second - first)
-
-
-def _stripes(u: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
-    frequency = 2 * math.pi / (16 * scale)
-    return np.clip(0.5 + np.sin(frequency * u) / frequency, 0, 1)
-
-
-def _checker(u: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
-    frequency = math.pi / (9 * scale)
-    return np.clip(0.5 + np.sin(frequency * u) * np.sin(frequency * v) / frequency, 0, 1)
-
-
-def _dots(u: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
-    spacing = 8.5 * scale
-    u, v = u - spacing * np.rint(u / spacing), v - spacing * np.rint(v / spacing)
-    return np.clip(0.5 + 0.27 * spacing - np.hypot(u, v), 0, 1)
-
-
-def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    cos, sin = math.cos(angle), math.sin(angle)
-    return cos * x + sin * y, cos * y - sin * x
-
-
-def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two RGB colours (0..255) whose brightness differs by more than `MIN_CONTRAST`."""
-    while True:
-        first, second = rng.uniform(10, 245, size=(2, 3))
-        if abs((first - second) @ (0.30, 0.59, 0.11)) > MIN_CONTRAST:
-            return first, second
-
-
-def _background(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A smooth blend of three random colours, (H, W, 3).
-
-    Args:
-        x, y: (H, W), from 0 to 1.
-    """
-    first, second, third = rng.uniform(40, 215, size=(3, 3))
-    image = first + _slow_waves(rng, x, y)[..., None] * (second - first)
-    return image + _slow_waves(rng, x, y)[..., None] * (third - first) / 2
-
-
-def _slow_waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean of three cosines of at most 1.5 periods across the image, (H, W) in 0..1."""
-    waves = np.zeros_like(x)
-    for fx, fy, phase in rng.uniform((-1.5, -1.5, 0), (1.5, 1.5, 1), size=(3, 3)):
-        waves += np.cos(2 * math.pi * (fx * x + fy * y + phase))
-    return 0.5 + waves / 6
-
-
-def _visible(wholes: list[np.ndarray]) -> np.ndarray:
-    """The part of each mask that no later mask covers, (N, H, W) bool."""
-    masks = np.stack(wholes)
-    hidden = np.zeros_like(masks[0])
-    for mask in masks[::-1]:
-        mask &= ~hidden
-        hidden |= mask
-    return masks
 
 
 def write_shapes(

@@ -18,12 +18,6 @@ from .style import BACKGROUND, DPI, FAINT, INK, SERIES, WIDTH, WRONG, class_colo
 if TYPE_CHECKING:
     from .reconstruction import Reconstruction  # loads models
 
-ARM_COLOURS = dict(zip(("AR-pretrained", "from scratch"), SERIES))
-ROW_COLOURS = {  # rows of a table: one of the starts, finetuned or as a frozen encoder
-    **ARM_COLOURS,
-    "frozen encoder, AR-pretrained": ARM_COLOURS["AR-pretrained"],
-    "frozen encoder, random": ARM_COLOURS["from scratch"],
-}
 EXAMPLE_DPI = 130  # an example is shown at half the width of the page
 
 
@@ -207,5 +201,5 @@ def _grid(images: Sequence[np.ndarray], titles: tuple[str, ...], bottom: float =
     for cell in axes.flat:
         cell.set_axis_off()
     for cell, title in zip(axes[0], titles):
-        cell.set_title(title, fontsize=13, color=ARM_COLOURS.get(title, INK), pad=5)
+        cell.set_title(title, fontsize=13, color=INK, pad=5)
     return fig, axes

@@ -50,7 +50,7 @@ def write_overview(folder: Path, path: Path) -> None:
     Raises:
         DataError: if the quickstart has not finished.
     """
-    results = ("det_pretrained/predictions.json", "seg_pretrained/predictions")
+    results = ("det/predictions.json", "seg/predictions")
     for name in ("shapes/meta.json", "pretrain/last_checkpoint", *results):
         if not (folder / name).exists():
             raise DataError(f"{folder / name} does not exist; finish the quickstart first: bash tools/quickstart.sh")
@@ -68,7 +68,7 @@ def write_overview(folder: Path, path: Path) -> None:
 def _detections(figure: Figure, folder: Path) -> None:
     coco = folder / "shapes/coco"
     truth = read_truth(coco / "annotations/instances_val2017.json")
-    found = read_results(folder / "det_pretrained/predictions.json", truth)
+    found = read_results(folder / "det/predictions.json", truth)
     labels = {category: label for label, category in enumerate(truth.cats)}
     names = [category["name"] for category in truth.cats.values()]
     panels = _row(figure, 0, "Boxes and masks: Mask R-CNN", ("truth", "prediction"))
@@ -85,7 +85,7 @@ def _segmentations(figure: Figure, folder: Path) -> None:
     panels = _row(figure, 1, "Label maps: UperNet", ("truth", "prediction"))
     truth = sorted((folder / "shapes/ade/annotations/validation").glob("*.png"))
     for pair, path in zip(panels, truth):
-        for panel, file in zip(pair, (path, folder / "seg_pretrained/predictions" / path.name)):
+        for panel, file in zip(pair, (path, folder / "seg/predictions" / path.name)):
             figures.draw_labels(panel, read_pixels(file), colours)
     options = dict(loc="center", ncols=len(names), frameon=False, fontsize=9, labelcolor=INK)
     middle = 1 - (2 * ROW + LEGEND / 2 - MARGIN / 2) / HEIGHT

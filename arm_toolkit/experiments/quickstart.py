@@ -1,7 +1,7 @@
-"""Runs the whole workflow on a generated data set: pretrain, convert, finetune, evaluate, report.
+"""Runs the whole workflow on a generated data set: pretrain, convert, finetune, evaluate, publish, predict, report.
 
-Each step starts one of the tools as a user would. On a CPU, independent steps run side by side; on a GPU
-they run one after another. Finished steps are not repeated.
+Each step starts one of the tools as a user would. On a CPU, two steps run side by side; on a GPU they run one after
+another. Finished steps are not repeated.
 
 Example:
   bash tools/quickstart.sh
@@ -15,54 +15,29 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-import torch
-
-from arm_backbone.arm import resolve_arch
 from arm_backbone.checkpoint.writing import replacing
 
-from ..engine.config import load_config
 from ..errors import run_tool
-from ..machine import cpu_multiplies_bfloat16, machine
-from .steps import ROOT, Spent, Step, run_steps
+from ..machine import machine
+from .generated import DET, SEG, pretraining_steps, training_steps
+from .steps import Spent, Step, run_steps
 
 FOLDER = Path("work_dirs/quickstart")
-DET = "det_configs/quickstart_mask_rcnn.py"
-SEG = "seg_configs/quickstart_upernet.py"
-PRETRAIN = "pretrain/configs/quickstart.py"
 
 
 def plan() -> list[Step]:
     """The steps of the quickstart. Of steps that can run side by side, the longest come first."""
-    work_dir, backbone = FOLDER / "pretrain", FOLDER / "backbone.pth"
-    # bfloat16 saves a fifth to a third of the time
-    amp = ("--amp",) if not torch.cuda.is_available() and cpu_multiplies_bfloat16() else ()
-    shapes = ("tools/prepare_data.py", "shapes", str(FOLDER / "shapes"))
-    pretrain = ("tools/pretrain.py", PRETRAIN, "--work-dir", str(work_dir), *amp)
-    convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
-    steps = [
-        Step("shapes", shapes),
-        Step("pretrain", pretrain, ("shapes",), work_dir),
-        Step("convert", convert, ("pretrain",)),
-    ]
-    from_scratch = "model.backbone.init_cfg=None"
-    layers = resolve_arch(load_config(str(ROOT / SEG)).model.backbone.arch)[1]
-    frozen = f"model.backbone.frozen_stages={layers}"
-    for name, config, options in (
-        ("det_scratch", DET, (from_scratch,)),
-        ("det_pretrained", DET, ()),
-        ("seg_scratch", SEG, (from_scratch,)),
-        ("seg_pretrained", SEG, ()),
-        ("probe_random", SEG, (from_scratch, frozen)),
-        ("probe_pretrained", SEG, (frozen,)),
-    ):
-        work_dir = FOLDER / name
-        needs = "shapes" if from_scratch in options else "convert"
-        out = work_dir / ("predictions.json" if config == DET else "predictions")
-        train = ("tools/train.py", config, "--work-dir", str(work_dir), *amp)
-        test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"), "--out", str(out))
-        options = ("--cfg-options", *options) if options else ()
-        steps.append(Step(name, train + options, (needs,), work_dir))
-        steps.append(Step(f"{name}_test", test + options, (name,), work_dir / "test"))
+    new = FOLDER / "new_images"
+    steps = pretraining_steps(FOLDER / "shapes", FOLDER / "pretrain", FOLDER / "backbone.pth")
+    for name, config in (("det", DET), ("seg", SEG)):
+        published, predicted = FOLDER / "published" / name, FOLDER / "predicted" / name
+        publish = ("tools/publish.py", f"@{FOLDER / name}", str(published), "--dataset", "shapes")
+        predict = ("tools/predict.py", str(published), str(new / "coco/val2017"), "--out", str(predicted))
+        steps += training_steps(FOLDER / name, config, "convert")
+        steps.append(Step(f"{name}_publish", publish, (f"{name}_test",), published))
+        steps.append(Step(f"{name}_predict", predict, (f"{name}_publish", "new_images"), predicted))
+    draw = ("tools/prepare_data.py", "shapes", str(new), "--train", "1", "--val", "3", "--seed", "1")
+    steps.append(Step("new_images", draw))
     return steps
 
 

@@ -37,6 +37,7 @@ class Step:
         after: names of the steps that it depends on.
         makes: folder that it writes; deleted before the step runs again.
         reads: files whose content determines the result.
+        alone: whether it gets all cores; no other step runs beside it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Step:
     after: tuple[str, ...] = ()
     makes: Path | None = None
     reads: tuple[Path, ...] = ()
+    alone: bool = False
 
 
 class Spent(NamedTuple):
@@ -63,6 +65,8 @@ class Spent(NamedTuple):
 def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
     """Run all steps, each after those that it depends on; return the cost of each by name.
 
+    Of the steps that can start, the first one in the list does.
+
     Args:
         folder: receives logs/, and done/ with a record of each finished step.
 
@@ -72,13 +76,16 @@ def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:
     """
     cores = available_cores()
     lanes = 1 if torch.cuda.is_available() else max(1, min(2, cores))
-    threads = max(1, cores // lanes)
     waiting, running, spent = list(steps), {}, {}
     start = time.perf_counter()
     with ThreadPoolExecutor(lanes) as pool:
         while waiting or running:
-            for step in [s for s in waiting if all(n in spent for n in s.after)][: lanes - len(running)]:
+            for step in [s for s in waiting if all(n in spent for n in s.after)]:
+                together = [*running.values(), step]
+                if len(together) > (1 if any(s.alone for s in together) else lanes):
+                    break
                 waiting.remove(step)
+                threads = cores if step.alone else max(1, cores // lanes)
                 future: Future = pool.submit(_run, step, folder, threads, dict(spent))
                 running[future] = step
             finished, _ = wait(running, timeout=PROGRESS_INTERVAL, return_when=FIRST_COMPLETED)

@@ -12,6 +12,7 @@ from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.experiments.comparison import ARMS, PROBE, Comparison, differences, table, verdict
 from arm_toolkit.experiments.steps import Spent, Step, finished_steps, run_steps
+from arm_toolkit.machine import available_cores
 from tests.helpers.paths import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
@@ -32,6 +33,17 @@ def test_steps_wait_for_each_other_and_are_run_once(tmp_path, capsys):
     changed = [steps[0], Step("middle", ("-c", APPEND, file, "B"), ("first",)), steps[2]]
     run_steps(changed, tmp_path / "plan")
     assert Path(file).read_text() == "abcBc"  # reruns the steps after it, not those before it
+
+
+def test_nothing_runs_beside_a_step_that_is_alone(tmp_path):
+    """It gets all cores and waits for those before it; those after it in the list wait for it."""
+    file = str(tmp_path / "written")
+    code = "import os, sys, time; f = open(sys.argv[1], 'a', 1); name = sys.argv[2]; f.write('<' + name);"
+    code += "time.sleep(0.3); f.write(os.environ['OMP_NUM_THREADS'] + name + '>')"
+    steps = [Step(name, ("-c", code, file, name), alone=name == "b") for name in "abc"]
+    run_steps(steps, tmp_path / "plan")
+    written = Path(file).read_text()
+    assert f"<b{available_cores()}b>" in written and written.index("a>") < written.index("<b") < written.index("<c")
 
 
 def test_a_step_whose_input_changed_is_run_again(tmp_path):
