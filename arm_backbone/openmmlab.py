@@ -19,11 +19,11 @@ from mmengine.registry import (
 from torch import Tensor, nn
 
 from . import arm, classifier, pyramid
-from .arm import ARMTrunk, find_trunk
+from .arm import ARMTrunk
 from .checkpoint.accounting import Accounting
 from .checkpoint.files import model_state, read_checkpoint
 from .checkpoint.load import load_trunk
-from .optim import parameter_groups, warmup_cosine
+from .optim import find_encoder, parameter_groups, warmup_cosine
 
 
 def load_pretrained(model: ARMTrunk, path: str) -> Accounting:
@@ -179,11 +179,13 @@ class ARMOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: mmengine's configuration, with the key `optimizer`.
-        paramwise_cfg: `layer_decay` (1.0: none; needs a model with an ARM trunk) and `decay_exempt` ("dense" or
-            "reference", see `arm_backbone.optim.is_decayed`); no other keys.
+        paramwise_cfg: `layer_decay` (1.0: none; needs a model with an encoder that knows the depth of its parameters,
+            see `arm_backbone.optim.find_encoder`) and `decay_exempt` ("dense" or "reference", see
+            `arm_backbone.optim.is_decayed`); no other keys. Parameters that the encoder names in `no_weight_decay` are
+            exempt too.
 
     Raises:
-        ValueError: for an unknown key, or for layer_decay in a model without an ARM trunk.
+        ValueError: for an unknown key, or for layer_decay in a model without such an encoder.
     """
 
     KEYS = ("layer_decay", "decay_exempt")
@@ -200,19 +202,26 @@ class ARMOptimWrapperConstructor:
         if is_model_wrapper(model):
             model = model.module
         layer_decay = self.paramwise_cfg.get("layer_decay", 1.0)
-        prefix, trunk = find_trunk(model)
-        if trunk is None and layer_decay != 1.0:
-            raise ValueError(f"paramwise_cfg.layer_decay={layer_decay} needs an ARM trunk; the model has none")
-        depth = {prefix + n: trunk.layer_depth(n) for n, _ in trunk.named_parameters()} if trunk is not None else {}
+        prefix, encoder = find_encoder(model)
+        if encoder is None and layer_decay != 1.0:
+            raise ValueError(
+                f"paramwise_cfg.layer_decay={layer_decay} needs an encoder with layer_depth, such as ARM; "
+                "the model has none"
+            )
+        depth, exempt = {}, set()
+        if encoder is not None:
+            depth = {prefix + name: encoder.layer_depth(name) for name, _ in encoder.named_parameters()}
+            exempt = {prefix + name for name in encoder.no_weight_decay()}
         optimizer_cfg = self.optimizer_cfg.copy()
         optimizer_cfg["params"] = parameter_groups(
             model.named_parameters(),
             depth,
-            trunk.num_layers if trunk is not None else 0,
+            encoder.num_layers if encoder is not None else 0,
             lr=optimizer_cfg["lr"],
             weight_decay=optimizer_cfg.get("weight_decay", 0.0),
             layer_decay=layer_decay,
             rule=self.paramwise_cfg.get("decay_exempt", "dense"),
+            exempt=exempt,
         )
         optimizer = OPTIMIZERS.build(optimizer_cfg)
         return OPTIM_WRAPPERS.build(

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 # By name, not by rank: biases and D have a leading dimension K, so they are matrices.
 _DENSE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|A_log|D|\w*_bias|bias)$")
@@ -30,6 +30,22 @@ def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
     return not (_EXEMPTIONS[rule].search(name) or _NORM.search(name) or parameter.ndim <= 1)
 
 
+def find_encoder(model: nn.Module) -> tuple[str, nn.Module] | tuple[None, None]:
+    """Find the encoder that layer decay and weight-decay exemption ask: ARM, Vim, VMamba or any timm model.
+
+    It has `num_layers`, `layer_depth(name)` (0 for the embeddings, i + 1 for layer i, num_layers + 1 for the rest) and
+    `no_weight_decay()` (names), and parameter names that are relative to it.
+
+    Returns:
+        the prefix of the encoder's parameter names ("" if the model is the encoder) and the first module with a
+        `layer_depth`, or (None, None).
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "layer_depth"):
+            return f"{name}." if name else "", module
+    return None, None
+
+
 def layer_decay_scale(depth: int, num_layers: int, decay: float) -> float:
     """Learning-rate factor at `depth` (0 embeddings, i + 1 block i, num_layers + 1 everything after the blocks)."""
     return decay ** (num_layers + 1 - depth)
@@ -43,6 +59,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     rule: str = "dense",
+    exempt: Container[str] = (),
 ) -> list[dict]:
     """Group parameters by learning rate and weight decay, for any torch optimizer.
 
@@ -52,6 +69,7 @@ def parameter_groups(
         lr, weight_decay: of the optimizer, before layer decay and exemptions.
         layer_decay: factor of the learning rate from one depth to the next lower one; 1.0 for no decay.
         rule: see `is_decayed`.
+        exempt: further names without weight decay, as the encoder's `no_weight_decay` gives them.
 
     Returns:
         dicts with params, param_names, lr, lr_scale and weight_decay; frozen parameters are omitted.
@@ -64,7 +82,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         scale = layer_decay_scale(depth.get(name, num_layers + 1), num_layers, layer_decay)
-        decay = weight_decay if is_decayed(name, parameter, rule) else 0.0
+        decay = weight_decay if is_decayed(name, parameter, rule) and name not in exempt else 0.0
         group = groups.setdefault(
             (scale, decay),
             dict(params=[], param_names=[], lr=lr * scale, lr_scale=scale, weight_decay=decay),

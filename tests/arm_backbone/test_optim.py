@@ -71,7 +71,7 @@ def test_weight_decay_by_name(small_arch):
 def test_unknown_keys_and_models_without_arm_are_refused(small_arch):
     with pytest.raises(ValueError, match="unknown key 'layer_decay_rate'"):
         wrapper(Detector(small_arch), layer_decay_rate=0.7)
-    with pytest.raises(ValueError, match="needs an ARM trunk"):
+    with pytest.raises(ValueError, match="needs an encoder with layer_depth"):
         wrapper(nn.Linear(2, 2), layer_decay=0.7)
     with pytest.raises(ValueError, match="decay_exempt='all'"):
         wrapper(Detector(small_arch), decay_exempt="all")
