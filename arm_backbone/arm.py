@@ -78,16 +78,16 @@ def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, w
     return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 
 
-def resolve_arch(arch: str | dict) -> tuple[int, int]:
-    """(embed_dims, num_layers) for a name in `ARCHS`, or for a dict with exactly these two keys."""
+def resolve_arch(arch: str | dict, archs: dict[str, dict] = ARCHS) -> tuple[int, int]:
+    """(embed_dims, num_layers) for a name in `archs`, or for a dict with exactly these two keys."""
     if isinstance(arch, str):
-        if arch not in ARCHS:
+        if arch not in archs:
             raise ValueError(
-                f"arch={arch!r} is unknown; give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers"
+                f"arch={arch!r} is unknown; give one of {', '.join(archs)}, or a dict with embed_dims and num_layers"
             )
-        arch = ARCHS[arch]
+        arch = archs[arch]
     if not isinstance(arch, dict):
-        raise ValueError(f"arch={arch!r}: give one of {', '.join(ARCHS)}, or a dict with embed_dims and num_layers")
+        raise ValueError(f"arch={arch!r}: give one of {', '.join(archs)}, or a dict with embed_dims and num_layers")
     if set(arch) != {"embed_dims", "num_layers"}:
         raise ValueError(f"arch={dict(arch)!r}: a dict needs exactly the keys embed_dims and num_layers")
     return arch["embed_dims"], arch["num_layers"]
@@ -134,6 +134,8 @@ class PatchEmbed(nn.Module):
 class ARMTrunk(nn.Module):
     """Patch embedding, position embedding and blocks: what pretraining, backbone and classifier share.
 
+    The class attributes, `drop_path_rates` and `make_block` say what another encoder has in the place of ARM's.
+
     Args:
         arch: name in `ARCHS`, or a dict with embed_dims and num_layers.
         img_size: pixels, one number or (height, width); determines the grid of the position embedding.
@@ -151,7 +153,19 @@ class ARMTrunk(nn.Module):
 
     Raises:
         ValueError: for an argument out of range; the message names it.
+
+    Attributes:
+        encoder_name: of the encoder, in messages.
+        archs: its sizes by name.
+        most_scans: number of scan directions in finetuning.
+        norm_type: class of the norm after the blocks.
     """
+
+    encoder_name = "ARM"
+    archs = ARCHS
+    most_scans = 4
+    norm_type: type[nn.Module] = nn.LayerNorm
+    drop_path_rates = staticmethod(drop_path_rates)
 
     def __init__(
         self,
@@ -171,9 +185,12 @@ class ARMTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.with_cp = resolve_with_cp(with_cp)
-        if scans not in (1, 4):
-            raise ValueError(f"scans={scans!r}: ARM scans in 1 direction (pretraining) or 4 (finetuning); give 1 or 4")
-        self.embed_dims, self.num_layers = resolve_arch(arch)
+        if scans not in (1, self.most_scans):
+            raise ValueError(
+                f"scans={scans!r}: {self.encoder_name} scans in 1 direction (pretraining) or {self.most_scans} "
+                f"(finetuning); give 1 or {self.most_scans}"
+            )
+        self.embed_dims, self.num_layers = resolve_arch(arch, self.archs)
         self.img_size = to_2tuple(img_size)
         self.patch_size, self.scans, self.in_chans = patch_size, scans, in_chans
         self.patch_stride = patch_stride = patch_size if patch_stride is None else patch_stride
@@ -189,9 +206,14 @@ class ARMTrunk(nn.Module):
             self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims, **factory))
         ARMTrunk.reset_parameters(self)  # before the blocks are built: the order determines the weights of a seed
         self.blocks = nn.ModuleList(
-            Block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init, **factory)
-            for rate in drop_path_rates(drop_path_rate, self.num_layers)
+            self.make_block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init, **factory)
+            for rate in self.drop_path_rates(drop_path_rate, self.num_layers)
         )
+
+    @staticmethod
+    def make_block(*args, **kwargs) -> nn.Module:
+        """A block; the arguments are those of `arm_backbone.block.Block`."""
+        return Block(*args, **kwargs)
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that no submodule holds; `arm_backbone.init_parameters` does the whole model."""

@@ -85,7 +85,7 @@ class ARMClassifier(ARMTrunk):
         )
         self.num_features = self.head_hidden_size = self.embed_dims
         self._describe_features()
-        self.norm = nn.LayerNorm(self.embed_dims, eps=NORM_EPS, device=device, dtype=dtype)
+        self.norm = self.norm_type(self.embed_dims, eps=NORM_EPS, device=device, dtype=dtype)
         self.attn_pool = self._attention_pool(device=device, dtype=dtype) if global_pool == "map" else None
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)

@@ -27,7 +27,7 @@ def scan_orders(
     first.
 
     Args:
-        scans: 1 (row-forward only) or 4.
+        scans: 1 (row-forward), 2 (both row directions, as in Vim) or 4.
         cls_token: None, "middle" or "tail".
 
     Returns:
@@ -36,8 +36,8 @@ def scan_orders(
     Raises:
         ValueError: for another number of scans, an unknown class token position, or an empty grid.
     """
-    if scans not in (1, 4):
-        raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning); give 1 or 4")
+    if scans not in (1, 2, 4):
+        raise ValueError(f"scans={scans!r}: ARM scans once (pretraining) or four times (finetuning), Vim once or twice")
     if height < 1 or width < 1:
         raise ValueError(f"a grid of {height} x {width} tokens is empty; the image is smaller than one patch")
     patches = torch.arange(height * width, device=device).view(height, width)
@@ -49,8 +49,7 @@ def scan_orders(
         forward = [_insert_cls(order, position) for order in forward]
     if scans == 1:
         return forward[0].unsqueeze(0)
-    row, column = forward
-    return torch.stack([row, row.flip(0), column, column.flip(0)])
+    return torch.stack([order for row in forward for order in (row, row.flip(0))])
 
 
 def grid_orders(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.deviations import DEVIATIONS, merge_deviations
+from tests.helpers.golden import PRECISIONS, Golden
 from tests.helpers.paths import shared_folder
 
 # Tests run in parallel and start further processes: more threads would oversubscribe the cores.
@@ -16,6 +17,18 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return shared_folder("golden")
+
+
+@pytest.fixture(scope="session")
+def golden_encoders() -> Path:
+    return shared_folder("golden_encoders")
+
+
+@pytest.fixture(params=PRECISIONS)
+def load_encoder(request, golden_encoders):
+    """Opens a golden file of a comparison encoder by name, once in each precision."""
+    deviations = request.config.stash.setdefault(DEVIATIONS, {})
+    return lambda name: Golden(golden_encoders / f"{name}.npz", request.param, deviations)
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +55,13 @@ def small_arch() -> dict:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark the tests of ../shared/golden, skip GPU tests if there is no GPU, and run the longest tests first.
+    """Mark the golden tests, skip GPU tests if there is no GPU, and run the longest tests first.
 
     With several workers, a single test goes to the next free worker, and an `xdist_group` goes to one worker as a
     whole. With long trainings first and single short tests last, no worker is idle at the end.
     """
     for item in items:
-        if "golden" in item.fixturenames:
+        if {"golden", "golden_encoders"} & set(item.fixturenames):
             item.add_marker("golden")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU"))

@@ -1,7 +1,8 @@
 """Converts a checkpoint of any kind into any other kind that its tensors allow, and accounts for every tensor.
 
 The keys of a checkpoint show its kind: "pretrain", "backbone", "classifier" and "dense" (a detector or segmentor) come
-from this toolkit, "official-pretrain" and "official-finetune" from the authors' code.
+from this toolkit, "official-pretrain" and "official-finetune" from the authors' code. They also show its encoder, ARM
+or Vim.
 """
 
 import re
@@ -12,19 +13,30 @@ from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from ..arm import ARMTrunk
+from ..encoders import TRUNKS
 from ..pos_embed import resize_pos_embed
 from .accounting import Accounting, describe_mismatch, describe_values, shorten
 from .files import CheckpointError
-from .official import from_official, is_official, is_official_pretrain, parameter_names, to_official
+from .official import (
+    encoder_of,
+    from_official,
+    is_official,
+    is_official_pretrain,
+    parameter_names,
+    to_official,
+)
 
 TARGETS = ("backbone", "classifier", "pretrain", "official-pretrain", "official-finetune")
 PER_DIRECTION = ("conv_weight", "conv_bias", "x_proj_weight", "dt_proj_weight", "dt_proj_bias", "A_log", "D")
 _DIRECTION_NAME = re.compile(rf"blocks\.\d+\.mixer\.({'|'.join(PER_DIRECTION)})")
 _TRUNK_NAME = re.compile(
     rf"patch_embed\.proj\.(weight|bias)|pos_embed|cls_token|cls_pos_embed|{_DIRECTION_NAME.pattern}"
-    r"|blocks\.\d+\.(norm[12]\.(weight|bias)|mixer\.(in|out)_proj\.weight|mlp\.w[123]\.(weight|bias))"
+    r"|blocks\.\d+\.mixer\.(in|out)_proj\.weight"
 )
+_BLOCK_NAME = {  # of tensors outside of the mixer
+    "ARM": re.compile(r"blocks\.\d+\.(norm[12]|mlp\.w[123])\.(weight|bias)"),
+    "Vim": re.compile(r"blocks\.\d+\.norm\.weight"),
+}
 _DIMENSIONS = {  # end of a trunk name -> number of dimensions; all others are vectors
     r"patch_embed\.proj\.weight|pos_embed": 4,
     r"cls_token|cls_pos_embed|conv_weight|x_proj_weight|dt_proj_weight|A_log": 3,
@@ -69,6 +81,7 @@ class Weights:
 
     Attributes:
         kind: kind of the file.
+        encoder: "ARM" or "Vim".
         family: the corresponding kind of this toolkit ("pretrain" for "official-pretrain").
         trunk: tensors of `ARMTrunk` by its names.
         rest: all other tensors by our names; `rest_is` describes them.
@@ -79,7 +92,7 @@ class Weights:
     """
 
     def __init__(self, state: dict[str, Tensor], cls_token: str = "middle") -> None:
-        self.kind = detect_kind(state)
+        self.kind, self.encoder = detect_kind(state), encoder_of(state)
         self.accounting = Accounting()
         self._sources = {key: [key] for key in state}
         how = dict.fromkeys(state, "copied")
@@ -99,7 +112,7 @@ class Weights:
         self.trunk, self.rest, unknown = {}, {}, []
         for key, tensor in state.items():
             name = key.removeprefix(prefix)
-            if key.startswith(prefix) and _TRUNK_NAME.fullmatch(name):
+            if key.startswith(prefix) and (_TRUNK_NAME.fullmatch(name) or _BLOCK_NAME[self.encoder].fullmatch(name)):
                 self.trunk[name] = tensor
                 self._sources[name] = self._sources[key]
                 self.accounting.used[name] = how[key]
@@ -218,7 +231,7 @@ def convert(
         raise CheckpointError(
             f"--to {target}: the decoder needs its own image and patch size; omit --img-size and --patch-size"
         )
-    weights.fit_scans(1 if pretraining else 4)
+    weights.fit_scans(1 if pretraining else TRUNKS[weights.encoder].most_scans)
     if grid:
         weights.fit_grid(grid)
     if patch_size:
@@ -252,7 +265,7 @@ def convert(
 
 
 def arch_of(state: dict[str, Tensor]) -> dict:
-    """Arguments of `ARMTrunk` that match the weights of a checkpoint of any kind.
+    """Arguments of the encoder's trunk that match the weights of a checkpoint of any kind.
 
     Weights do not record the patch stride, which is assumed to be the patch size, nor the position of a class token,
     which is assumed to be the middle.
@@ -261,9 +274,10 @@ def arch_of(state: dict[str, Tensor]) -> dict:
         dict with arch, img_size, patch_size, patch_stride, scans, cls_token and in_chans.
 
     Raises:
-        CheckpointError: if the weights are not those of an ARM model, contain an unknown name, or are not complete.
+        CheckpointError: if the weights are not those of such a model, contain an unknown name, or are not complete.
     """
-    trunk = Weights(state).trunk
+    weights = Weights(state)
+    trunk = weights.trunk
     for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mixer.D"):
         if name not in trunk:
             raise CheckpointError(f"the checkpoint is not complete: no {name}")
@@ -280,9 +294,9 @@ def arch_of(state: dict[str, Tensor]) -> dict:
     )
     try:
         with torch.device("meta"):
-            ARMTrunk(**arguments)
+            TRUNKS[weights.encoder](**arguments)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"no ARM model has these shapes: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"no {weights.encoder} has these shapes: {str(error).splitlines()[0]}") from None
     return arguments
 
 
@@ -304,7 +318,7 @@ def _require_complete(weights: Weights, family: str) -> None:
     trunk = weights.trunk
     cls_token = "middle" if "cls_pos_embed" in trunk else None  # the token itself is learned in finetuning
     with torch.device("meta"):
-        model = ARMTrunk(**arch_of(trunk) | dict(cls_token=cls_token))
+        model = TRUNKS[weights.encoder](**arch_of(trunk) | dict(cls_token=cls_token))
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name != "cls_token"}
     problem = describe_mismatch(expected, {name: t.shape for name, t in trunk.items() if name != "cls_token"})
     if family == "pretrain":

@@ -38,6 +38,11 @@ def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[di
     target = model.state_dict()
     try:
         weights = Weights(state, model.cls_token_position or "middle")
+        if weights.encoder != model.encoder_name:
+            raise CheckpointError(
+                f"it holds {weights.encoder} ({weights.kind}), but the model is {model.encoder_name}; "
+                f"give a checkpoint of {model.encoder_name}, or build {weights.encoder}"
+            )
         weights.fit_scans(model.scans)
     except CheckpointError as error:
         raise CheckpointError(f"{where} does not fit the model: {error}") from None

@@ -1,4 +1,4 @@
-"""Translates the authors' checkpoints to our names and shapes and back, with one table for both ways.
+"""Translates the checkpoints of ARM's and Vim's authors to our names and shapes and back, with one table for both ways.
 
 Their files differ from ours: blocks are called `layers`; each direction has its own tensors, with a suffix (ours have a
 leading dimension K); the position embedding is a sequence that includes the class token (ours is a grid); and
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..scan_order import cls_index
 
-SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward
+SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward; Vim has two
 CLUSTER_PATCHES = 16  # patches per cluster; the authors' code has one size, 4 x 4
 
 # {} stands for the direction's suffix
@@ -40,7 +40,26 @@ _DECODER_BLOCK = {
     "mlp.fc1": "mlp.0",
     "mlp.fc2": "mlp.2",
 }
-_CLASSIFIER = {"norm_f": "norm", "head": "head"}
+_KINDS = ("weight", "bias")
+# encoder -> tensors of a block outside of its mixer (theirs and ours); of the norm after the blocks, theirs: ours
+_BLOCK = {
+    "ARM": [f"{name}.{kind}" for name in ("norm1", "norm2", "mlp.w1", "mlp.w2", "mlp.w3") for kind in _KINDS],
+    "Vim": ["norm.weight"],
+}
+_CLASSIFIER = {
+    "ARM": {"norm_f.weight": "norm.weight", "norm_f.bias": "norm.bias"},
+    "Vim": {"norm_f.weight": "norm.weight"},
+}
+_SCANS = {"ARM": 4, "Vim": 2}  # of a classifier
+
+
+def encoder_of(state: dict[str, Tensor]) -> str:
+    """ "Vim" or "ARM", for the tensors of a checkpoint of any kind under the authors' names or ours.
+
+    Vim's blocks have one norm, ARM's have two.
+    """
+    prefixes = ("layers.", "blocks.", "encoder.blocks.", "backbone.blocks.")
+    return "Vim" if any(f"{prefix}0.norm.weight" in state for prefix in prefixes) else "ARM"
 
 
 def is_official(state: dict[str, Tensor]) -> bool:
@@ -53,12 +72,15 @@ def is_official_pretrain(state: dict[str, Tensor]) -> bool:
     return is_official(state) and "ar_token" in state
 
 
-def parameter_names(layers: int, decoder_depth: int | None) -> Iterator[tuple[str, str, int | None]]:
+def parameter_names(
+    layers: int, decoder_depth: int | None, encoder: str = "ARM"
+) -> Iterator[tuple[str, str, int | None]]:
     """(their name, our name, direction or None) of every tensor except `pos_embed` and `mask`.
 
     Args:
         layers: number of encoder blocks.
-        decoder_depth: number of decoder blocks of a pretraining model; None for a classifier (with four scans).
+        decoder_depth: number of decoder blocks of a pretraining model; None for a classifier (with all scans).
+        encoder: "ARM" or "Vim".
     """
 
     def both(theirs: str, ours: str) -> Iterator[tuple[str, str, None]]:
@@ -66,20 +88,19 @@ def parameter_names(layers: int, decoder_depth: int | None) -> Iterator[tuple[st
         yield f"{theirs}.bias", f"{ours}.bias", None
 
     trunk = "" if decoder_depth is None else "encoder."
-    suffixes = SUFFIXES if decoder_depth is None else SUFFIXES[:1]
+    suffixes = SUFFIXES[: _SCANS[encoder] if decoder_depth is None else 1]
     yield from both("patch_embed.proj", f"{trunk}patch_embed.proj")
     for i in range(layers):
         theirs, ours = f"layers.{i}", f"{trunk}blocks.{i}"
-        for name in ("norm1", "norm2", "mlp.w1", "mlp.w2", "mlp.w3"):
-            yield from both(f"{theirs}.{name}", f"{ours}.{name}")
-        for name in ("mixer.in_proj.weight", "mixer.out_proj.weight"):
+        for name in (*_BLOCK[encoder], "mixer.in_proj.weight", "mixer.out_proj.weight"):
             yield f"{theirs}.{name}", f"{ours}.{name}", None
         for their_name, our_name in _MIXER.items():
             for k, suffix in enumerate(suffixes):
                 yield f"{theirs}.mixer.{their_name.format(suffix)}", f"{ours}.mixer.{our_name}", k
     if decoder_depth is None:
-        for theirs, ours in _CLASSIFIER.items():
-            yield from both(theirs, ours)
+        for theirs, ours in _CLASSIFIER[encoder].items():
+            yield theirs, ours, None
+        yield from both("head", "head")
         yield "cls_token", "cls_token", None
         return
     for theirs, ours in _DECODER.items():
@@ -112,12 +133,13 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
     Raises:
         ValueError: for an unknown name, a missing direction, or a grid that is not square.
     """
-    pretrain = is_official_pretrain(state)
+    pretrain, encoder = is_official_pretrain(state), encoder_of(state)
     depth = _count(state, "dec_block.{}.attn2.q.weight") if pretrain else None
+    scans = 1 if pretrain else _SCANS[encoder]
     result: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
     directions: dict[str, list[Tensor]] = {}
-    for theirs, ours, direction in parameter_names(_count(state, "layers.{}.mixer.in_proj.weight"), depth):
+    for theirs, ours, direction in parameter_names(_count(state, "layers.{}.mixer.in_proj.weight"), depth, encoder):
         if theirs not in state:
             continue  # conversion, or loading into a model, checks that nothing is missing
         renamed[theirs] = ours
@@ -126,10 +148,8 @@ def from_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[
         else:
             directions.setdefault(ours, []).append(state[theirs])
     for ours, tensors in directions.items():
-        if len(tensors) != (1 if pretrain else len(SUFFIXES)):
-            raise ValueError(
-                f"{ours} exists for {len(tensors)} of {len(SUFFIXES)} directions only; use a complete file"
-            )
+        if len(tensors) != scans:
+            raise ValueError(f"{ours} exists for {len(tensors)} of {scans} directions only; use a complete file")
         stacked = torch.stack(tensors)
         result[ours] = stacked.squeeze(2) if ours.endswith("conv_weight") else stacked  # (K, D, 1, W) -> (K, D, W)
     if "pos_embed" in state:
@@ -168,21 +188,25 @@ def to_official(state: dict[str, Tensor], cls_token: str = "middle") -> tuple[di
         their tensors, and {their name: our name} for each of them ("" for the mask, which is computed).
 
     Raises:
-        ValueError: for a tensor without a name in their format, or a wrong number of scans.
+        ValueError: for a tensor without a name in their format, a wrong number of scans, or a pretraining model of Vim,
+            whose authors have none.
     """
-    pretrain = "mask_token" in state
+    pretrain, encoder = "mask_token" in state, encoder_of(state)
+    if pretrain and encoder != "ARM":
+        raise ValueError(f"the authors of {encoder} have no format for pretraining; convert to pretrain or backbone")
+    scans = 1 if pretrain else _SCANS[encoder]
     trunk = "encoder." if pretrain else ""
     depth = _count(state, "decoder.blocks.{}.norm_mlp.weight") if pretrain else None
     result: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
-    for theirs, ours, direction in parameter_names(_count(state, trunk + "blocks.{}.norm1.weight"), depth):
+    blocks = _count(state, trunk + "blocks.{}.mixer.in_proj.weight")
+    for theirs, ours, direction in parameter_names(blocks, depth, encoder):
         if ours not in state:
             continue
         tensor = state[ours]
         if direction is not None:
-            if len(tensor) != (1 if pretrain else len(SUFFIXES)):
-                expected = 1 if pretrain else len(SUFFIXES)
-                raise ValueError(f"{ours} has {len(tensor)} scans, but the authors' format has {expected}")
+            if len(tensor) != scans:
+                raise ValueError(f"{ours} has {len(tensor)} scans, but the authors' format has {scans}")
             tensor = tensor[direction].unsqueeze(1) if ours.endswith("conv_weight") else tensor[direction]
         result[theirs], renamed[theirs] = tensor, ours
     table = state[f"{trunk}pos_embed"].flatten(1, 2)

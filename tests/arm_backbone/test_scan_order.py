@@ -39,7 +39,7 @@ def test_class_token_by_hand():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((4, 4, 2), "scans=2"), ((0, 4), "empty"), ((4, 4, 4, "head"), "cls_token='head'")],
+    [((4, 4, 3), "scans=3"), ((0, 4), "empty"), ((4, 4, 4, "head"), "cls_token='head'")],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
