@@ -18,7 +18,7 @@ from mmengine.registry import (
 )
 from torch import Tensor, nn
 
-from . import arm, classifier, pyramid
+from . import arm, classifier, pyramid, timm_backbone
 from .arm import ARMTrunk
 from .checkpoint.accounting import Accounting
 from .checkpoint.files import model_state, read_checkpoint
@@ -128,6 +128,27 @@ class LinearProbe(ARMClassifier):
     def forward_features(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return super().forward_features(images)
+
+
+@MODELS.register_module(name="TimmBackbone")
+class TimmBackbone(timm_backbone.TimmBackbone, BaseModule):
+    """`arm_backbone.timm_backbone.TimmBackbone` for OpenMMLab.
+
+    Args:
+        init_cfg: None (from scratch), or dict(type="Pretrained", checkpoint=...) with "timm" for timm's own weights, or
+            a file, a published folder or a name on the hub.
+    """
+
+    def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.init_cfg = _checked_init_cfg(init_cfg)
+
+    def init_weights(self) -> None:
+        """Load the weights of `init_cfg`; without it, keep timm's initialisation."""
+        if self.init_cfg is not None and not self.is_init:
+            path = self.init_cfg["checkpoint"]
+            print_log(f"Weights from {path}: {self.load(path)}", logger="current")
+        self._is_init = True
 
 
 @MODELS.register_module(name="ARMPyramid")

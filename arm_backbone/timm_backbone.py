@@ -1,0 +1,226 @@
+"""Any timm model as a backbone for dense prediction, beside ARM.
+
+Plain models (DeiT, AIMv2, DINOv2 and others) return the outputs of chosen blocks at one stride, hierarchical ones
+(RegNetY, ConvNeXt, Swin) those of their stages.
+"""
+
+import inspect
+import os
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import clean_state_dict, model_entrypoint
+from timm.models._manipulate import group_with_matcher
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .arm import default_out_indices
+from .checkpoint.errors import CheckpointError
+from .checkpoint.files import model_state, read_checkpoint
+from .checkpoint.load import load_exact
+from .ops.library import check_images
+
+TIMM = "timm"  # stands for timm's own weights in the place of a file
+NORM_EPS = 1e-6
+# arguments that let a timm model take images of any size, or of sizes other than its own
+ANY_SIZE = dict(dynamic_img_size=True, always_partition=True)
+HEADS = ("head", "head.fc", "fc", "classifier")
+
+
+class TimmBackbone(nn.Module):
+    """A timm model that maps images of any size to feature maps.
+
+    Each map of a plain model has a LayerNorm of its own, as ARM's have, and so have those of a hierarchical model
+    without BatchNorm (Swin and ConvNeXt, as in mmdet and mmseg). The maps of one with BatchNorm are returned as they
+    are.
+
+    Args:
+        name: of a model in timm's registry, perhaps with the tag of its weights ("deit_base_patch16_224.fb_in1k").
+        out_indices: entries (from 0) of timm's `feature_info`, which are the blocks of a plain model, that are
+            returned. None: of a plain model four blocks by depth (3, 5, 7 and 11 of 12, as in `ARM`); of a
+            hierarchical one the last entry of each stride from 4.
+        drop_path_rate: stochastic depth rate, which timm lets rise linearly with depth.
+        with_cp: recompute blocks in the backward pass, by timm's rules.
+        arguments: further arguments of the timm model, such as img_size, the size of the position table.
+
+    Attributes:
+        channels, strides: of each map.
+
+    Raises:
+        ValueError: for an unknown name, an argument that the model does not have, or a model that returns no maps or
+            takes images of one size only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_indices: tuple[int, ...] | None = None,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        **arguments,
+    ) -> None:
+        super().__init__()
+        if not isinstance(name, str) or not timm.is_model(name):
+            raise ValueError(f"name={name!r} is not a model of timm; see timm.list_models()")
+        if drop_path_rate:
+            arguments["drop_path_rate"] = drop_path_rate
+        self.name, self.arguments = name, _with_any_size(name, arguments)
+        with torch.device("meta"):
+            maps = _maps(self._build(num_classes=0), name, out_indices, arguments.get("in_chans", 3))
+        self.out_indices, self.channels, self.strides, self._multiple = maps
+        self.model = self._build(num_classes=0)
+        self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True, prune_head=True)
+        if with_cp:
+            self.model.set_grad_checkpointing(True)
+        convolutional = self.strides[0] < self.strides[-1] and _has_batch_norm(self.model)
+        self.out_norms = nn.ModuleList(
+            nn.Identity() if convolutional else nn.LayerNorm(channels, eps=NORM_EPS) for channels in self.channels
+        )
+        head = "the task's head"  # no pattern matches it, so that its depth is that of everything after the layers
+        matcher = self.model.group_matcher(coarse=False)
+        names = [*self.model.named_parameters(), (head, None)]
+        self._depth = group_with_matcher(names, matcher, reverse=True)
+        self.num_layers = self._depth[head] - 1
+
+    def _build(self, **arguments) -> nn.Module:
+        try:
+            return timm.create_model(self.name, **self.arguments | arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"{self.name} cannot be built with {self.arguments}: {_one_line(error)}") from error
+
+    def layer_depth(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay, by timm's grouping.
+
+        0 for the embeddings or the stem, i + 1 for block i, num_layers + 1 for the rest.
+
+        Raises:
+            AttributeError: if the model has no such parameter.
+        """
+        self.get_parameter(name)
+        inner = name.removeprefix("model.")
+        if inner == name:  # the output norms
+            return self.num_layers + 1
+        return self._depth[inner] if "." in inner else 0  # tokens that timm's pattern misses are embeddings too
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that the timm model exempts from weight decay: position embeddings, tokens, bias tables."""
+        exempt = getattr(self.model, "no_weight_decay", set)()
+        return {f"model.{name}" for name, _ in self.model.named_parameters() if name in exempt}
+
+    def load(self, path: str | os.PathLike) -> str:
+        """Load weights; every tensor of the encoder must be in the file, and the file may hold no other than a head's.
+
+        Args:
+            path: "timm" for timm's own weights of the model; else a `.pth` or `.safetensors` file of the model in any
+                layout that timm reads, or of a detector or segmentor with this backbone, a published folder, or a
+                name on the hub (hf://OWNER/NAME).
+
+        Returns:
+            how many tensors were loaded, for the log.
+
+        Raises:
+            CheckpointError: if the weights cannot be read or do not fit; the model is unchanged.
+        """
+        overlay, classes = None, None
+        if path != TIMM:
+            state = clean_state_dict(model_state(read_checkpoint(path), where=path))
+            own = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+            if own:
+                load_exact(self, own, str(path))
+                return f"{len(own)} tensors copied"
+            heads = [state[f"{head}.weight"] for head in HEADS if f"{head}.weight" in state]
+            classes = len(heads[0]) if heads else 0  # as in the file, because timm is strict only then
+            overlay = dict(state_dict=state, num_classes=classes, custom_load=False)
+        try:
+            arguments = self.arguments if classes is None else self.arguments | dict(num_classes=classes)
+            whole = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+        except Exception as error:  # noqa: BLE001 filters of unknown layouts raise anything, and so do downloads
+            if path == TIMM:
+                message = f"timm's weights of {self.name} cannot be had ({_one_line(error)}); give a file"
+            else:
+                message = f"{path} does not fit {self.name}: {_one_line(error)}"
+            raise CheckpointError(message) from error
+        given, target = whole.state_dict(), self.model.state_dict()
+        load_exact(self.model, {key: given[key] for key in target}, str(path))
+        return f"{len(target)} tensors copied, {len(given) - len(target)} after the last map dropped"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, in_chans, H, W), any H and W -> (B, channels, ceil(H / stride), ceil(W / stride)) for each map.
+
+        The image is padded with zeros at the right and the bottom to a multiple of the coarsest stride.
+        """
+        check_images(images)
+        height, width = images.shape[2:]
+        step = self._multiple
+        images = F.pad(images, (0, -width % step, 0, -height % step))
+        maps = self.model.forward_intermediates(images, indices=list(self.out_indices), **_INTERMEDIATES)
+        result = []
+        for x, norm, stride in zip(maps, self.out_norms, self.strides, strict=True):
+            x = x[:, :, : -(-height // stride), : -(-width // stride)]
+            if not isinstance(norm, nn.Identity):
+                x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            result.append(x.contiguous())
+        return tuple(result)
+
+
+_INTERMEDIATES = dict(stop_early=True, output_fmt="NCHW", intermediates_only=True)
+
+
+def _with_any_size(name: str, arguments: dict) -> dict:
+    """`arguments` and those of `ANY_SIZE` that the model has."""
+    with torch.device("meta"):
+        try:
+            model = model_entrypoint(name)()
+        except Exception as error:  # noqa: BLE001 whatever a model of the registry raises
+            raise ValueError(f"{name} cannot be built by timm: {_one_line(error)}") from error
+    known = {key for kind in type(model).__mro__ for key in inspect.signature(kind.__init__).parameters}
+    return {key: value for key, value in ANY_SIZE.items() if key in known} | arguments
+
+
+def _maps(
+    model: nn.Module, name: str, out_indices: tuple[int, ...] | None, in_chans: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+    """The entries of `feature_info` to return, channels and stride of each map, and what image sizes are padded to.
+
+    Args:
+        model: on the meta device.
+
+    Raises:
+        ValueError: if the model returns no maps for images of another size than its own.
+    """
+    info = getattr(model, "feature_info", None)
+    if not info or not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"{name} returns no feature maps (timm offers no forward_intermediates); take another model")
+    reductions = [entry["reduction"] for entry in info]
+    if out_indices is None:
+        if min(reductions) == max(reductions):
+            out_indices = default_out_indices(len(info))
+        else:
+            last = {stride: i for i, stride in enumerate(reductions) if stride >= 4}
+            out_indices = tuple(last.values())
+    out_indices = tuple(out_indices)
+    if list(out_indices) != sorted({*out_indices} & {*range(len(info))}) or not out_indices:
+        raise ValueError(f"out_indices={out_indices!r}: give numbers from 0 to {len(info) - 1} in ascending order")
+    multiple = max(reductions)
+    size = (8 * multiple, 10 * multiple)
+    images = torch.empty(1, in_chans, *size)
+    try:
+        maps = model.eval().forward_intermediates(images, indices=list(out_indices), **_INTERMEDIATES)
+    except Exception as error:  # noqa: BLE001 models with one size fail in many ways
+        raise ValueError(f"{name} takes no images of {size[0]} x {size[1]} pixels: {_one_line(error)}") from error
+    strides = tuple(reductions[i] for i in out_indices)
+    for x, stride in zip(maps, strides, strict=True):
+        if x.ndim != 4 or tuple(x.shape[2:]) != (size[0] // stride, size[1] // stride):
+            raise ValueError(f"{name} returns no feature maps: {tuple(x.shape)} where stride {stride} was announced")
+    return out_indices, tuple(x.shape[1] for x in maps), strides, multiple
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " ..."
