@@ -7,7 +7,10 @@ are always available as `arm_backbone.arm.ARM` and `arm_backbone.classifier.ARMC
 
 from importlib.util import find_spec
 
-from . import timm_models  # noqa: F401 registers its models with timm
+from . import (
+    timm_models,  # noqa: F401 registers its models with timm
+    vim,  # noqa: F401 enters its trunk
+)
 from .arm import ARCHS
 from .parameters import init_parameters
 from .pyramid import ARMPyramid

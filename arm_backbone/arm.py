@@ -3,8 +3,6 @@
 Legend: B batch, H, W image height and width, Gh, Gw grid height and width in tokens, L tokens, C channels.
 """
 
-import functools
-import logging
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -13,17 +11,14 @@ import torch
 import torch.nn.functional as F
 from timm.layers import lecun_normal_, to_2tuple
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .block import NORM_EPS, Block
-from .ops.inner import uses_fused_inner
 from .ops.library import check_images
 from .ops.orders import ScanOrders
 from .optim import is_decayed
 from .pos_embed import resize_pos_embed
+from .recompute import resolve_with_cp, run_checkpointed
 from .scan_order import cls_index, grid_orders
-
-_logger = logging.getLogger(__name__)
 
 # ARM Table 1; tiny and small are our additions, for small machines
 ARCHS = {
@@ -33,49 +28,6 @@ ARCHS = {
     "large": dict(embed_dims=1024, num_layers=24),
     "huge": dict(embed_dims=1536, num_layers=24),
 }
-
-# operators whose results selective checkpointing keeps
-EXPENSIVE = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.arm.cross_scan.default,
-]
-
-
-def resolve_with_cp(with_cp: bool | str) -> bool | str:
-    """Map every accepted value of `with_cp` to False, "selective" or "full".
-
-    True means "full", as in mmdet. "all", the former name of "full", is accepted with a warning.
-
-    Raises:
-        ValueError: for any other value.
-    """
-    if with_cp == "all":
-        _logger.warning('with_cp="all" is now called "full"; please change the configuration')
-        return "full"
-    if with_cp not in (False, True, "selective", "full"):
-        raise ValueError(f"with_cp={with_cp!r} is unknown; give False, 'selective' or 'full' (True means 'full')")
-    return "full" if with_cp is True else with_cp
-
-
-def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, with_cp: bool | str) -> Tensor:
-    """Run a block with activation checkpointing.
-
-    Args:
-        x: (B, L, C).
-        orders: (K, L).
-        with_cp: False keeps all activations; "selective" keeps the results of matmuls and scans and recomputes the
-            rest; "full" keeps only the input and recomputes the whole block.
-    """
-    if not with_cp or not torch.is_grad_enabled():
-        return block(x, orders)
-    if with_cp != "selective":
-        return checkpoint(block, x, orders, use_reentrant=False)
-    if uses_fused_inner(x):  # the fused mixer recomputes its cheap parts itself, faster
-        return block(x, orders)
-    context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
-    return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 
 
 def resolve_arch(arch: str | dict, archs: dict[str, dict] = ARCHS) -> tuple[int, int]:
@@ -389,6 +341,20 @@ def default_out_indices(num_layers: int) -> tuple[int, ...]:
         lowest, highest = len(indices) and indices[-1] + 1, num_layers - 4 + level
         indices.append(min(max(round(num_layers * part) - 1, lowest), highest))
     return tuple(indices)
+
+
+TRUNKS: dict[str, type[ARMTrunk]] = {"ARM": ARMTrunk}  # by encoder; another encoder's file adds its own
+
+
+def trunk_class(encoder: str) -> type[ARMTrunk]:
+    """The trunk of an encoder by its name, as in `TRUNKS`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if encoder not in TRUNKS:
+        raise ValueError(f"encoder={encoder!r} is unknown; give one of {', '.join(TRUNKS)}")
+    return TRUNKS[encoder]
 
 
 def find_trunk(model: nn.Module) -> tuple[str, ARMTrunk] | tuple[None, None]:

@@ -12,7 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .arm import ARM, ARMTrunk
+from .arm import ARM, TRUNKS, ARMTrunk
 from .block import NORM_EPS
 from .classifier import ARMClassifier
 from .mixer import MambaMixer
@@ -104,6 +104,9 @@ class VimTrunk(ARMTrunk):
         dtype = x.dtype
         for output in super().block_outputs(x.float() if dtype.itemsize < 4 else x, orders):
             yield output.to(dtype)
+
+
+TRUNKS[VimTrunk.encoder_name] = VimTrunk
 
 
 class Vim(ARM, VimTrunk):

@@ -12,11 +12,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from .arm import EXPENSIVE, resolve_with_cp
 from .ops.library import check_images
 from .ops.norm import add_layer_norm, layer_norm
 from .ops.orders import ScanOrders
 from .parameters import own_linears
+from .recompute import EXPENSIVE, resolve_with_cp
 from .ss2d import NORM_EPS, SS2D, ss2d_orders
 
 STRIDES = (4, 8, 16, 32)

@@ -13,7 +13,7 @@ from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from ..encoders import TRUNKS
+from ..arm import trunk_class
 from ..pos_embed import resize_pos_embed
 from .accounting import Accounting, describe_mismatch, describe_values, shorten
 from .files import CheckpointError
@@ -231,7 +231,7 @@ def convert(
         raise CheckpointError(
             f"--to {target}: the decoder needs its own image and patch size; omit --img-size and --patch-size"
         )
-    weights.fit_scans(1 if pretraining else TRUNKS[weights.encoder].most_scans)
+    weights.fit_scans(1 if pretraining else trunk_class(weights.encoder).most_scans)
     if grid:
         weights.fit_grid(grid)
     if patch_size:
@@ -294,7 +294,7 @@ def arch_of(state: dict[str, Tensor]) -> dict:
     )
     try:
         with torch.device("meta"):
-            TRUNKS[weights.encoder](**arguments)
+            trunk_class(weights.encoder)(**arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"no {weights.encoder} has these shapes: {str(error).splitlines()[0]}") from None
     return arguments
@@ -318,7 +318,7 @@ def _require_complete(weights: Weights, family: str) -> None:
     trunk = weights.trunk
     cls_token = "middle" if "cls_pos_embed" in trunk else None  # the token itself is learned in finetuning
     with torch.device("meta"):
-        model = TRUNKS[weights.encoder](**arch_of(trunk) | dict(cls_token=cls_token))
+        model = trunk_class(weights.encoder)(**arch_of(trunk) | dict(cls_token=cls_token))
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name != "cls_token"}
     problem = describe_mismatch(expected, {name: t.shape for name, t in trunk.items() if name != "cls_token"})
     if family == "pretrain":

@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from arm_backbone.arm import resolve_arch, run_checkpointed
+from arm_backbone.arm import resolve_arch
 from arm_backbone.block import Block
 from arm_backbone.ops import ScanOrders
+from arm_backbone.recompute import run_checkpointed
 
 from .alternatives import conv_silu, usual_mixer, usual_swiglu
 from .case import Candidate, Case, Grid, Setting, launched_and_captured, resolved, with_backend

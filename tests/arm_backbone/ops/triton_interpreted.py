@@ -4,13 +4,13 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from arm_backbone.arm import run_checkpointed
 from arm_backbone.block import Block
 from arm_backbone.ops import cross_conv, cross_scan
 from arm_backbone.ops.triton import conv as conv_triton
 from arm_backbone.ops.triton import gate as gate_triton
 from arm_backbone.ops.triton import norm as norm_triton
 from arm_backbone.ops.triton import scan as scan_triton
+from arm_backbone.recompute import run_checkpointed
 from arm_backbone.scan_order import scan_orders
 from tests.helpers.scans import assert_close, cast, compare, gradients, names, scan_gradients, scan_inputs
 
