@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arm import default_out_indices
+from .checkpoint.accounting import describe_mismatch, describe_values
 from .checkpoint.errors import CheckpointError
 from .checkpoint.files import model_state, read_checkpoint
-from .checkpoint.load import load_exact
 from .ops.library import check_images
 
 TIMM = "timm"  # stands for timm's own weights in the place of a file
@@ -128,7 +128,7 @@ class TimmBackbone(nn.Module):
             state = clean_state_dict(model_state(read_checkpoint(path), where=path))
             own = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
             if own:
-                load_exact(self, own, str(path))
+                _load(self, own, path)
                 return f"{len(own)} tensors copied"
             heads = [state[f"{head}.weight"] for head in HEADS if f"{head}.weight" in state]
             classes = len(heads[0]) if heads else 0  # as in the file, because timm is strict only then
@@ -143,7 +143,7 @@ class TimmBackbone(nn.Module):
                 message = f"{path} does not fit {self.name}: {_one_line(error)}"
             raise CheckpointError(message) from error
         given, target = whole.state_dict(), self.model.state_dict()
-        load_exact(self.model, {key: given[key] for key in target}, str(path))
+        _load(self.model, {key: given[key] for key in target}, path)
         return f"{len(target)} tensors copied, {len(given) - len(target)} after the last map dropped"
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -215,6 +215,15 @@ def _maps(
         if x.ndim != 4 or tuple(x.shape[2:]) != (size[0] // stride, size[1] // stride):
             raise ValueError(f"{name} returns no feature maps: {tuple(x.shape)} where stride {stride} was announced")
     return out_indices, tuple(x.shape[1] for x in maps), strides, multiple
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], where: str | os.PathLike) -> None:
+    target = model.state_dict()
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
+    problem = describe_mismatch(*shapes) or describe_values(target, state)
+    if problem:
+        raise CheckpointError(f"{where} does not fit the model: {problem}; give weights of this model")
+    model.load_state_dict(state)
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
