@@ -18,7 +18,7 @@ from mmengine.registry import (
 )
 from torch import Tensor, nn
 
-from . import arm, classifier, pyramid, timm_backbone
+from . import arm, classifier, pyramid, timm_backbone, vim
 from .arm import ARMTrunk
 from .checkpoint.accounting import Accounting
 from .checkpoint.files import model_state, read_checkpoint
@@ -27,7 +27,7 @@ from .optim import find_encoder, parameter_groups, warmup_cosine
 
 
 def load_pretrained(model: ARMTrunk, path: str) -> Accounting:
-    """Load an ARM checkpoint file of any kind with `checkpoint.load.load_trunk`, and log its accounting."""
+    """Load a checkpoint file of any kind with `checkpoint.load.load_trunk`, and log its accounting."""
     accounting = load_trunk(model, model_state(read_checkpoint(path), where=path), path)
     print_log(f"Weights from {path}:\n{accounting}", logger="current")
     return accounting
@@ -128,6 +128,21 @@ class LinearProbe(ARMClassifier):
     def forward_features(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return super().forward_features(images)
+
+
+@MODELS.register_module(name="Vim")
+class Vim(vim.Vim, ARM):
+    """`arm_backbone.vim.Vim` for OpenMMLab; `init_cfg` is that of `ARM`, with a checkpoint of Vim."""
+
+
+@MODELS.register_module(name="VimClassifier")
+class VimClassifier(vim.VimClassifier, ARMClassifier):
+    """`arm_backbone.vim.VimClassifier` for OpenMMLab, as `ARMClassifier` is for ARM."""
+
+
+@MODELS.register_module()
+class VimLinearProbe(vim.VimClassifier, LinearProbe):
+    """`LinearProbe` of Vim."""
 
 
 @MODELS.register_module(name="TimmBackbone")

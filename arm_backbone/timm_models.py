@@ -1,4 +1,4 @@
-"""The ARM classifiers in timm's registry (ARM Table 1; tiny and small are our additions).
+"""The ARM and Vim classifiers in timm's registry (ARM Table 1; tiny and small of ARM are our additions).
 
 To load a checkpoint of any kind, the authors' included: `timm.create_model(NAME, pretrained=True,
 pretrained_cfg_overlay=dict(file=PATH))`. timm's own `checkpoint_path=` needs a state dict of exactly this model. timm
@@ -13,6 +13,7 @@ from torch import Tensor
 from .checkpoint.files import model_state
 from .checkpoint.load import fit_state
 from .classifier import ARMClassifier
+from .vim import VimClassifier
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +48,18 @@ default_cfgs = generate_default_cfgs(
         "arm_huge_patch16_384": _cfg(384),
         "arm_base_patch16_stride8_448": _cfg(448),
     }
+    | {
+        name: _cfg(224) | dict(crop_mode="center")  # as in Vim's code: resize the shorter side, then crop the centre
+        for name in (
+            "vim_tiny_patch16_224",
+            "vim_small_patch16_224",
+            "vim_base_patch16_224",
+            "vim_large_patch16_224",
+            "vim_huge_patch16_224",
+            "vim_tiny_patch16_stride8_224",
+            "vim_small_patch16_stride8_224",
+        )
+    }
 )
 
 
@@ -76,18 +89,25 @@ def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Te
     return model.state_dict() | state
 
 
-def _create(name: str, pretrained: bool, dynamic_img_size: bool = True, **kwargs) -> ARMClassifier:
+def _create(
+    name: str,
+    pretrained: bool,
+    dynamic_img_size: bool = True,
+    model_class: type[ARMClassifier] = ARMClassifier,
+    **kwargs,
+) -> ARMClassifier:
     """Build a model as timm does: pretrained_cfg, weights and `features_only`.
 
     Raises:
         ValueError: for `dynamic_img_size=False`, which timm's vision transformers can have.
     """
     if not dynamic_img_size:
-        raise ValueError("dynamic_img_size=False: ARM takes images of any size; leave the argument out")
+        encoder = model_class.encoder_name
+        raise ValueError(f"dynamic_img_size=False: {encoder} takes images of any size; leave the argument out")
     if kwargs.get("cls_token") == "none":
         kwargs["cls_token"] = None
     return build_model_with_cfg(
-        ARMClassifier,
+        model_class,
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
@@ -160,3 +180,49 @@ def arm_huge_patch16_384(pretrained: bool = False, **kwargs) -> ARMClassifier:
 def arm_base_patch16_stride8_448(pretrained: bool = False, **kwargs) -> ARMClassifier:
     """ARM-B for 448 x 448 pixels with overlapping patches (stride 8): 55 x 55 tokens."""
     return _create("arm_base_patch16_stride8_448", pretrained, **dict(arch="base", patch_stride=8) | kwargs)
+
+
+def _create_vim(name: str, pretrained: bool, **kwargs) -> VimClassifier:
+    return _create(name, pretrained, model_class=VimClassifier, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-Ti for 224 x 224 pixels."""
+    return _create_vim("vim_tiny_patch16_224", pretrained, **dict(arch="tiny") | kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-S for 224 x 224 pixels."""
+    return _create_vim("vim_small_patch16_224", pretrained, **dict(arch="small") | kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-B for 224 x 224 pixels."""
+    return _create_vim("vim_base_patch16_224", pretrained, **dict(arch="base") | kwargs)
+
+
+@register_model
+def vim_large_patch16_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-L for 224 x 224 pixels, of the ARM paper."""
+    return _create_vim("vim_large_patch16_224", pretrained, **dict(arch="large") | kwargs)
+
+
+@register_model
+def vim_huge_patch16_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-H for 224 x 224 pixels, of the ARM paper."""
+    return _create_vim("vim_huge_patch16_224", pretrained, **dict(arch="huge") | kwargs)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-Ti for 224 x 224 pixels with overlapping patches (stride 8): 27 x 27 tokens."""
+    return _create_vim("vim_tiny_patch16_stride8_224", pretrained, **dict(arch="tiny", patch_stride=8) | kwargs)
+
+
+@register_model
+def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs) -> VimClassifier:
+    """Vim-S for 224 x 224 pixels with overlapping patches (stride 8): 27 x 27 tokens."""
+    return _create_vim("vim_small_patch16_stride8_224", pretrained, **dict(arch="small", patch_stride=8) | kwargs)

@@ -12,13 +12,13 @@ from PIL import Image
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
-from arm_backbone.arm import ARCHS
 from arm_backbone.checkpoint.convert import convert
 from arm_backbone.checkpoint.files import CheckpointError
 from arm_backbone.classifier import ARMClassifier
 from arm_backbone.optim import is_decayed
 from arm_backbone.pos_embed import resize_pos_embed
 from arm_backbone.timm_models import default_cfgs
+from arm_backbone.vim import VimClassifier
 
 NAME = "arm_tiny_patch16_224"
 DIM, BLOCKS, CLASSES, SIZE, GRID = 32, 4, 10, 64, 4
@@ -55,8 +55,8 @@ def saved(folder, state: dict[str, Tensor], key: str | None = None) -> dict:
 
 
 def test_registry_has_our_names_and_no_weights_to_fetch():
-    assert set(timm.list_models("arm_*")) == set(default_cfgs)
-    assert timm.list_models("arm_*", pretrained=True) == []
+    assert set(timm.list_models(["arm_*", "vim_*"])) == set(default_cfgs)
+    assert timm.list_models(["arm_*", "vim_*"], pretrained=True) == []
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         small(pretrained=True)
 
@@ -67,17 +67,19 @@ def test_every_name_builds_and_matches_its_cfg(name):
         model = timm.create_model(name).eval()
         cfg = model.default_cfg
         logits = model(torch.empty(2, *cfg["input_size"]))
-    arch, stride = re.fullmatch(r"arm_(\w+)_patch16(?:_stride(\d+))?_\d+", name).groups()
+    encoder, arch, stride = re.fullmatch(r"(arm|vim)_(\w+)_patch16(?:_stride(\d+))?_\d+", name).groups()
+    arch = dict(arm=ARMClassifier, vim=VimClassifier)[encoder].archs[arch]
     size = int(name.rsplit("_", 1)[1])
     assert logits.shape == (2, 1000)
-    assert isinstance(model, ARMClassifier) and cfg["architecture"] == name
+    assert isinstance(model, VimClassifier) == (encoder == "vim") and cfg["architecture"] == name
     assert cfg["input_size"] == (3, size, size) and model.img_size == (size, size)
     assert model.get_submodule(cfg["first_conv"]).in_channels == 3
     head = model.get_submodule(cfg["classifier"])
     assert head is model.get_classifier() and head.out_features == cfg["num_classes"] == model.num_classes
-    assert model.global_pool == "avg" and cfg["pool_size"] is None  # pooling does not depend on the size
-    assert model.num_features == model.head_hidden_size == ARCHS[arch]["embed_dims"]
-    assert len(model.blocks) == len(model.feature_info) == ARCHS[arch]["num_layers"]
+    assert model.global_pool == dict(arm="avg", vim="token")[encoder]
+    assert cfg["pool_size"] is None  # pooling does not depend on the size
+    assert model.num_features == model.head_hidden_size == arch["embed_dims"]
+    assert len(model.blocks) == len(model.feature_info) == arch["num_layers"]
     assert {info["reduction"] for info in model.feature_info} == {int(stride or 16)}
     modules = dict(model.named_modules())
     assert all(info["module"] in modules and info["num_chs"] == model.num_features for info in model.feature_info)

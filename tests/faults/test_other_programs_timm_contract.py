@@ -22,6 +22,7 @@ DIM, BLOCKS, SIZE = 32, 4, 64
 MODELS = {
     "timm's vit": ("vit_tiny_patch16_224", dict(embed_dim=DIM, depth=BLOCKS, num_heads=2)),
     "ARM": ("arm_tiny_patch16_224", dict(arch=dict(embed_dims=DIM, num_layers=BLOCKS))),
+    "Vim": ("vim_tiny_patch16_224", dict(arch=dict(embed_dims=DIM, num_layers=BLOCKS))),
 }
 
 
@@ -236,7 +237,7 @@ def utilities(build, folder):
     average.update(model)
     assert_close(average(x), model(x), 1e-5)
     timm.utils.freeze(model, ["patch_embed", "blocks.0"])
-    assert not model.blocks[0].mlp.state_dict(keep_vars=True).popitem()[1].requires_grad
+    assert not any(parameter.requires_grad for parameter in model.blocks[0].parameters())
     timm.utils.unfreeze(model, ["patch_embed", "blocks.0"])
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert timm.utils.unwrap_model(nn.DataParallel(model)) is model
@@ -302,10 +303,12 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("kind", ["ARM", pytest.param("timm's vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["ARM", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("timm's vit", "Vim"))]
+)
 def test_row_53_contract_of_a_vision_transformer(kind, check, tmp_path):
     run, refusal = CHECKS[check]
-    if kind == "ARM" and refusal:
+    if kind in ("ARM", "Vim") and refusal:
         error, message = refusal
         with pytest.raises(error, match=message):
             run(Builder(kind), tmp_path)
