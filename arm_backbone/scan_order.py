@@ -1,6 +1,6 @@
 """Token orders of the scans, as explicit permutations (ARM section 3.3; STAR section 3.4 for the tail token).
 
-Legend: H, W grid height and width in tokens, which may differ; L sequence length; K scan directions.
+Legend: B images, H, W grid height and width in tokens, which may differ; L sequence length; K scan directions.
 `orders[k, t]` is the token that direction k visits at step t.
 """
 
@@ -86,3 +86,19 @@ def inverse_orders(orders: Tensor) -> Tensor:
     """(K, L) inverse permutations: `inverse[k, orders[k, t]] == t`."""
     steps = torch.arange(orders.shape[1], device=orders.device).expand_as(orders)
     return torch.empty_like(orders).scatter_(1, orders, steps)
+
+
+def restrict_orders(orders: ScanOrders, kept: Tensor) -> ScanOrders:
+    """Orders of the tokens that each image keeps: the full order without the others.
+
+    Args:
+        orders: (K, L); a single one must be the raster order.
+        kept: (B, Lk) int64, places of each image's kept tokens in its sequence, ascending.
+
+    Returns:
+        (B, K, Lk), indices into the kept tokens; (1, Lk) for one scan, which reads them as they come.
+    """
+    if len(orders) == 1:
+        return ScanOrders.trusted(torch.arange(kept.shape[1], device=kept.device).unsqueeze(0))
+    steps = inverse_orders(orders.tensor)[:, kept]  # (K, B, Lk), when the full order visits each kept token
+    return ScanOrders.trusted(steps.argsort(2).transpose(0, 1).contiguous())

@@ -1,8 +1,8 @@
 """Converts a checkpoint of any kind into any other kind that its tensors allow, and accounts for every tensor.
 
-The keys of a checkpoint show its kind: "pretrain", "backbone", "classifier" and "dense" (a detector or segmentor) come
-from this toolkit, "official-pretrain" and "official-finetune" from the authors' code. They also show its encoder, ARM
-or Vim.
+The keys of a checkpoint show its kind: "pretrain" (autoregressive), "mae", "backbone", "classifier" and "dense" (a
+detector or segmentor) come from this toolkit, "official-pretrain" and "official-finetune" from the authors' code. They
+also show its encoder, ARM or Vim.
 """
 
 import re
@@ -42,10 +42,17 @@ _DIMENSIONS = {  # end of a trunk name -> number of dimensions; all others are v
     r"cls_token|cls_pos_embed|conv_weight|x_proj_weight|dt_proj_weight|A_log": 3,
     r"conv_bias|dt_proj_bias|D|(in_proj|out_proj|w[123])\.weight": 2,
 }
-_PREFIX = {"pretrain": "encoder.", "dense": "backbone.", "classifier": "", "backbone": ""}  # of the trunk's keys
+_PREFIX = {  # of the trunk's keys
+    "pretrain": "encoder.",
+    "mae": "encoder.",
+    "dense": "backbone.",
+    "classifier": "",
+    "backbone": "",
+}
 _WITH_LEVELS = ("backbone", "dense")  # kinds that have output norms
 _REST = {  # prefixes of the keys outside the trunk, and what they hold
     "pretrain": (("decoder.", "mask_token", "decoder_pos_embed", "separator"), "belongs to pretraining only"),
+    "mae": (("decoder.", "mask_token"), "belongs to pretraining only"),
     "dense": (("",), "belongs to the neck or the heads"),
     "classifier": (("norm.", "head."), "belongs to the classification head"),
     "backbone": (("out_norms.",), "belongs to the levels of a backbone"),
@@ -62,7 +69,7 @@ def detect_kind(state: dict[str, Tensor]) -> str:
     if is_official(state):
         return "official-pretrain" if is_official_pretrain(state) else "official-finetune"
     if f"encoder.{probe}" in state:
-        return "pretrain"
+        return "mae" if "decoder.norm_tokens.weight" in state else "pretrain"
     if f"backbone.{probe}" in state:
         return "dense"
     if probe in state:

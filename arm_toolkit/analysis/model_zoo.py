@@ -81,6 +81,11 @@ SECTIONS = (
     Section("ARM's ablations: ARM-B, 300 epochs", "pretrain/configs/ablations"),
     Section("STAR's studies: ARM-B", "pretrain/configs/star", "GFLOPs are per image of a sequence."),
     Section(
+        "Masked autoencoders (MAE) on ImageNet-1K",
+        "pretrain/configs/mae",
+        "Parameters and GFLOPs include the decoder; the encoder reads a quarter of the patches.",
+    ),
+    Section(
         "Pretraining on natural images, on a CPU",
         "pretrain/configs/photographs",
         "Measured: `arm` at 38 images/s on one CPU core in bfloat16, 16 in float32. See [pretraining](pretraining.md).",

@@ -39,7 +39,8 @@ def reduced(name: str, shapes, tmp_path) -> Config:
     cfg.param_scheduler.warmup = 1
     cfg.default_hooks.logger.interval = cfg.log_processor.window_size = 1
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
-    cfg.custom_hooks[1].drawn = 1  # ReconstructionHook: drawing takes longer than the training
+    for hook in cfg.custom_hooks[1:]:
+        hook.drawn = 1  # ReconstructionHook: drawing takes longer than the training
     return cfg
 
 
@@ -63,8 +64,10 @@ def test_takes_a_training_step(name, shapes, tmp_path):
     assert not [name for name, p in parameters.items() if p.grad.any() and torch.equal(p, before[name])]
 
 
-# pixels; tokens; several images with separators. tests/pretrain covers every other switch.
-@pytest.mark.parametrize("name", ["arm_b.py", "ablations/target_tokens.py", "star/star_b_200e.py"])
+# pixels; tokens; several images with separators; masked patches. tests/pretrain covers every other switch.
+@pytest.mark.parametrize(
+    "name", ["arm_b.py", "ablations/target_tokens.py", "star/star_b_200e.py", "mae/mae_arm_b_300e.py"]
+)
 def test_trains_two_iterations_and_resumes(name, shapes, tmp_path):
     cfg = reduced(name, shapes, tmp_path)
     train(cfg, tmp_path / "whole")
