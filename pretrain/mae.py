@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from arm_backbone.arm import ARMTrunk
+from arm_backbone.arm import trunk_class
 from arm_backbone.pos_embed import sincos_pos_embed
 from arm_backbone.scan_order import grid_orders, restrict_orders
 
@@ -22,16 +22,17 @@ from .targets import normalized_pixels, patch_statistics, patchify, target_name,
 class MAEPretrainer(BaseModel):
     """Drops the masked patches, and predicts their pixels from the others.
 
-    Positions are added before patches are dropped. The kept tokens stay in raster order; with four scans each direction
-    reads its order restricted to them. A class token stays in the place that finetuning gives it.
+    Positions are added before patches are dropped. The kept tokens stay in raster order; with several scans each
+    direction reads its order restricted to them. A class token stays in the place that finetuning gives it.
 
     Implements `arm_toolkit.engine.fsdp.Shardable`.
 
     Args:
-        arch: size of the encoder, see `arm_backbone.arm.ARCHS`.
+        arch: size of the encoder, see `ARCHS` of `arm_backbone.arm` or `arm_backbone.vim`.
         img_size: pixels, one number or (height, width).
         patch_size: pixels.
-        scans: 1 (causal, as in ARM's pretraining) or 4 (as in finetuning).
+        encoder: "ARM" or "Vim".
+        scans: 1 (causal, as in ARM's pretraining), or as many as in finetuning (ARM 4, Vim 2).
         cls_token: None, "middle" or "tail", as in `arm_backbone.arm.ARMTrunk`.
         mask_ratio: fraction of the patches that are masked.
         target: "normalized_pixels", the pixels of a patch, normalized per patch (`norm_pix_loss`), or "pixels".
@@ -52,6 +53,7 @@ class MAEPretrainer(BaseModel):
         arch: str | dict = "base",
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
+        encoder: str = "ARM",
         scans: int = 1,
         cls_token: str | None = None,
         mask_ratio: float = 0.75,
@@ -64,7 +66,7 @@ class MAEPretrainer(BaseModel):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
-        self.encoder = ARMTrunk(
+        self.encoder = trunk_class(encoder)(
             arch, img_size, patch_size=patch_size, scans=scans, cls_token=cls_token, with_cp=with_cp
         )
         height, width = self.encoder.grid_size

@@ -12,7 +12,12 @@ from tests.helpers.runs import ARCH, pretrain_config, train
 from tests.helpers.tools import invoke
 from tests.helpers.weights import assert_same_weights, weights
 
-FORMS = [dict(), dict(cls_token="middle"), dict(cls_token="tail", decoder_blocks="mamba")]
+FORMS = [
+    dict(),
+    dict(cls_token="middle"),
+    dict(cls_token="tail", decoder_blocks="mamba"),
+    dict(encoder="Vim", cls_token="middle"),
+]
 
 
 def pretrainer(**arguments) -> MAEPretrainer:
@@ -82,6 +87,7 @@ def test_predict_replaces_masked_patches_only():
         (dict(img_size=100), "img_size=100 does not divide into patches"),
         (dict(decoder_heads=3), "decoder_dim=32 must be a multiple of decoder_heads=3"),
         (dict(decoder_blocks="rnn"), "decoder_blocks='rnn' is unknown; give one of attention, mamba"),
+        (dict(encoder="ViT"), "encoder='ViT' is unknown; give one of ARM, Vim"),
         (dict(decoder_depth=0), "decoder_depth=0: give 1 to 100"),
     ],
 )
