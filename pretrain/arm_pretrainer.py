@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from arm_backbone.arm import ARMTrunk
+from arm_backbone.arm import trunk_class
 from arm_backbone.ops import ScanOrders
 from arm_backbone.pos_embed import sincos_pos_embed
 
@@ -38,7 +38,7 @@ class ARMPretrainer(BaseModel):
     Implements `arm_pretrain.protocol.Reconstructs` and `arm_toolkit.engine.fsdp.Shardable`.
 
     Args:
-        arch: size of the encoder, see `arm_backbone.arm.ARCHS`.
+        arch: size of the encoder, see `arm_backbone.arm.ARCHS` and `arm_backbone.vim.ARCHS`.
         img_size: pixels, one number or (height, width); a multiple of the cluster size.
         patch_size: pixels; 1 with `cluster_side=1` predicts pixel by pixel (iGPT).
         cluster_side: side of a cluster in patches (4: 64 pixels).
@@ -52,9 +52,10 @@ class ARMPretrainer(BaseModel):
         separator: dict of `type`, `value` and `position`, see `arm_pretrain.separators`; None for no separators.
         with_cp: activation checkpointing of the encoder, see `arm_backbone.arm.ARMTrunk`.
         data_preprocessor: configuration of mmengine's data preprocessor, which normalizes the images.
+        encoder: "ARM", or another encoder with ARM's trunk ("Vim"), which then scans once as well.
 
     Raises:
-        ValueError: if the image does not divide into clusters, or for an unknown order, target or separator.
+        ValueError: if the image does not divide into clusters, or for an unknown encoder, order, target or separator.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class ARMPretrainer(BaseModel):
         separator: dict | None = None,
         with_cp: bool | str = False,
         data_preprocessor: dict | None = None,
+        encoder: str = "ARM",
     ) -> None:
         super().__init__(data_preprocessor)
-        self.encoder = ARMTrunk(
+        self.encoder = trunk_class(encoder)(
             arch, img_size, patch_size=patch_size, patch_stride=patch_size, scans=1, with_cp=with_cp
         )
         dim = self.encoder.embed_dims
