@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
+def sincos_pos_embed(
+    height: int, width: int, dim: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
     """Fixed 2-D sin-cos table (ARM section 4.1; layout of MAE).
 
     The first half of the channels encodes the column, the second half the row. Each half holds the sines of all
@@ -14,9 +16,10 @@ def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
     Args:
         height, width: grid in tokens.
         dim: channels.
+        dtype, device: of the table.
 
     Returns:
-        (1, H, W, dim) float32.
+        (1, H, W, dim).
 
     Raises:
         ValueError: if dim is not a multiple of 4.
@@ -24,12 +27,13 @@ def sincos_pos_embed(height: int, width: int, dim: int) -> Tensor:
     if dim % 4:
         raise ValueError(f"a 2-D sin-cos table needs a number of channels that is a multiple of 4, not {dim}")
     # float64, because devices round large angles differently
-    frequency = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    row = torch.arange(height, dtype=torch.float64)[:, None] * frequency  # (H, dim/4)
-    column = torch.arange(width, dtype=torch.float64)[:, None] * frequency  # (W, dim/4)
+    exact = dict(dtype=torch.float64, device=device)
+    frequency = 10000 ** -(torch.arange(dim // 4, **exact) / (dim // 4))
+    row = torch.arange(height, **exact)[:, None] * frequency  # (H, dim/4)
+    column = torch.arange(width, **exact)[:, None] * frequency  # (W, dim/4)
     row = torch.cat([row.sin(), row.cos()], 1)[:, None].expand(height, width, -1)
     column = torch.cat([column.sin(), column.cos()], 1)[None].expand(height, width, -1)
-    return torch.cat([column, row], 2)[None].float()
+    return torch.cat([column, row], 2)[None].to(dtype)
 
 
 def resize_pos_embed(pos_embed: Tensor, height: int, width: int) -> Tensor:
