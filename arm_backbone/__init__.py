@@ -7,7 +7,7 @@ available, for example as `arm_backbone.arm.ARM` and `arm_backbone.classifier.AR
 
 from importlib.util import find_spec
 
-from . import timm_models  # noqa: F401 registers its models with timm
+from . import aim, timm_models  # noqa: F401 register their models with timm
 from .arm import ARCHS
 from .parameters import init_parameters
 from .pyramid import ARMPyramid

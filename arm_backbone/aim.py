@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, PatchEmbed
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -161,8 +162,8 @@ class AIM(VisionTransformer):
         if not num_classes:
             self.head = nn.Identity()
             return
-        example = self.patch_embed.proj.weight
-        self.head = AttentiveHead(self.embed_dim, self.blocks[0].attn.num_heads, num_classes, example.device, example.dtype)
+        example, heads = self.patch_embed.proj.weight, self.blocks[0].attn.num_heads
+        self.head = AttentiveHead(self.embed_dim, heads, num_classes, example.device, example.dtype)
         self.head.train(self.training)
         for unused in (self.norm, *self.blocks[max(self.probe_layers) + 1 :]):
             unused.requires_grad_(False)
@@ -217,3 +218,63 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """AIM's tensors (backbone, head or both) under our names, without the mask that a pretraining file holds."""
     return _rename({name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}, OURS)
+
+
+# ------------------------------------------------------------------------------------------- in timm's registry
+
+
+def checkpoint_filter_fn(checkpoint: dict[str, Tensor], model: AIM) -> dict[str, Tensor]:
+    """Rename a file of AIM's for `model`, without the head if the model has none; timm calls this before loading."""
+    state = from_official(checkpoint)
+    return state if model.num_classes else {key: value for key, value in state.items() if not key.startswith("head.")}
+
+
+def _cfg() -> dict:
+    return dict(
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        crop_pct=0.875,
+        interpolation="bicubic",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        first_conv="patch_embed.proj",
+        classifier="head.linear",
+    )
+
+
+default_cfgs = generate_default_cfgs({f"aim_{size}_patch14_224": _cfg() for size in ("600m", "1b", "3b", "7b")})
+
+
+def _create(name: str, pretrained: bool, **kwargs) -> AIM:
+    return build_model_with_cfg(
+        AIM,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
+        **kwargs,
+    )
+
+
+@register_model
+def aim_600m_patch14_224(pretrained: bool = False, **kwargs) -> AIM:
+    """AIM-600M."""
+    return _create("aim_600m_patch14_224", pretrained, **dict(embed_dim=1536, depth=24, num_heads=12) | kwargs)
+
+
+@register_model
+def aim_1b_patch14_224(pretrained: bool = False, **kwargs) -> AIM:
+    """AIM-1B."""
+    return _create("aim_1b_patch14_224", pretrained, **dict(embed_dim=2048, depth=24, num_heads=16) | kwargs)
+
+
+@register_model
+def aim_3b_patch14_224(pretrained: bool = False, **kwargs) -> AIM:
+    """AIM-3B."""
+    return _create("aim_3b_patch14_224", pretrained, **dict(embed_dim=3072, depth=24, num_heads=24) | kwargs)
+
+
+@register_model
+def aim_7b_patch14_224(pretrained: bool = False, **kwargs) -> AIM:
+    """AIM-7B."""
+    return _create("aim_7b_patch14_224", pretrained, **dict(embed_dim=4096, depth=32, num_heads=32) | kwargs)
