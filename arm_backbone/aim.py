@@ -102,7 +102,7 @@ class AIM(VisionTransformer):
     The other arguments are those of timm's vision transformer.
 
     Raises:
-        ValueError: for probe_layers that the model does not have.
+        ValueError: for probe_layers that the model does not have, or `dynamic_img_size=False`.
     """
 
     def __init__(
@@ -115,10 +115,13 @@ class AIM(VisionTransformer):
         probe_layers: tuple[int, ...] | None = None,
         img_size: int | tuple[int, int] = 224,
         num_classes: int = 1000,
+        dynamic_img_size: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **arguments,
     ) -> None:
+        if not dynamic_img_size:
+            raise ValueError("dynamic_img_size=False: AIM takes images of any size; leave the argument out")
         norm_layer = partial(nn.LayerNorm, eps=NORM_EPS)
         super().__init__(
             img_size=img_size,

@@ -96,10 +96,14 @@ class ARMClassifier(classifier.ARMClassifier, BaseModel):
             "loss": dict(loss=cross entropy); "tensor": logits (B, num_classes); "predict": a list of B float32 logits
             (num_classes,).
         """
-        logits = super().forward(inputs)
-        if mode == "loss":
-            return dict(loss=F.cross_entropy(logits.float(), data_samples))
-        return list(logits.float()) if mode == "predict" else logits
+        return classified(super().forward(inputs), data_samples, mode)
+
+
+def classified(logits: Tensor, data_samples: Tensor | None, mode: str):
+    """What a classifier returns in mmengine, see `ARMClassifier.forward`."""
+    if mode == "loss":
+        return dict(loss=F.cross_entropy(logits.float(), data_samples))
+    return list(logits.float()) if mode == "predict" else logits
 
 
 @MODELS.register_module()
@@ -145,18 +149,9 @@ class VimLinearProbe(vim.VimClassifier, LinearProbe):
     """`LinearProbe` of Vim."""
 
 
-@MODELS.register_module(name="TimmBackbone")
-class TimmBackbone(timm_backbone.TimmBackbone, BaseModule):
-    """`arm_backbone.timm_backbone.TimmBackbone` for OpenMMLab.
-
-    Args:
-        init_cfg: None (from scratch), or dict(type="Pretrained", checkpoint=...) with "timm" for timm's own weights, or
-            a file, a published folder or a name on the hub.
-    """
-
-    def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.init_cfg = _checked_init_cfg(init_cfg)
+class _TimmWeights:
+    """Weights from `init_cfg`: None (from scratch), or dict(type="Pretrained", checkpoint=...) with "timm" for timm's
+    own weights, or a file, a published folder or a name on the hub."""
 
     def init_weights(self) -> None:
         """Load the weights of `init_cfg`; without it, keep timm's initialisation."""
@@ -164,6 +159,33 @@ class TimmBackbone(timm_backbone.TimmBackbone, BaseModule):
             path = self.init_cfg["checkpoint"]
             print_log(f"Weights from {path}: {self.load(path)}", logger="current")
         self._is_init = True
+
+
+@MODELS.register_module(name="TimmBackbone")
+class TimmBackbone(_TimmWeights, timm_backbone.TimmBackbone, BaseModule):
+    """`arm_backbone.timm_backbone.TimmBackbone` for OpenMMLab; `init_cfg` as in `_TimmWeights`."""
+
+    def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.init_cfg = _checked_init_cfg(init_cfg)
+
+
+@MODELS.register_module(name="TimmClassifier")
+class TimmClassifier(_TimmWeights, timm_backbone.TimmClassifier, BaseModel):
+    """`arm_backbone.timm_backbone.TimmClassifier` for OpenMMLab; `init_cfg` as in `_TimmWeights`.
+
+    Args:
+        data_preprocessor: configuration of mmengine's data preprocessor.
+    """
+
+    def __init__(self, *args, data_preprocessor: dict | None = None, init_cfg: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_preprocessor = MODELS.build(data_preprocessor or dict(type="BaseDataPreprocessor"))
+        self.init_cfg = _checked_init_cfg(init_cfg)
+
+    def forward(self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"):
+        """Loss or logits of images, as in `ARMClassifier`."""
+        return classified(super().forward(inputs), data_samples, mode)
 
 
 @MODELS.register_module(name="ARMPyramid")

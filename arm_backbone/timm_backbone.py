@@ -1,4 +1,4 @@
-"""Any timm model as a backbone for dense prediction, beside ARM.
+"""Any timm model as a backbone for dense prediction, or as a classifier, beside ARM.
 
 Plain models (DeiT, AIMv2, DINOv2 and others) return the outputs of chosen blocks at one stride, hierarchical ones
 (RegNetY, ConvNeXt, Swin) those of their stages.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arm import default_out_indices
-from .checkpoint.accounting import describe_mismatch, describe_values
+from .checkpoint.accounting import describe_mismatch, describe_values, shorten
 from .checkpoint.errors import CheckpointError
 from .checkpoint.files import model_state, read_checkpoint
 from .ops.library import check_images
@@ -25,70 +25,43 @@ TIMM = "timm"  # stands for timm's own weights in the place of a file
 NORM_EPS = 1e-6
 # arguments that let a timm model take images of any size, or of sizes other than its own
 ANY_SIZE = dict(dynamic_img_size=True, always_partition=True)
-HEADS = ("head", "head.fc", "fc", "classifier")
+HEADS = ("head", "head.fc", "head.linear", "fc", "classifier")
 
 
-class TimmBackbone(nn.Module):
-    """A timm model that maps images of any size to feature maps.
-
-    Each map of a plain model has a LayerNorm of its own, as ARM's have, and so have those of a hierarchical model
-    without BatchNorm (Swin and ConvNeXt, as in mmdet and mmseg). The maps of one with BatchNorm are returned as they
-    are.
+class TimmModel(nn.Module):
+    """What a backbone and a classifier share: a timm model, its layers for the optimizer, and its weights.
 
     Args:
         name: of a model in timm's registry, perhaps with the tag of its weights ("deit_base_patch16_224.fb_in1k").
-        out_indices: entries (from 0) of timm's `feature_info`, which are the blocks of a plain model, that are
-            returned. None: of a plain model four blocks by depth (3, 5, 7 and 11 of 12, as in `ARM`); of a
-            hierarchical one the last entry of each stride from 4.
         drop_path_rate: stochastic depth rate, which timm lets rise linearly with depth.
-        with_cp: recompute blocks in the backward pass, by timm's rules.
-        arguments: further arguments of the timm model, such as img_size, the size of the position table.
-
-    Attributes:
-        channels, strides: of each map.
+        arguments: further arguments of the timm model.
 
     Raises:
-        ValueError: for an unknown name, an argument that the model does not have, or a model that returns no maps or
-            takes images of one size only.
+        ValueError: for an unknown name, or an argument that the model does not have.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        out_indices: tuple[int, ...] | None = None,
-        drop_path_rate: float = 0.0,
-        with_cp: bool = False,
-        **arguments,
-    ) -> None:
+    def __init__(self, name: str, *, drop_path_rate: float = 0.0, **arguments) -> None:
         super().__init__()
         if not isinstance(name, str) or not timm.is_model(name):
             raise ValueError(f"name={name!r} is not a model of timm; see timm.list_models()")
         if drop_path_rate:
             arguments["drop_path_rate"] = drop_path_rate
-        self.name, self.arguments = name, _with_any_size(name, arguments)
-        with torch.device("meta"):
-            maps = _maps(self._build(num_classes=0), name, out_indices, arguments.get("in_chans", 3))
-        self.out_indices, self.channels, self.strides, self._multiple = maps
-        self.model = self._build(num_classes=0)
-        self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True, prune_head=True)
-        if with_cp:
-            self.model.set_grad_checkpointing(True)
-        convolutional = self.strides[0] < self.strides[-1] and _has_batch_norm(self.model)
-        self.out_norms = nn.ModuleList(
-            nn.Identity() if convolutional else nn.LayerNorm(channels, eps=NORM_EPS) for channels in self.channels
-        )
-        head = "the task's head"  # no pattern matches it, so that its depth is that of everything after the layers
-        matcher = self.model.group_matcher(coarse=False)
-        names = [*self.model.named_parameters(), (head, None)]
-        self._depth = group_with_matcher(names, matcher, reverse=True)
-        self.num_layers = self._depth[head] - 1
+        self.name, self.arguments = name, arguments
 
     def _build(self, **arguments) -> nn.Module:
         try:
             return timm.create_model(self.name, **self.arguments | arguments)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{self.name} cannot be built with {self.arguments}: {_one_line(error)}") from error
+
+    def _set_model(self, model: nn.Module, with_cp: bool) -> None:
+        self.model = model
+        if with_cp:
+            model.set_grad_checkpointing(True)
+        head = "the task's head"  # no pattern matches it, so that its depth is that of everything after the layers
+        names = [*model.named_parameters(), (head, None)]
+        self._depth = group_with_matcher(names, model.group_matcher(coarse=False), reverse=True)
+        self.num_layers = self._depth[head] - 1
 
     def layer_depth(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay, by timm's grouping.
@@ -110,15 +83,17 @@ class TimmBackbone(nn.Module):
         return {f"model.{name}" for name, _ in self.model.named_parameters() if name in exempt}
 
     def load(self, path: str | os.PathLike) -> str:
-        """Load weights; every tensor of the encoder must be in the file, and the file may hold no other than a head's.
+        """Load weights: every tensor of the encoder must be in the file, and the file may hold no other than a head's.
+
+        A head that the file lacks, or has for other classes, keeps its initial values.
 
         Args:
             path: "timm" for timm's own weights of the model; else a `.pth` or `.safetensors` file of the model in any
-                layout that timm reads, or of a detector or segmentor with this backbone, a published folder, or a
-                name on the hub (hf://OWNER/NAME).
+                layout that timm reads, or of a model of this toolkit that contains it, a published folder, or a name
+                on the hub (hf://OWNER/NAME).
 
         Returns:
-            how many tensors were loaded, for the log.
+            what was loaded, for the log.
 
         Raises:
             CheckpointError: if the weights cannot be read or do not fit; the model is unchanged.
@@ -130,11 +105,15 @@ class TimmBackbone(nn.Module):
             if own:
                 _load(self, own, path)
                 return f"{len(own)} tensors copied"
+            if all(key.startswith("model.") for key in state):  # a classifier of this toolkit
+                state = {key.removeprefix("model."): value for key, value in state.items()}
             heads = [state[f"{head}.weight"] for head in HEADS if f"{head}.weight" in state]
             classes = len(heads[0]) if heads else 0  # as in the file, because timm is strict only then
             overlay = dict(state_dict=state, num_classes=classes, custom_load=False)
+        arguments = {key: value for key, value in self.arguments.items() if key != "num_classes"}
+        if classes is not None:
+            arguments["num_classes"] = classes
         try:
-            arguments = self.arguments if classes is None else self.arguments | dict(num_classes=classes)
             whole = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
         except Exception as error:  # noqa: BLE001 filters of unknown layouts raise anything, and so do downloads
             if path == TIMM:
@@ -143,8 +122,69 @@ class TimmBackbone(nn.Module):
                 message = f"{path} does not fit {self.name}: {_one_line(error)}"
             raise CheckpointError(message) from error
         given, target = whole.state_dict(), self.model.state_dict()
-        _load(self.model, {key: given[key] for key in target}, path)
-        return f"{len(target)} tensors copied, {len(given) - len(target)} after the last map dropped"
+        fits = {key for key in given if key in target and given[key].shape[:1] == target[key].shape[:1]}
+        new = [key for key in target if key.startswith(HEADS) and key not in fits]
+        copied = {key: given[key] for key in target if key not in new}
+        _load(self.model, copied | {key: target[key] for key in new}, path)
+        kept = f", {len(new)} new ({shorten(new)})" if new else ""
+        return f"{len(copied)} tensors copied, {len(given.keys() - copied.keys())} dropped{kept}"
+
+
+class TimmClassifier(TimmModel):
+    """A timm model as a classifier.
+
+    Args:
+        name, drop_path_rate, arguments: as in `TimmModel`.
+        num_classes: of the head.
+        with_cp: recompute blocks in the backward pass, by timm's rules.
+    """
+
+    def __init__(self, name: str, *, num_classes: int = 1000, with_cp: bool = False, **arguments) -> None:
+        super().__init__(name, num_classes=num_classes, **arguments)
+        self._set_model(self._build(), with_cp)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> logits (B, num_classes)."""
+        check_images(images)
+        return self.model(images)
+
+
+class TimmBackbone(TimmModel):
+    """A timm model that maps images of any size to feature maps.
+
+    Each map of a plain model has a LayerNorm of its own, as ARM's have, and so have those of a hierarchical model
+    without BatchNorm (Swin and ConvNeXt, as in mmdet and mmseg). The maps of one with BatchNorm are returned as they
+    are.
+
+    Args:
+        name, drop_path_rate, arguments: as in `TimmModel`; for example img_size, the size of the position table.
+        out_indices: entries (from 0) of timm's `feature_info`, which are the blocks of a plain model, that are
+            returned. None: of a plain model four blocks by depth (3, 5, 7 and 11 of 12, as in `ARM`); of a
+            hierarchical one the last entry of each stride from 4.
+        with_cp: recompute blocks in the backward pass, by timm's rules.
+
+    Attributes:
+        channels, strides: of each map.
+
+    Raises:
+        ValueError: also for a model that returns no maps, or takes images of one size only.
+    """
+
+    def __init__(
+        self, name: str, *, out_indices: tuple[int, ...] | None = None, with_cp: bool = False, **arguments
+    ) -> None:
+        super().__init__(name, **arguments)
+        self.arguments = _with_any_size(name, self.arguments)
+        with torch.device("meta"):
+            maps = _maps(self._build(num_classes=0), name, out_indices, arguments.get("in_chans", 3))
+        self.out_indices, self.channels, self.strides, self._multiple = maps
+        model = self._build(num_classes=0)
+        model.prune_intermediate_layers(list(self.out_indices), prune_norm=True, prune_head=True)
+        self._set_model(model, with_cp)
+        convolutional = self.strides[0] < self.strides[-1] and _has_batch_norm(model)
+        self.out_norms = nn.ModuleList(
+            nn.Identity() if convolutional else nn.LayerNorm(channels, eps=NORM_EPS) for channels in self.channels
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, in_chans, H, W), any H and W -> (B, channels, ceil(H / stride), ceil(W / stride)) for each map.

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from arm_backbone.checkpoint.errors import CheckpointError
-from arm_backbone.timm_backbone import TimmBackbone
+from arm_backbone.timm_backbone import TimmBackbone, TimmClassifier
 from tests.helpers import hub_server
 
 # plain and hierarchical models, narrowed by arguments of timm's
@@ -51,8 +51,7 @@ def test_maps_are_timms(name):
 
 
 @pytest.mark.parametrize("name", MODELS_OF_TIMM)
-@pytest.mark.parametrize("size", [(65, 97), (30, 100)])
-def test_any_image_gives_maps_and_a_gradient_for_every_parameter(name, size):
+def test_any_image_gives_maps_and_a_gradient_for_every_parameter(name, size=(30, 97)):
     backbone = build(name)
     for parameter in backbone.parameters():
         nn.init.normal_(parameter, std=0.1)  # timm starts the last norm of a residual branch at 0
@@ -117,8 +116,7 @@ def timm_state(classes: int, **other) -> dict:
     return timm.create_model(DEIT[0], num_classes=classes, **DEIT[1] | other).state_dict()
 
 
-@pytest.mark.parametrize("classes", [0, 10, 1000])
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(("classes", "suffix"), [(0, "pth"), (10, "safetensors"), (1000, "pth")])
 def test_a_local_file_of_timm_loads(tmp_path, classes, suffix):
     state, path = timm_state(classes), tmp_path / f"weights.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(dict(model=state), path)
@@ -177,6 +175,38 @@ def test_weights_that_timm_cannot_download_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="timm's weights of deit_base_patch16_224 cannot be had") as error:
         build(DEIT[0]).load("timm")
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------ classifiers
+
+
+def test_classifier_is_timms_and_trains(tmp_path):
+    torch.save(timm_state(10), tmp_path / "ten.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "ten.pth"))
+    model = MODELS.build(dict(type="TimmClassifier", name=DEIT[0], num_classes=10, init_cfg=init_cfg, **DEIT[1]))
+    model.init_weights()
+    whole = timm.create_model(DEIT[0], num_classes=10, **DEIT[1]).eval()
+    whole.load_state_dict(timm_state(10))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), whole(images))
+        assert torch.equal(torch.stack(model(images, mode="predict")), whole(images))
+    model.train()(images, torch.tensor([1, 2]), mode="loss")["loss"].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "ours.pth")
+    backbone = build(DEIT[0])
+    backbone.load(str(tmp_path / "ours.pth"))  # a classifier becomes a backbone
+    assert torch.equal(backbone.model.pos_embed, model.model.pos_embed)
+
+
+def test_a_head_for_other_classes_starts_fresh_and_the_log_says_so(tmp_path):
+    torch.save(timm_state(10), tmp_path / "ten.pth")
+    model = TimmClassifier(DEIT[0], num_classes=7, **DEIT[1])
+    before = model.model.head.weight.clone()
+    report = model.load(tmp_path / "ten.pth")
+    assert re.search(r"2 new \(head\.weight, head\.bias\)", report)
+    assert torch.equal(model.model.head.weight, before)
+    assert torch.equal(model.model.norm.weight, timm_state(10)["norm.weight"])
 
 
 # ------------------------------------------------------------------------------------------------- refusals
