@@ -199,7 +199,7 @@ class ARMTrunk(nn.Module):
 
         Args:
             x: embedded tokens (B, L, C).
-            orders: (K, L).
+            orders: (K, L), or (B, K, L) if images differ.
 
         Yields:
             (B, L, C)

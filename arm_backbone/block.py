@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
-        """x (B, L, D), orders (K, L) -> (B, L, D)."""
+        """x (B, L, D), orders (K, L) or (B, K, L) -> (B, L, D)."""
         branch = self.drop_path(self.mixer(layer_norm(x, self.norm1), orders))
         x, normed = add_layer_norm(x, branch, self.norm2)
         return x + self.drop_path(self.mlp(normed))

@@ -95,7 +95,7 @@ class MambaMixer(nn.Module):
         raise NotImplementedError("TorchScript cannot compile the scan; use torch.export.export, or torch.compile")
 
     def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
-        """x (B, L, dim), orders (K, L) -> (B, L, dim)."""
+        """x (B, L, dim), orders (K, L) or (B, K, L) -> (B, L, dim)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
         y = mamba_inner(
             x,

@@ -45,7 +45,7 @@ def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, w
 
     Args:
         x: (B, L, C).
-        orders: (K, L).
+        orders: (K, L) or (B, K, L).
         with_cp: False keeps all activations; "selective" keeps the results of matmuls and scans and recomputes the
             rest; "full" keeps only the input and recomputes the whole block.
     """

@@ -11,7 +11,8 @@ from .checks import check_positive, check_real, check_tensors
 from .dispatch import conv_kernels, plain_functions
 from .layout import empty_by_direction
 from .library import define_op, register_backward
-from .orders import ScanOrders, check_fit, order_tensor
+from .orders import ScanOrders, are_per_image, check_fit, image_orders, order_tensor
+from .per_image import outputs_by_direction
 
 
 def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Tensor) -> Tensor:
@@ -22,8 +23,7 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
         weight: (K, D, W), of any floating-point dtype; the last tap applies to the current token, the first to the
             token W - 1 steps before.
         bias: (K, D), of any floating-point dtype.
-        orders: (K, L); `orders[k, t]` is the token that direction k visits at step t. A plain int64 tensor is validated
-            at each call.
+        orders: (K, L), or (B, K, L) if images differ, as in `cross_scan`.
 
     Returns:
         (B, K, L, D), in token order.
@@ -33,6 +33,13 @@ def cross_conv(x: Tensor, weight: Tensor, bias: Tensor, orders: ScanOrders | Ten
         NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
     _check(x, weight, bias)
+    if are_per_image(orders):
+
+        def run(k, move, steps):
+            return cross_conv(move(x), weight[k : k + 1], bias[k : k + 1], ScanOrders.trusted(steps)).squeeze(1)
+
+        orders = image_orders(orders, len(weight), x)
+        return torch.stack(list(outputs_by_direction(orders, run))).transpose(0, 1)
     orders = order_tensor(orders, len(weight), x)
     plain = plain_functions(x, weight, bias)
     if plain is not None:

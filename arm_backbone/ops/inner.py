@@ -10,7 +10,8 @@ from .checks import check_positive, check_real, check_tensors
 from .conv import cross_conv
 from .dispatch import ConvKernels, ScanKernels, direct_inner
 from .library import compute_dtype, no_double_backward
-from .orders import ScanOrders, order_tensor
+from .orders import ScanOrders, are_per_image, image_orders, order_tensor
+from .per_image import outputs_by_direction, reduced
 from .scan import cross_scan
 from .scan_inputs import ScanInputs
 
@@ -39,7 +40,7 @@ def mamba_inner(
         dt_proj_weight: (K, D, R).
         A_log: (K, D, N); the scan's A is -exp(A_log).
         D, delta_bias: (K, D).
-        orders: (K, L), as in `cross_scan`.
+        orders: (K, L) or (B, K, L), as in `cross_scan`.
 
     Returns:
         (B, L, D) in token order: the mean over the directions.
@@ -49,6 +50,9 @@ def mamba_inner(
         NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
     _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
+    if are_per_image(orders):
+        orders = image_orders(orders, len(conv_weight), x)
+        return _per_image(x, (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias), orders)
     orders = order_tensor(orders, len(conv_weight), x)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
     dtype = compute_dtype(x)
@@ -64,6 +68,15 @@ def mamba_inner(
     delta, B, C = _scan_inputs(projected, dt_proj_weight, A_log.shape[2], u.shape)
     A = -torch.exp(A_log.float() if A_log.dtype.itemsize < 4 else A_log)
     return cross_scan(u, delta, A, B, C, D, delta_bias, orders)
+
+
+def _per_image(x: Tensor, weights: tuple[Tensor, ...], orders: Tensor) -> Tensor:
+    """`mamba_inner` for permutations (B, K, L)."""
+
+    def run(k, move, steps):
+        return mamba_inner(move(x), *(weight[k : k + 1] for weight in weights), ScanOrders.trusted(steps))
+
+    return reduced(outputs_by_direction(orders, run), "mean", orders.shape[1])
 
 
 def uses_fused_inner(x: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Token orders that kernels can trust, because they are validated once, on construction.
 
-Legend: K scan directions, L tokens.
+Legend: B batch, K scan directions, L tokens.
 """
 
 import torch
@@ -17,10 +17,10 @@ class ScanOrders:
     and again if the tensor was changed since.
 
     Args:
-        orders: (K, L) int64; each row is a permutation of 0 to L - 1.
+        orders: (K, L) int64, or (B, K, L) if images differ; each row is a permutation of 0 to L - 1.
 
     Attributes:
-        tensor: (K, L) int64, a copy.
+        tensor: (K, L) or (B, K, L) int64, a copy.
 
     Raises:
         ValueError: for another shape or dtype, or for a row that is not a permutation.
@@ -63,14 +63,20 @@ class ScanOrders:
 
     def __getitem__(self, directions: slice) -> "ScanOrders":
         """The orders of some directions."""
-        return ScanOrders.trusted(self.validated()[directions])
+        return ScanOrders.trusted(self.validated()[..., directions, :])
 
     def __len__(self) -> int:
-        return len(self._tensor)
+        return self._tensor.shape[-2]
 
     def __repr__(self) -> str:
-        directions, length = self._tensor.shape
-        return f"ScanOrders({directions} directions, {length} tokens, {self._tensor.device})"
+        *batch, directions, length = self._tensor.shape
+        images = f"{batch[0]} images, " if batch else ""
+        return f"ScanOrders({images}{directions} directions, {length} tokens, {self._tensor.device})"
+
+
+def are_per_image(orders: ScanOrders | Tensor) -> bool:
+    """Whether orders are (B, K, L) rather than (K, L)."""
+    return getattr(getattr(orders, "tensor", orders), "ndim", 0) == 3
 
 
 def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -> Tensor:
@@ -79,11 +85,20 @@ def order_tensor(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -
     Raises:
         ValueError: for another type, shape or device, or if a plain tensor does not hold permutations.
     """
+    return _usable(orders, (directions, tokens.shape[-2]), tokens)
+
+
+def image_orders(orders: ScanOrders | Tensor, directions: int, tokens: Tensor) -> Tensor:
+    """As `order_tensor`, but (B, K, L) for tokens (B, ..., L, D)."""
+    return _usable(orders, (tokens.shape[0], directions, tokens.shape[-2]), tokens)
+
+
+def _usable(orders: ScanOrders | Tensor, expected: tuple[int, ...], tokens: Tensor) -> Tensor:
     trusted = type(orders) is ScanOrders  # a subclass may hold anything
     tensor = orders.validated() if trusted else getattr(orders, "tensor", orders)
     if not trusted:
         _check_kind(tensor)
-    check_fit(tensor, directions, tokens)
+    _check_shape(tensor, expected, tokens)
     return tensor if trusted else _validated(tensor)
 
 
@@ -93,10 +108,13 @@ def check_fit(orders: Tensor, directions: int, tokens: Tensor) -> None:
     Raises:
         ValueError: for another shape or device.
     """
-    expected = (directions, tokens.shape[-2])
+    _check_shape(orders, (directions, tokens.shape[-2]), tokens)
+
+
+def _check_shape(orders: Tensor, expected: tuple[int, ...], tokens: Tensor) -> None:
     if orders.shape != expected:
         raise ValueError(
-            f"orders has shape {tuple(orders.shape)}; with tokens {tuple(tokens.shape)} and {directions} directions "
+            f"orders has shape {tuple(orders.shape)}; with tokens {tuple(tokens.shape)} and {expected[-2]} directions "
             f"it must be {expected}"
         )
     if orders.device != tokens.device:
@@ -111,10 +129,8 @@ def _version(tensor: Tensor) -> int | None:
 def _check_kind(orders: Tensor) -> None:
     if not isinstance(orders, Tensor):
         raise ValueError(f"orders must be a tensor or ScanOrders, not {type(orders).__name__}; give torch.tensor(...)")
-    if orders.ndim == 3:
-        raise ValueError(f"orders {tuple(orders.shape)}: orders per image (B, K, L) are not supported; give (K, L)")
-    if orders.ndim != 2:
-        raise ValueError(f"orders must be (K, L), not {tuple(orders.shape)}")
+    if orders.ndim not in (2, 3):
+        raise ValueError(f"orders must be (K, L) or (B, K, L), not {tuple(orders.shape)}")
     if orders.dtype != torch.int64:
         raise ValueError(f"orders must be int64, not {orders.dtype}")
     if orders.layout != torch.strided:
@@ -123,11 +139,11 @@ def _check_kind(orders: Tensor) -> None:
 
 def _validate(orders: Tensor) -> Tensor:
     on_cpu = orders.cpu()
-    length = on_cpu.shape[1]
-    wrong = (on_cpu.sort(1).values != torch.arange(length, device="cpu")).any(1)
+    length = on_cpu.shape[-1]
+    wrong = (on_cpu.sort(-1).values != torch.arange(length, device="cpu")).any(-1)
     if wrong.any():
         raise ValueError(
-            f"orders[{int(wrong.nonzero()[0])}] is not a permutation of the {length} tokens: "
+            f"orders[{', '.join(map(str, wrong.nonzero()[0].tolist()))}] is not a permutation of the {length} tokens: "
             f"each of 0 to {length - 1} must occur once"
         )
     return orders.clone(memory_format=torch.contiguous_format)

@@ -11,7 +11,8 @@ from .checks import check_positive, check_real, check_tensors
 from .dispatch import differentiable_scan, plain_functions, resolve_backend, scan_kernels
 from .layout import empty_by_direction
 from .library import define_op, register_backward, without_autocast
-from .orders import ScanOrders, check_fit, order_tensor
+from .orders import ScanOrders, are_per_image, check_fit, image_orders, order_tensor
+from .per_image import outputs_by_direction, reduced
 from .scan_inputs import ScanInputs
 
 REDUCE = ("mean", "sum")
@@ -42,8 +43,9 @@ def cross_scan(
         A: (K, D, N), negative for a decaying state.
         B, C: (B, K, L, N), in token order.
         D, delta_bias: (K, D) or None.
-        orders: (K, L); `orders[k, t]` is the token that direction k visits at step t. A plain int64 tensor is validated
-            at each call, `ScanOrders` only once, on construction.
+        orders: (K, L), or (B, K, L) if images differ; `orders[k, t]` is the token that direction k visits at step t. A
+            plain int64 tensor is validated at each call, `ScanOrders` only once, on construction. With orders per image
+            each direction is a scan of its own, and its tokens are moved before and after.
         delta_softplus: apply softplus to delta (after the bias).
         reduce: "mean" or "sum", over the directions.
         backend: see `resolve_backend`.
@@ -55,7 +57,24 @@ def cross_scan(
         ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
         NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
+    if reduce not in REDUCE:
+        raise ValueError(f"reduce={reduce!r}: give 'mean' or 'sum'")
+    if are_per_image(orders):
+        return _per_image(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend)
     return scan_with_state(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend)[0]
+
+
+def _per_image(u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend) -> Tensor:
+    """`cross_scan` for orders (B, K, L)."""
+    _check(u, delta, A, B, C, D, delta_bias)
+
+    def run(k, move, steps):
+        u_k, delta_k, B_k, C_k = (move(x[:, k]).unsqueeze(1) for x in (u, delta, B, C))
+        A_k, D_k, bias_k = (None if x is None else x[k : k + 1] for x in (A, D, delta_bias))
+        order = ScanOrders.trusted(steps)
+        return scan_with_state(u_k, delta_k, A_k, B_k, C_k, D_k, bias_k, order, delta_softplus, "sum", backend)[0]
+
+    return reduced(outputs_by_direction(image_orders(orders, len(A), u), run), reduce, len(A))
 
 
 def scan_with_state(
@@ -72,8 +91,6 @@ def scan_with_state(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """`cross_scan`, and states (n, B, K, N, D), of which the last is the state after the last token."""
-    if reduce not in REDUCE:
-        raise ValueError(f"reduce={reduce!r}: give 'mean' or 'sum'")
     _check(u, delta, A, B, C, D, delta_bias)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
     backend = resolve_backend(u.device, u.dtype, backend)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from arm_backbone.scan_order import cls_index, inverse_orders, scan_orders
+from arm_backbone.ops import ScanOrders
+from arm_backbone.scan_order import cls_index, grid_orders, inverse_orders, restrict_orders, scan_orders
 
 GRIDS = [(1, 1), (1, 5), (4, 4), (5, 5), (3, 7), (7, 3), (12, 20)]
 
@@ -44,3 +45,22 @@ def test_class_token_by_hand():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         scan_orders(*arguments)
+
+
+@pytest.mark.parametrize("scans", [2, 4])
+@pytest.mark.parametrize("cls_token", [None, "middle", "tail"])
+def test_a_restricted_order_is_the_full_order_filtered(scans, cls_token):
+    orders = grid_orders(5, 7, scans, cls_token)
+    length = orders.tensor.shape[1]
+    kept = torch.rand(3, length).argsort(1)[:, :11].sort(1).values
+    restricted = restrict_orders(orders, kept)
+    assert ScanOrders(restricted.tensor).tensor.shape == (3, scans, 11)  # permutations
+    for image, places in enumerate(kept.tolist()):
+        for k, order in enumerate(orders.tensor.tolist()):
+            filtered = [token for token in order if token in places]
+            assert [places[i] for i in restricted.tensor[image, k].tolist()] == filtered
+
+
+def test_one_scan_reads_the_kept_tokens_as_they_come():
+    kept = torch.tensor([[0, 3, 5], [1, 2, 4]])
+    assert restrict_orders(grid_orders(2, 3, 1), kept).tensor.tolist() == [[0, 1, 2]]

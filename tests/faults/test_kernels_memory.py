@@ -121,7 +121,7 @@ def test_row_32_a_subclass_is_not_trusted(operator):
     ("change", "message"),
     [
         (lambda o: o.int(), "orders must be int64, not torch.int32"),
-        (lambda o: o.expand(2, -1, -1), "orders per image"),
+        (lambda o: o.expand(1, 7, -1, -1), r"orders must be \(K, L\) or \(B, K, L\), not \(1, 7, 4, 35\)"),
         (lambda o: o[0], r"orders must be \(K, L\)"),
         (lambda o: o.tolist(), "orders must be a tensor or ScanOrders, not list"),
         (lambda o: o.to_sparse(), "orders must be a dense tensor"),

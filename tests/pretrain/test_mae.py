@@ -16,7 +16,10 @@ FORMS = [
     dict(),
     dict(cls_token="middle"),
     dict(cls_token="tail", decoder_blocks="mamba"),
-    dict(encoder="Vim", cls_token="middle"),
+    dict(scans=4),
+    dict(scans=4, cls_token="middle"),
+    dict(encoder="Vim", scans=2, cls_token="middle"),
+    dict(encoder="Vim", scans=1),
 ]
 
 

@@ -158,8 +158,8 @@ def test_orders_that_are_not_permutations_are_refused(wrong):
 
 def test_orders_of_a_wrong_kind():
     orders = scan_orders(5, 7)
-    with pytest.raises(ValueError, match=r"orders per image \(B, K, L\) are not supported"):
-        ScanOrders(orders.expand(2, -1, -1))
+    with pytest.raises(ValueError, match=r"orders must be \(K, L\) or \(B, K, L\), not \(35,\)"):
+        ScanOrders(orders[0])
     with pytest.raises(ValueError, match="must be int64, not torch.int32"):
         ScanOrders(orders.int())
     with pytest.raises(ValueError, match=r"must be \(K, L\)"):
