@@ -106,7 +106,7 @@ def find(registry: Registry, name: str) -> type | None:
 def without_weights(model: dict) -> dict:
     model = copy.deepcopy(model)
     for _, value in walk(model):
-        if isinstance(value, dict) and value.get("type") in ("ARM", "ARMClassifier", "LinearProbe", "Vim"):
+        if isinstance(value, dict) and value.get("type") in ("ARM", "ARMClassifier", "LinearProbe", "Vim", "VimClassifier"):
             value["init_cfg"] = None
     if isinstance(model.get("target"), dict):
         model["target"] = "pixels"  # a tokenizer needs a file that tools/fit_tokenizer.py writes

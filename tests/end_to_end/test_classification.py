@@ -180,7 +180,7 @@ def test_small_sibling_takes_a_step(name):
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved == trained
-    assert trained == {"head.1.weight", "head.1.bias"} if "linear" in name else len(trained) > 50
+    assert trained == {"head.1.weight", "head.1.bias"} if "linear" in name else len(trained) > 40
 
 
 def test_recipes_of_the_paper():
