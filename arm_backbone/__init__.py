@@ -13,11 +13,24 @@ from .parameters import init_parameters
 from .pyramid import ARMPyramid
 
 if find_spec("mmengine") is not None:
-    from .openmmlab import ARM, ARMClassifier, Vim, VimClassifier
+    from .openmmlab import ARM, ARMClassifier, Vim, VimClassifier, VMamba, VMambaClassifier
 else:
     from .arm import ARM
     from .classifier import ARMClassifier
     from .vim import Vim, VimClassifier
+    from .vmamba import VMamba
+    from .vmamba_classifier import VMambaClassifier
 
 __version__ = "0.1.0"
-__all__ = ["ARCHS", "ARM", "ARMClassifier", "ARMPyramid", "Vim", "VimClassifier", "__version__", "init_parameters"]
+__all__ = [
+    "ARCHS",
+    "ARM",
+    "ARMClassifier",
+    "ARMPyramid",
+    "VMamba",
+    "VMambaClassifier",
+    "Vim",
+    "VimClassifier",
+    "__version__",
+    "init_parameters",
+]

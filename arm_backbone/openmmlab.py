@@ -18,7 +18,7 @@ from mmengine.registry import (
 )
 from torch import Tensor, nn
 
-from . import arm, classifier, pyramid, timm_backbone, vim
+from . import arm, classifier, pyramid, timm_backbone, vim, vmamba, vmamba_classifier
 from .arm import ARMTrunk
 from .checkpoint.accounting import Accounting
 from .checkpoint.files import model_state, read_checkpoint
@@ -39,14 +39,8 @@ def _checked_init_cfg(init_cfg: dict | None) -> dict | None:
     return init_cfg
 
 
-@MODELS.register_module(name="ARM")
-class ARM(arm.ARM, BaseModule):
-    """`arm_backbone.arm.ARM` for OpenMMLab.
-
-    Args:
-        init_cfg: None (from scratch), or dict(type="Pretrained", checkpoint=PATH) with an ARM checkpoint of any kind.
-            Unlike in mmengine's own loading, a checkpoint that does not match the model is an error.
-    """
+class _Backbone:
+    """What makes a backbone one of OpenMMLab: its initialisation."""
 
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -59,15 +53,18 @@ class ARM(arm.ARM, BaseModule):
         self._is_init = True
 
 
-@MODELS.register_module(name="ARMClassifier")
-class ARMClassifier(classifier.ARMClassifier, BaseModel):
-    """`arm_backbone.classifier.ARMClassifier` for OpenMMLab.
+@MODELS.register_module(name="ARM")
+class ARM(_Backbone, arm.ARM, BaseModule):
+    """`arm_backbone.arm.ARM` for OpenMMLab.
 
     Args:
-        data_preprocessor: configuration of mmengine's data preprocessor.
-        init_cfg: as in `ARM`. A head that the checkpoint does not contain is initialised with std 2e-5, as in the
-            reference code.
+        init_cfg: None (from scratch), or dict(type="Pretrained", checkpoint=PATH) with an ARM checkpoint of any kind.
+            Unlike in mmengine's own loading, a checkpoint that does not match the model is an error.
     """
+
+
+class _Classifier:
+    """What makes a classifier one of OpenMMLab: its initialisation, and its loss and predictions."""
 
     is_init = BaseModel.is_init  # mmengine's record
 
@@ -104,6 +101,17 @@ def classified(logits: Tensor, data_samples: Tensor | None, mode: str):
     if mode == "loss":
         return dict(loss=F.cross_entropy(logits.float(), data_samples))
     return list(logits.float()) if mode == "predict" else logits
+
+
+@MODELS.register_module(name="ARMClassifier")
+class ARMClassifier(_Classifier, classifier.ARMClassifier, BaseModel):
+    """`arm_backbone.classifier.ARMClassifier` for OpenMMLab.
+
+    Args:
+        data_preprocessor: configuration of mmengine's data preprocessor.
+        init_cfg: as in `ARM`. A head that the checkpoint does not contain is initialised with std 2e-5, as in the
+            reference code.
+    """
 
 
 @MODELS.register_module()
@@ -147,6 +155,16 @@ class VimClassifier(vim.VimClassifier, ARMClassifier):
 @MODELS.register_module()
 class VimLinearProbe(vim.VimClassifier, LinearProbe):
     """`LinearProbe` of Vim."""
+
+
+@MODELS.register_module(name="VMamba")
+class VMamba(_Backbone, vmamba.VMamba, BaseModule):
+    """`arm_backbone.vmamba.VMamba` for OpenMMLab; `init_cfg` is that of `ARM`, with a checkpoint of VMamba."""
+
+
+@MODELS.register_module(name="VMambaClassifier")
+class VMambaClassifier(_Classifier, vmamba_classifier.VMambaClassifier, BaseModel):
+    """`arm_backbone.vmamba_classifier.VMambaClassifier` for OpenMMLab, as `ARMClassifier` is for ARM."""
 
 
 class _TimmWeights:
@@ -238,7 +256,7 @@ class ARMOptimWrapperConstructor:
     Args:
         optim_wrapper_cfg: mmengine's configuration, with the key `optimizer`.
         paramwise_cfg: `layer_decay` (1.0: none; needs a model with an encoder that knows the depth of its parameters,
-            see `arm_backbone.optim.find_encoder`) and `decay_exempt` ("dense" or "reference", see
+            see `arm_backbone.optim.find_encoder`) and `decay_exempt` ("dense", "reference" or "timm", see
             `arm_backbone.optim.is_decayed`); no other keys. Parameters that the encoder names in `no_weight_decay` are
             exempt too.
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 _DENSE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|A_log|D|\w*_bias|bias)$")
 _REFERENCE_EXEMPT = re.compile(r"(^|\.)(pos_embed|cls_token|cls_pos_embed|D|\w*_bias|bias)$")
 _NORM = re.compile(r"(^|\.)(norm\d*|\w*norms\.\d+|\w+_norm)\.(weight|bias)$")
-_EXEMPTIONS = {"dense": _DENSE_EXEMPT, "reference": _REFERENCE_EXEMPT}
+_TIMM_EXEMPT = re.compile(r"(^|\.)bias$")
+_EXEMPTIONS = {"dense": _DENSE_EXEMPT, "reference": _REFERENCE_EXEMPT, "timm": _TIMM_EXEMPT}
 
 
 def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
@@ -20,7 +21,8 @@ def is_decayed(name: str, parameter: Tensor, rule: str = "dense") -> bool:
         name: dotted name, as in `named_parameters()`.
         parameter: exempt whatever its name if it has at most one dimension (norms of necks and heads).
         rule: "dense" exempts norms, biases, position embedding, class token, A_log and D, as is usual in detection and
-            segmentation; "reference" decays A_log, as the authors' code does.
+            segmentation; "reference" decays A_log, as the authors' code does; "timm" exempts norms and biases of layers
+            only, for encoders that name the rest (`no_weight_decay`).
 
     Raises:
         ValueError: for an unknown rule.

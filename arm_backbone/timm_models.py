@@ -1,4 +1,4 @@
-"""The ARM and Vim classifiers in timm's registry (ARM Table 1; tiny and small of ARM are our additions).
+"""The ARM, Vim and VMamba classifiers in timm's registry (ARM Table 1; tiny and small of ARM are our additions).
 
 To load a checkpoint of any kind, the authors' included: `timm.create_model(NAME, pretrained=True,
 pretrained_cfg_overlay=dict(file=PATH))`. timm's own `checkpoint_path=` needs a state dict of exactly this model. timm
@@ -14,6 +14,7 @@ from .checkpoint.files import model_state
 from .checkpoint.load import fit_state
 from .classifier import ARMClassifier
 from .vim import VimClassifier
+from .vmamba_classifier import VMambaClassifier
 
 _logger = logging.getLogger(__name__)
 
@@ -60,10 +61,14 @@ default_cfgs = generate_default_cfgs(
             "vim_small_patch16_stride8_224",
         )
     }
+    | {
+        name: _cfg(224) | dict(crop_mode="center", fixed_input_size=False, first_conv="stem.0.conv")
+        for name in ("vmamba_tiny_224", "vmamba_small_224", "vmamba_base_224")
+    }
 )
 
 
-def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier) -> dict[str, Tensor]:
+def checkpoint_filter_fn(checkpoint: dict, model: ARMClassifier | VMambaClassifier) -> dict[str, Tensor]:
     """Adapt a checkpoint of any kind to `model`; timm calls this before loading.
 
     Tensors that the file may lack (see `arm_backbone.checkpoint.load`) keep their initial values, with a warning. So
@@ -93,9 +98,9 @@ def _create(
     name: str,
     pretrained: bool,
     dynamic_img_size: bool = True,
-    model_class: type[ARMClassifier] = ARMClassifier,
+    model_class: type[ARMClassifier] | type[VMambaClassifier] = ARMClassifier,
     **kwargs,
-) -> ARMClassifier:
+) -> ARMClassifier | VMambaClassifier:
     """Build a model as timm does: pretrained_cfg, weights and `features_only`.
 
     Raises:
@@ -226,3 +231,25 @@ def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs) -> VimClass
 def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs) -> VimClassifier:
     """Vim-S for 224 x 224 pixels with overlapping patches (stride 8): 27 x 27 tokens."""
     return _create_vim("vim_small_patch16_stride8_224", pretrained, **dict(arch="small", patch_stride=8) | kwargs)
+
+
+def _create_vmamba(name: str, pretrained: bool, **kwargs) -> VMambaClassifier:
+    return _create(name, pretrained, model_class=VMambaClassifier, **dict(out_indices=(0, 1, 2, 3)) | kwargs)
+
+
+@register_model
+def vmamba_tiny_224(pretrained: bool = False, **kwargs) -> VMambaClassifier:
+    """VMamba-T (s1l8) for images of any size, published for 224 x 224 pixels."""
+    return _create_vmamba("vmamba_tiny_224", pretrained, **dict(arch="tiny") | kwargs)
+
+
+@register_model
+def vmamba_small_224(pretrained: bool = False, **kwargs) -> VMambaClassifier:
+    """VMamba-S (s2l15) for images of any size, published for 224 x 224 pixels."""
+    return _create_vmamba("vmamba_small_224", pretrained, **dict(arch="small") | kwargs)
+
+
+@register_model
+def vmamba_base_224(pretrained: bool = False, **kwargs) -> VMambaClassifier:
+    """VMamba-B (s2l15) for images of any size, published for 224 x 224 pixels."""
+    return _create_vmamba("vmamba_base_224", pretrained, **dict(arch="base") | kwargs)

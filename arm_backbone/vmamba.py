@@ -130,6 +130,8 @@ class VMambaTrunk(nn.Module):
         ValueError: for an argument out of range; the message names it.
     """
 
+    encoder_name = "VMamba"  # in messages
+
     def __init__(
         self,
         arch: str | dict = "base",

@@ -2,7 +2,7 @@
 
 The keys of a checkpoint show its kind: "pretrain" (autoregressive), "mae", "backbone", "classifier" and "dense" (a
 detector or segmentor) come from this toolkit, "official-pretrain" and "official-finetune" from the authors' code. They
-also show its encoder, ARM or Vim.
+also show its encoder, ARM, Vim or VMamba; `vmamba.py` converts what is of VMamba.
 """
 
 import re
@@ -25,6 +25,8 @@ from .official import (
     parameter_names,
     to_official,
 )
+from .vmamba import VMAMBA_SIZE, convert_vmamba, vmamba_kind
+from .vmamba_official import is_vmamba
 
 TARGETS = ("backbone", "classifier", "pretrain", "official-pretrain", "official-finetune")
 PER_DIRECTION = ("conv_weight", "conv_bias", "x_proj_weight", "dt_proj_weight", "dt_proj_bias", "A_log", "D")
@@ -66,6 +68,8 @@ def detect_kind(state: dict[str, Tensor]) -> str:
         CheckpointError: if the keys are those of no kind.
     """
     probe = "blocks.0.mixer.in_proj.weight"
+    if is_vmamba(state):
+        return vmamba_kind(state)
     if is_official(state):
         return "official-pretrain" if is_official_pretrain(state) else "official-finetune"
     if f"encoder.{probe}" in state:
@@ -230,6 +234,10 @@ def convert(
     Raises:
         CheckpointError: if the file lacks what the target needs, or a tensor has an unknown name or a wrong shape.
     """
+    if is_vmamba(state):
+        if grid or patch_size:
+            raise CheckpointError(VMAMBA_SIZE)
+        return convert_vmamba(state, target)
     weights = Weights(state, cls_token or "middle")
     pretraining = target in ("pretrain", "official-pretrain")
     if pretraining and weights.family != "pretrain":
@@ -283,6 +291,8 @@ def arch_of(state: dict[str, Tensor]) -> dict:
     Raises:
         CheckpointError: if the weights are not those of such a model, contain an unknown name, or are not complete.
     """
+    if is_vmamba(state):
+        raise CheckpointError(VMAMBA_SIZE)
     weights = Weights(state)
     trunk = weights.trunk
     for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mixer.D"):

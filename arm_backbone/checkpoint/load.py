@@ -3,9 +3,12 @@
 from torch import Tensor, nn
 
 from ..arm import ARMTrunk
+from ..vmamba import VMambaTrunk
 from .accounting import Accounting, describe_mismatch, describe_values
 from .convert import Weights, detect_kind
 from .files import CheckpointError
+from .official import encoder_of
+from .vmamba import fit_vmamba
 
 # prefixes of the tensors that a file may lack
 MAY_START_FRESH = {
@@ -17,7 +20,9 @@ MAY_START_FRESH = {
 }
 
 
-def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], Accounting]:
+def fit_state(
+    model: ARMTrunk | VMambaTrunk, state: dict[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], Accounting]:
     """Adapt a checkpoint of any kind to the names and shapes of a model.
 
     One scan is copied to the model's number of scans; position embedding, patch size and image channels are adapted.
@@ -37,15 +42,28 @@ def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[di
     """
     target = model.state_dict()
     try:
-        weights = Weights(state, model.cls_token_position or "middle")
-        if weights.encoder != model.encoder_name:
+        kind, encoder = detect_kind(state), encoder_of(state)
+        if encoder != model.encoder_name:
             raise CheckpointError(
-                f"it holds {weights.encoder} ({weights.kind}), but the model is {model.encoder_name}; "
-                f"give a checkpoint of {model.encoder_name}, or build {weights.encoder}"
+                f"it holds {encoder} ({kind}), but the model is {model.encoder_name}; "
+                f"give a checkpoint of {model.encoder_name}, or build {encoder}"
             )
-        weights.fit_scans(model.scans)
+        fit = fit_vmamba if isinstance(model, VMambaTrunk) else _fit_trunk
+        result, accounting = fit(model, state)
     except CheckpointError as error:
         raise CheckpointError(f"{where} does not fit the model: {error}") from None
+    for name in target.keys() - result.keys():
+        reason = next((reason for prefix, reason in MAY_START_FRESH.items() if name.startswith(prefix)), None)
+        if reason is not None:
+            accounting.new[name] = reason
+    require_match(target, result, where, accounting.new)
+    return result, accounting
+
+
+def _fit_trunk(model: ARMTrunk, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Accounting]:
+    """`fit_state` for models with ARM's trunk, without the judgement of what is missing."""
+    target, weights = model.state_dict(), Weights(state, model.cls_token_position or "middle")
+    weights.fit_scans(model.scans)
     weights.fit_grid(model.grid_size)
     weights.fit_patch_size(model.patch_size)
     weights.fit_in_chans(model.patch_embed.proj.in_channels)
@@ -56,16 +74,10 @@ def fit_state(model: ARMTrunk, state: dict[str, Tensor], where: str) -> tuple[di
         if name in rest and len(rest[name]) != len(target[name]):
             weights.drop(name, f"for {len(rest[name])} classes, the model has {len(target[name])}")
             del rest[name]
-    result, accounting = weights.trunk | rest, weights.accounting
-    for name in target.keys() - result.keys():
-        reason = next((reason for prefix, reason in MAY_START_FRESH.items() if name.startswith(prefix)), None)
-        if reason is not None:
-            accounting.new[name] = reason
-    require_match(target, result, where, accounting.new)
-    return result, accounting
+    return weights.trunk | rest, weights.accounting
 
 
-def load_trunk(model: ARMTrunk, state: dict[str, Tensor], where: str) -> Accounting:
+def load_trunk(model: ARMTrunk | VMambaTrunk, state: dict[str, Tensor], where: str) -> Accounting:
     """Initialise a trunk, backbone or classifier from a checkpoint of any kind, adapted as `fit_state` describes.
 
     Arguments and errors are those of `fit_state`; the model is unchanged if there is an error.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..scan_order import cls_index
+from .vmamba_official import is_vmamba
 
 SUFFIXES = ("", "_b", "_c", "_c_b")  # row-forward, row-backward, column-forward, column-backward; Vim has two
 CLUSTER_PATCHES = 16  # patches per cluster; the authors' code has one size, 4 x 4
@@ -54,10 +55,12 @@ _SCANS = {"ARM": 4, "Vim": 2}  # of a classifier
 
 
 def encoder_of(state: dict[str, Tensor]) -> str:
-    """ "Vim" or "ARM", for the tensors of a checkpoint of any kind under the authors' names or ours.
+    """ "VMamba", "Vim" or "ARM", for the tensors of a checkpoint of any kind under the authors' names or ours.
 
     Vim's blocks have one norm, ARM's have two.
     """
+    if is_vmamba(state):
+        return "VMamba"
     prefixes = ("layers.", "blocks.", "encoder.blocks.", "backbone.blocks.")
     return "Vim" if any(f"{prefix}0.norm.weight" in state for prefix in prefixes) else "ARM"
 

@@ -7,11 +7,12 @@ Legend: K = 4 directions, D channels, N state size.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
 from ..ss2d import DIRECTIONS
+from ..vmamba import STRIDES
 
 # modules with weight and bias; theirs: ours
 _STEM = {"patch_embed.0": "stem.0.conv", "patch_embed.2": "stem.0.norm"}
@@ -46,6 +47,14 @@ _OLDER = {
 }
 
 
+PROBE = "stages.0.blocks.0.mixer.in_proj.weight"  # a name of ours that every file has
+
+
+def is_vmamba(state: dict[str, Tensor]) -> bool:
+    """Whether the tensors are those of VMamba, under the authors' names or ours."""
+    return is_official(state) or PROBE in state or f"backbone.{PROBE}" in state
+
+
 def is_official(state: dict[str, Tensor]) -> bool:
     """Whether the tensors have the names of VMamba's authors, present or older ones."""
     return any(f"layers.0.blocks.0.{mixer}.in_proj.weight" in state for mixer in ("op", "self_attention"))
@@ -65,16 +74,23 @@ def parameter_names(depths: list[int]) -> Iterator[tuple[str, str]]:
             theirs, ours = f"layers.{i}.blocks.{j}.", f"stages.{i}.blocks.{j}."
             yield from both(_BLOCK, theirs, ours)
             yield from ((f"{theirs}op.{their_name}", f"{ours}mixer.{name}") for their_name, name in _MIXER.items())
-        if i + 1 < len(depths):
+        if i + 1 < len(STRIDES):
             yield from both(_DOWNSAMPLE, f"layers.{i}.", f"stages.{i}.")
     yield from both(_CLASSIFIER)
 
 
-def count_blocks(state: dict[str, Tensor], pattern: str) -> list[int]:
-    """Number of blocks of each stage, from names that begin with `pattern`, which has groups for stage and block."""
-    found = {tuple(map(int, match.groups())) for name in state if (match := re.match(pattern, name))}
-    stages = 1 + max((stage for stage, _ in found), default=-1)
-    return [1 + max((block for stage, block in found if stage == i), default=-1) for i in range(stages)]
+def count_blocks(names: Iterable[str], pattern: str) -> list[int]:
+    """Number of blocks of each stage, up to the first missing one.
+
+    Args:
+        names: of tensors.
+        pattern: of their beginnings, with groups for stage and block.
+    """
+    found = {tuple(map(int, match.groups())) for name in names if (match := re.match(pattern, name))}
+    depths: list[int] = []
+    while (len(depths), 0) in found:
+        depths.append(next(j for j in range(1, len(found) + 1) if (len(depths), j) not in found))
+    return depths
 
 
 def from_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

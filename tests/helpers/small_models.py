@@ -5,6 +5,7 @@ import torch
 from arm_pretrain import ARMPretrainer
 
 ARCH = dict(embed_dims=32, num_layers=4)
+VMAMBA_ARCH = dict(widths=(16, 32, 48, 64), depths=(1, 1, 2, 1), expand=2)
 
 
 def pretrainer(**arguments) -> ARMPretrainer:

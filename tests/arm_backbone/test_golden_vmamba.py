@@ -15,9 +15,6 @@ from arm_backbone.checkpoint.vmamba_official import from_official, parameter_nam
 from arm_backbone.ops import cross_scan
 from arm_backbone.ss2d import SS2D, ss2d_orders
 from arm_backbone.vmamba_classifier import VMambaClassifier
-from tests.arm_backbone.test_golden import PRECISIONS, Golden
-from tests.helpers.deviations import DEVIATIONS
-from tests.helpers.paths import shared_folder
 
 SIZES = {"VMamba-T s1l8": "tiny", "VMamba-S s2l15": "small", "VMamba-B s2l15": "base"}
 EXTRA = {  # in the golden files, but without a name of ours
@@ -29,26 +26,14 @@ BLOCK = "layers.0.blocks.0.op."
 MIXER = "stages.0.blocks.0.mixer."
 
 
-@pytest.fixture(scope="module")
-def golden_encoders():
-    return shared_folder("golden_encoders")
-
-
-@pytest.fixture(params=PRECISIONS)
-def load(request, golden_encoders):
-    """Opens a golden file by name, once in each precision."""
-    deviations = request.config.stash.setdefault(DEVIATIONS, {})
-    return lambda name: Golden(golden_encoders / f"{name}.npz", request.param, deviations)
-
-
 def chw(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, C, H, W)."""
     return x.permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("name", ["vmamba_ss2d_5x4", "vmamba_ss2d_3x6_width40_n4"])
-def test_golden_mixers(load, name):
-    file = load(name)
+def test_golden_mixers(load_encoder, name):
+    file = load_encoder(name)
     arguments = json.loads(str(file.file["config_json"]))["constructor"]
     mixer = SS2D(arguments["d_model"], int(arguments["ssm_ratio"]), arguments["d_state"])
     ours, _ = from_official({BLOCK + key: tensor for key, tensor in file.under("state/").items()})
@@ -87,11 +72,12 @@ def test_golden_mixers(load, name):
     assert len(grads) == 10
     for key, grad in grads.items():
         file.check(f"grad/{key.removeprefix(BLOCK)}", grad)
+    assert not file.unchecked()
 
 
 @pytest.mark.parametrize("name", ["vmamba_tiny_64", "vmamba_tiny_72x56"])
-def test_golden_classifiers(load, name):
-    file = load(name)
+def test_golden_classifiers(load_encoder, name):
+    file = load_encoder(name)
     arguments = json.loads(str(file.file["config_json"]))["constructor"]
     arch = dict(widths=arguments["dims"], depths=arguments["depths"], expand=int(arguments["ssm_ratio"]))
     model = VMambaClassifier(arch, num_classes=arguments["num_classes"])
