@@ -49,6 +49,7 @@ CLS = [p for p in experiments("cls_configs") if "quickstart" not in p]
 # the last two exist for configurations that inherit from this one
 KNOWN_KEYS = RUNNER_KEYS | OTHER_KEYS | {"train_pipeline", "test_pipeline"}
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1536}
+WITH_WEIGHTS = ("ARM", "ARMClassifier", "LinearProbe", "Vim", "VimClassifier")
 CHECKPOINTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
@@ -106,7 +107,7 @@ def find(registry: Registry, name: str) -> type | None:
 def without_weights(model: dict) -> dict:
     model = copy.deepcopy(model)
     for _, value in walk(model):
-        if isinstance(value, dict) and value.get("type") in ("ARM", "ARMClassifier", "LinearProbe", "Vim", "VimClassifier"):
+        if isinstance(value, dict) and value.get("type") in WITH_WEIGHTS:
             value["init_cfg"] = None
     if isinstance(model.get("target"), dict):
         model["target"] = "pixels"  # a tokenizer needs a file that tools/fit_tokenizer.py writes

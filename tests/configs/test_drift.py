@@ -1,6 +1,6 @@
 """A few recorded float64 numbers that reveal changed results in a clone without ../shared/golden.
 
-This file wrote them (`python tests/configs/test_drift.py`) at a commit where tests/arm_backbone/test_golden.py passed.
+This file wrote them (`python tests/configs/test_drift.py`) at a commit where tests/arm_backbone/test_golden*.py passed.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 from arm_backbone import ARM
 from arm_backbone.checkpoint.convert import convert
 from arm_backbone.classifier import ARMClassifier
+from arm_backbone.vim import Vim, VimClassifier
 from arm_pretrain import ARMPretrainer
 
 FILE = Path(__file__).with_name("drift.json")
@@ -62,6 +63,21 @@ def numbers() -> dict[str, list[float]]:
     model = filled(ARMPretrainer(ARCH, decoder_dim=64))
     theirs, _ = convert(model.state_dict(), "official-finetune", grid=(14, 14))
     result["conversion"] = [theirs[name].double().square().mean().sqrt().item() for name in sorted(theirs)]
+    return result | vim_numbers()
+
+
+def vim_numbers() -> dict[str, list[float]]:
+    """Those of Vim: a classifier with overlapping patches, a backbone, and one causal scan."""
+    result = {}
+    model = filled(VimClassifier(ARCH, 48, patch_stride=8, num_classes=5))
+    logits = model(images(2, 3, 48, 48))
+    logits.square().sum().backward()
+    result["Vim classifier"] = logits.flatten().tolist()
+    result["Vim classifier, gradients"] = [p.grad.norm().item() for p in model.parameters()]
+    maps = filled(Vim(ARCH, img_size=64))(images(1, 3, 50, 90))
+    result["Vim backbone"] = [value for level in maps for value in (level.mean().item(), level.std().item())]
+    model = filled(ARMPretrainer(ARCH, img_size=96, cluster_side=2, decoder_dim=64, encoder="Vim"))
+    result["Vim pretraining"] = [model(images(2, 3, 96, 96), mode="loss")["loss"].item()]
     return result
 
 

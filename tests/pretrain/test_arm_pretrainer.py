@@ -20,8 +20,9 @@ def pretrainer(img_size=96, side=2, **kwargs):
     return ARMPretrainer(**arguments | kwargs)
 
 
-def test_every_parameter_receives_a_gradient():
-    model = pretrainer()
+@pytest.mark.parametrize("encoder", ["ARM", "Vim"])
+def test_every_parameter_receives_a_gradient(encoder):
+    model = pretrainer(encoder=encoder)
     model(torch.randn(2, 3, 96, 96), mode="loss")["loss"].backward()
     without = [
         n
@@ -32,10 +33,10 @@ def test_every_parameter_receives_a_gradient():
     assert not model.encoder.pos_embed.requires_grad
 
 
-@pytest.mark.parametrize("img_size", [96, (64, 128)])
-def test_a_prediction_depends_on_earlier_clusters_only(img_size):
+@pytest.mark.parametrize(("img_size", "encoder"), [(96, "ARM"), ((64, 128), "ARM"), (96, "Vim")])
+def test_a_prediction_depends_on_earlier_clusters_only(img_size, encoder):
     """The gradient of a prediction is zero in its own and all later clusters, and nonzero in all earlier ones."""
-    model = pretrainer(img_size).double().eval()
+    model = pretrainer(img_size, encoder=encoder).double().eval()
     images = torch.randn(1, 3, *model.encoder.img_size, dtype=torch.float64, requires_grad=True)
     clusters, patches = model.patches.shape
     predictions = model(images).view(clusters - 1, -1)
