@@ -9,10 +9,9 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from ..vmamba import VMamba, VMambaTrunk
-from ..vmamba_classifier import VMambaClassifier
 from .accounting import Accounting, describe_mismatch, describe_values
 from .files import CheckpointError
-from .vmamba_official import PROBE, count_blocks, from_official, is_official, to_official
+from .vmamba_official import PROBE, STAGES, count_blocks, from_official, is_official, to_official
 
 VMAMBA_SIZE = "VMamba has neither patches nor a position embedding; omit --img-size and --patch-size"
 VMAMBA_SIZE = "VMamba has neither patches nor a position embedding; omit --img-size and --patch-size"
@@ -99,7 +98,7 @@ def vmamba_arch_of(state: dict[str, Tensor]) -> dict:
     depths = count_blocks(tensors, _BLOCKS)
     names = [f"stages.{i}.blocks.0.mixer.in_proj.weight" for i in range(len(depths))]
     missing = [name for name in (_FIRST, *names) if name not in tensors or tensors[name].ndim < 2]
-    missing += [f"stages.{i}" for i in range(len(depths), 4)]
+    missing += [f"stages.{i}" for i in range(len(depths), STAGES)]
     if missing:
         raise CheckpointError(f"the checkpoint is not complete: no {missing[0]}")
     inner, width = tensors[names[0]].shape
@@ -110,23 +109,20 @@ def vmamba_arch_of(state: dict[str, Tensor]) -> dict:
 
 
 def _require_complete(tensors: dict[str, Tensor], target: str) -> None:
-    """Check that the trunk has every tensor in the right shape and finite values, and norm and head too if any."""
-    levels = sorted({int(i) for i in re.findall(r"out_norms\.(\d+)\.", "\n".join(tensors))})
-    head = tensors.get("head.weight")
+    """Check that the trunk has every tensor in the right shape and finite values, and the norms and the head too if
+    there are any."""
+    levels = re.findall(r"out_norms\.(\d+)\.weight", "\n".join(tensors))
+    arguments = vmamba_arch_of(tensors)
     with torch.device("meta"):
-        if target == "backbone":
-            arguments = vmamba_arch_of(tensors)
-            model = VMamba(**arguments) if levels == [0, 1, 2, 3] else VMambaTrunk(**arguments)
-        else:
-            model = VMambaClassifier(**vmamba_arch_of(tensors), num_classes=1000 if head is None else len(head))
+        model = VMamba(**arguments) if len(levels) == STAGES else VMambaTrunk(**arguments)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    absent = {name for name in expected if name.startswith(_HEAD)}  # of a backbone
-    problem = describe_mismatch(
-        expected, {name: tensor.shape for name, tensor in tensors.items()}, () if absent & tensors.keys() else absent
-    )
+    if target != "backbone" and any(name.startswith(_HEAD) for name in tensors):
+        width, classes = model.stages[-1].blocks[0].norm1.weight.shape, tensors.get("head.bias", torch.empty(0)).shape
+        expected |= {"norm.weight": width, "norm.bias": width, "head.weight": classes + width, "head.bias": classes}
+    problem = describe_mismatch(expected, {name: tensor.shape for name, tensor in tensors.items()})
     if problem:
         raise CheckpointError(f"the checkpoint is not complete for --to {target}: {problem}")
-    problem = describe_values(model.state_dict(), tensors)
+    problem = describe_values(dict.fromkeys(tensors, torch.empty(0)), tensors)
     if problem:
         raise CheckpointError(f"{problem}; convert an earlier checkpoint")
 
@@ -151,6 +147,6 @@ def fit_vmamba(model: VMambaTrunk, state: dict[str, Tensor]) -> tuple[dict[str, 
     head, wanted = weights.tensors.get("head.weight"), target.get("head.weight")
     if head is not None and wanted is None:
         weights.drop(("head.",), "the model has no head")
-    elif head is not None and len(head) != len(wanted):
+    elif head is not None and head.ndim and len(head) != len(wanted):
         weights.drop(("head.",), f"for {len(head)} classes, the model has {len(wanted)}")
     return weights.tensors, weights.accounting

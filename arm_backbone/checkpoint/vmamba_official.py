@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from ..ss2d import DIRECTIONS
-from ..vmamba import STRIDES
+STAGES, DIRECTIONS = 4, 4  # of every model
 
 # modules with weight and bias; theirs: ours
 _STEM = {"patch_embed.0": "stem.0.conv", "patch_embed.2": "stem.0.norm"}
@@ -74,7 +73,7 @@ def parameter_names(depths: list[int]) -> Iterator[tuple[str, str]]:
             theirs, ours = f"layers.{i}.blocks.{j}.", f"stages.{i}.blocks.{j}."
             yield from both(_BLOCK, theirs, ours)
             yield from ((f"{theirs}op.{their_name}", f"{ours}mixer.{name}") for their_name, name in _MIXER.items())
-        if i + 1 < len(STRIDES):
+        if i + 1 < STAGES:
             yield from both(_DOWNSAMPLE, f"layers.{i}.", f"stages.{i}.")
     yield from both(_CLASSIFIER)
 
