@@ -16,6 +16,7 @@ from mmengine.registry import (
     OPTIMIZERS,
     PARAM_SCHEDULERS,
 )
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from . import arm, classifier, pyramid, timm_backbone, vim, vmamba, vmamba_classifier
@@ -209,6 +210,18 @@ class TimmClassifier(_TimmWeights, timm_backbone.TimmClassifier, BaseModel):
 @MODELS.register_module(name="ARMPyramid")
 class ARMPyramid(pyramid.ARMPyramid, BaseModule):
     """`arm_backbone.pyramid.ARMPyramid` for OpenMMLab."""
+
+
+@MODELS.register_module(name="ARMSimpleFPN")
+class ARMSimpleFPN(pyramid.ARMSimpleFPN, BaseModule):
+    """`arm_backbone.pyramid.ARMSimpleFPN` for OpenMMLab."""
+
+
+@MODELS.register_module(name="LN2d")
+class LN2d(LayerNorm2d):
+    """LayerNorm over the channels of maps (B, C, H, W), as a `norm_cfg` of OpenMMLab's layers."""
+
+    _abbr_ = "ln"  # names the layer in mmcv
 
 
 @PARAM_SCHEDULERS.register_module()

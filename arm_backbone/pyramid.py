@@ -1,5 +1,8 @@
-"""Turns the stride-16 maps of a plain backbone into a pyramid of strides 4, 8, 16 and 32 (as in XCiT, BEiT and MAE)."""
+"""Turns the stride-16 maps of a plain backbone into pyramids: of four maps (as in XCiT, BEiT and MAE), or of the last
+one (as in ViTDet)."""
 
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 NORMS = {
@@ -48,3 +51,59 @@ class ARMPyramid(nn.Module):
                 f"the pyramid needs {len(self.scales)} maps, not {len(maps)}; set the backbone's out_indices"
             )
         return tuple(scale(x) for scale, x in zip(self.scales, maps, strict=True))
+
+
+class ARMSimpleFPN(nn.Module):
+    """ViTDet's pyramid (arXiv 2203.16527, section 3): every level comes from the last map alone.
+
+    x4 (deconv, norm, GELU, deconv), x2 (deconv), x1, and x1/2 (max pool); each followed by a 1 x 1 and a 3 x 3
+    convolution, both with a LayerNorm over channels. Further levels take every second position of the one before.
+
+    Args:
+        in_channels: channels of the input map, a multiple of 4.
+        out_channels: channels of every level.
+        num_outs: number of levels, at least 4.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int = 256, num_outs: int = 5) -> None:
+        super().__init__()
+        if in_channels % 4:
+            raise ValueError(f"in_channels={in_channels!r}: give a multiple of 4; the finest level has a quarter")
+        if num_outs < 4:
+            raise ValueError(f"num_outs={num_outs!r}: the pyramid has at least 4 levels")
+        half, quarter = in_channels // 2, in_channels // 4
+        scales = [
+            [
+                nn.ConvTranspose2d(in_channels, half, 2, 2),
+                LayerNorm2d(half),
+                nn.GELU(),
+                nn.ConvTranspose2d(half, quarter, 2, 2),
+            ],
+            [nn.ConvTranspose2d(in_channels, half, 2, 2)],
+            [],
+            [nn.MaxPool2d(2, 2, ceil_mode=True)],  # keeps the last row and column of an odd grid
+        ]
+        widths = (quarter, half, in_channels, in_channels)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *scale,
+                nn.Conv2d(width, out_channels, 1, bias=False),
+                LayerNorm2d(out_channels),
+                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                LayerNorm2d(out_channels),
+            )
+            for scale, width in zip(scales, widths, strict=True)
+        )
+        self.num_outs = num_outs
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One map (B, C, h, w) -> (B, out_channels, 4h, 4w), (2h, 2w), (h, w), (ceil(h/2), ceil(w/2)), and so on."""
+        if len(maps) != 1:
+            raise ValueError(f"the pyramid needs the last map alone, not {len(maps)}; set the backbone's out_indices")
+        outputs = [level(maps[0]) for level in self.levels]
+        while len(outputs) < self.num_outs:
+            outputs.append(F.max_pool2d(outputs[-1], 1, 2))
+        return tuple(outputs)
