@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from arm_backbone.checkpoint.accounting import shorten
 from arm_backbone.checkpoint.files import CheckpointError, read_checkpoint
 from arm_backbone.checkpoint.writing import check_writable
+from arm_backbone.timm_backbone import TIMM
 
 from ..errors import ConfigError, one_line, user_errors
 from ..machine import keep_freed_memory
@@ -239,7 +240,7 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
     if backbone is not None:
         if cfg.get("resume") or cfg.get("load_from"):
             backbone.init_cfg = None  # the whole model is loaded
-        else:
+        elif backbone.init_cfg.checkpoint != TIMM:
             try:
                 read_checkpoint(backbone.init_cfg.checkpoint, mmap=True)
             except CheckpointError as error:

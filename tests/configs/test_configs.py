@@ -22,6 +22,7 @@ from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 from torch import nn
 
+from arm_backbone.timm_backbone import TIMM
 from arm_toolkit.datasets.transforms import checked_loading
 from arm_toolkit.engine.config import OTHER_KEYS, RUNNER_KEYS
 from arm_toolkit.engine.own_data_config import BASES, OWN_DATA
@@ -49,7 +50,6 @@ CLS = [p for p in experiments("cls_configs") if "quickstart" not in p]
 # the last two exist for configurations that inherit from this one
 KNOWN_KEYS = RUNNER_KEYS | OTHER_KEYS | {"train_pipeline", "test_pipeline"}
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1536}
-WITH_WEIGHTS = ("ARM", "ARMClassifier", "LinearProbe", "Vim", "VimClassifier")
 CHECKPOINTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
@@ -107,7 +107,7 @@ def find(registry: Registry, name: str) -> type | None:
 def without_weights(model: dict) -> dict:
     model = copy.deepcopy(model)
     for _, value in walk(model):
-        if isinstance(value, dict) and value.get("type") in WITH_WEIGHTS:
+        if isinstance(value, dict) and isinstance(value.get("init_cfg"), dict):
             value["init_cfg"] = None
     if isinstance(model.get("target"), dict):
         model["target"] = "pixels"  # a tokenizer needs a file that tools/fit_tokenizer.py writes
@@ -178,6 +178,9 @@ def test_paths_start_with_data_root(path, load):
 def test_scales_checkpoint_and_name_agree(path, load):
     backbone = load(path).model.backbone
     size = re.search(r"_(ti|s|b|l|h)(_|$)", Path(path).stem)[1]
+    if backbone.type == "TimmBackbone":
+        assert backbone.name.split("_")[1] == CHECKPOINTS[size] and backbone.init_cfg.checkpoint == TIMM
+        return
     assert backbone.arch == CHECKPOINTS[size]
     checkpoint = backbone.init_cfg.checkpoint
     assert re.fullmatch(rf"checkpoints/\w+_{size}_(pretrain|in1k)\.pth", checkpoint)
@@ -268,12 +271,17 @@ def test_maps_at_full_size(path, load):
     model = without_weights(load(path).model)
     pyramid = model.neck[0] if isinstance(model.neck, list) else model.neck
     with torch.device("meta"):
-        backbone, pyramid = MODELS.build(model.backbone).eval(), MODELS.build(pyramid).eval()
+        backbone, neck = MODELS.build(model.backbone).eval(), MODELS.build(pyramid).eval()
         maps = backbone(torch.empty(1, 3, 224, 320))
-        levels = pyramid(maps)
-    width = WIDTHS[model.backbone.arch]
-    assert [tuple(x.shape) for x in maps] == [(1, width, 14, 20)] * 4
-    assert [tuple(x.shape) for x in levels] == [(1, width, 224 // stride, 320 // stride) for stride in (4, 8, 16, 32)]
+        levels = neck(maps)
+    width = backbone.channels[0] if model.backbone.type == "TimmBackbone" else WIDTHS[model.backbone.arch]
+    assert [tuple(x.shape) for x in maps] == [(1, width, 14, 20)] * len(backbone.out_indices)
+    strides, channels = (4, 8, 16, 32), width
+    if pyramid.type == "ARMSimpleFPN":
+        strides, channels = (4, 8, 16, 32, 64), pyramid.out_channels
+        assert backbone.out_indices == (backbone.num_layers - 1,)
+    sizes = [(1, channels, -(-224 // stride), 320 // stride) for stride in strides]
+    assert [tuple(x.shape) for x in levels] == sizes
 
 
 def shrink(cfg: Config) -> dict:
@@ -378,8 +386,8 @@ def test_optimizer_groups_are_what_the_configuration_says(path, load):
     layer_decay = cfg.optim_wrapper.paramwise_cfg.layer_decay
     for name, parameter in model.named_parameters():
         group = of[id(parameter)]
-        block = re.match(r"backbone\.blocks\.(\d+)\.", name)
-        stem = name.startswith(("backbone.patch_embed", "backbone.pos_embed", "backbone.cls_"))
+        block = re.match(r"backbone\.(?:model\.)?blocks\.(\d+)\.", name)
+        stem = re.match(r"backbone\.(model\.)?(patch_embed|pos_embed|cls_)", name)
         depth = int(block[1]) + 1 if block else 0 if stem else 5  # of 4 blocks
         assert group["lr"] == pytest.approx(lr * layer_decay ** (5 - depth)), name
         exempt = re.search(r"(bias|A_log|\bD|pos_embed|cls_token)$|norms?\b|norm\d|\bbn\b|\bgn\b", name)

@@ -14,17 +14,44 @@ def pretrainer(**arguments) -> ARMPretrainer:
     return model.double().eval()
 
 
+def _narrow_backbone(backbone, neck) -> list[int]:
+    """Narrow the configuration of a backbone, and of a pyramid of ours behind it; returns the channels of its maps."""
+    backbone.init_cfg = None
+    if backbone.type == "TimmBackbone":
+        backbone.update(embed_dim=ARCH["embed_dims"], depth=ARCH["num_layers"], num_heads=2)
+    elif backbone.type == "VMamba":
+        backbone.arch = dict(VMAMBA_ARCH)
+        return list(VMAMBA_ARCH["widths"])
+    else:
+        backbone.arch = dict(ARCH)
+    if "out_indices" in backbone:
+        backbone.out_indices = [ARCH["num_layers"] - 1]
+    neck.in_channels = ARCH["embed_dims"]
+    return [ARCH["embed_dims"]] * 4
+
+
 def narrow_detector(model, width: int = 16):
-    """Narrow the configuration of a Mask R-CNN in place: few and thin layers, few proposals, no weights to load."""
-    model.backbone.update(arch=dict(ARCH), init_cfg=None)
-    model.neck[0].in_channels = ARCH["embed_dims"]
-    model.neck[1].update(in_channels=[ARCH["embed_dims"]] * 4, out_channels=width)
+    """Narrow the configuration of a Mask R-CNN or its cascade in place: few and thin layers, few proposals, no weights
+    to load."""
+    necks = model.neck if isinstance(model.neck, list) else [model.neck]
+    channels = _narrow_backbone(model.backbone, necks[0])
+    if necks[-1].type == "FPN":
+        necks[-1].in_channels = channels
+    necks[-1].out_channels = width
+    for augment in model.data_preprocessor.get("batch_augments") or ():
+        augment.size = (128, 128)
     model.rpn_head.update(in_channels=width, feat_channels=width)
     model.roi_head.bbox_roi_extractor.out_channels = model.roi_head.mask_roi_extractor.out_channels = width
-    model.roi_head.bbox_head.update(in_channels=width, fc_out_channels=32)
+    boxes = model.roi_head.bbox_head
+    for head in boxes if isinstance(boxes, list) else [boxes]:
+        head.update(in_channels=width, fc_out_channels=32)
+        if "Conv" in head.type:
+            head.conv_out_channels = width
     model.roi_head.mask_head.update(in_channels=width, conv_out_channels=width, num_convs=1)
     model.train_cfg.rpn.sampler.num = 32
-    model.train_cfg.rcnn.sampler.num = 16
+    stages = model.train_cfg.rcnn
+    for stage in stages if isinstance(stages, list) else [stages]:
+        stage.sampler.num = 16
     for proposals in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
         proposals.update(nms_pre=100, max_per_img=50)
     return model
@@ -33,10 +60,9 @@ def narrow_detector(model, width: int = 16):
 def narrow_segmentor(model, size: int, width: int = 32):
     """Narrow the configuration of a UperNet in place, for crops of `size` pixels, without weights to load."""
     model.data_preprocessor.size = (size, size)
-    model.backbone.update(arch=dict(ARCH), init_cfg=None)
-    model.neck.in_channels = ARCH["embed_dims"]
-    model.decode_head.update(in_channels=[ARCH["embed_dims"]] * 4, channels=width)
-    model.auxiliary_head.update(in_channels=ARCH["embed_dims"], channels=width)
+    channels = _narrow_backbone(model.backbone, model.get("neck"))
+    model.decode_head.update(in_channels=channels, channels=width)
+    model.auxiliary_head.update(in_channels=channels[model.auxiliary_head.in_index], channels=width)
     if model.test_cfg.mode == "slide":
         model.test_cfg.update(crop_size=(size, size), stride=(size * 2 // 3, size * 2 // 3))
     return model
