@@ -184,8 +184,8 @@ def test_scales_checkpoint_and_name_agree(path, load):
     assert backbone.arch == CHECKPOINTS[size]
     checkpoint = backbone.init_cfg.checkpoint
     assert re.fullmatch(rf"checkpoints/\w+_{size}_(pretrain|in1k)\.pth", checkpoint)
-    # a classifier has a class token, which a backbone without one refuses to load
-    assert ("cls_token" in backbone) == checkpoint.endswith("_in1k.pth")
+    # a classifier has a class token, except VMamba's; a backbone without one refuses to load it
+    assert ("cls_token" in backbone) == (checkpoint.endswith("_in1k.pth") and backbone.type != "VMamba")
 
 
 @pytest.mark.parametrize("path", DENSE)
@@ -269,6 +269,8 @@ def test_model_builds_at_full_size(path, load):
 def test_maps_at_full_size(path, load):
     """Backbone and pyramid at full size on the meta device, which allocates and computes nothing."""
     model = without_weights(load(path).model)
+    if model.backbone.type == "VMamba":
+        return check_hierarchical_maps(model)
     pyramid = model.neck[0] if isinstance(model.neck, list) else model.neck
     with torch.device("meta"):
         backbone, neck = MODELS.build(model.backbone).eval(), MODELS.build(pyramid).eval()
@@ -282,6 +284,19 @@ def test_maps_at_full_size(path, load):
         assert backbone.out_indices == (backbone.num_layers - 1,)
     sizes = [(1, channels, -(-224 // stride), 320 // stride) for stride in strides]
     assert [tuple(x.shape) for x in levels] == sizes
+
+
+def check_hierarchical_maps(model) -> None:
+    """The backbone's maps have the strides and channels that FPN, or the heads without a neck, expect."""
+    with torch.device("meta"):
+        maps = MODELS.build(model.backbone).eval()(torch.empty(1, 3, 200, 320))
+    heads = model.neck or model.decode_head
+    sizes = [(1, c, -(-200 // s), 320 // s) for c, s in zip(heads.in_channels, (4, 8, 16, 32), strict=True)]
+    assert [tuple(x.shape) for x in maps] == sizes
+    if model.neck is None:
+        assert model.auxiliary_head.in_channels == heads.in_channels[model.auxiliary_head.in_index]
+    else:
+        assert model.neck.type == "FPN"
 
 
 def shrink(cfg: Config) -> dict:
