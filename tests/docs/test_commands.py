@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from arm_backbone import ARMClassifier
+from arm_backbone import ARMClassifier, VimClassifier
 from arm_backbone.checkpoint.convert import convert
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.engine.config import load_config
@@ -137,6 +137,22 @@ def test_checkpoints_are_converted(folder):
     run(f"python tools/convert_checkpoint.py checkpoint-1599.pth {target} --to backbone")
     theirs = torch.load(target, weights_only=True)["state_dict"]
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_checkpoints_of_vim_are_converted(folder):
+    torch.manual_seed(0)
+    official = convert(VimClassifier(ARCH, img_size=64).state_dict(), "official-finetune")[0]
+    torch.save(dict(model=official), "vim_s.pth")
+    run("python tools/convert_checkpoint.py vim_s.pth checkpoints/vim_s_in1k.pth --to classifier")
+    run("python tools/convert_checkpoint.py checkpoints/vim_s_in1k.pth vim_s_again.pth --to official-finetune")
+    again = torch.load("vim_s_again.pth", weights_only=True)["model"]
+    assert again.keys() == official.keys() and all(torch.equal(again[key], official[key]) for key in again)
+    pretrained = ARMPretrainer(ARCH, decoder_dim=64, encoder="Vim")
+    make_parent("work_dirs/vim_b_300e/epoch_300.pth")
+    torch.save(dict(state_dict=pretrained.state_dict()), "work_dirs/vim_b_300e/epoch_300.pth")
+    target = "checkpoints/vim_b_pretrain.pth"
+    run(f"python tools/convert_checkpoint.py work_dirs/vim_b_300e/epoch_300.pth {target} --to backbone")
+    assert len(torch.load(target, weights_only=True)["state_dict"]["blocks.0.mixer.D"]) == 2
 
 
 def test_data_sets_are_checked(folder):
