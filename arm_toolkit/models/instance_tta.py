@@ -12,8 +12,8 @@ the finished masks of overlapping detections. It needs an overlap threshold, blu
 views that detected the object. It would not save time: here, too, each view's features are computed once. They are kept
 (about 0.15 GB for a view of 1667 x 1000 and an FPN of 256 float32 channels).
 
-Only StandardRoIHead (Mask R-CNN) is supported; heads that compute masks differently (cascades, PointRend, Mask Scoring)
-are refused.
+StandardRoIHead (Mask R-CNN) and CascadeRoIHead (Cascade Mask R-CNN, whose mask heads of all stages are averaged) are
+supported; heads that compute masks differently (hybrid task cascades, PointRend, Mask Scoring) are refused.
 
 Legend: n instances, C classes of the mask head, h, w its output size, H, W the original image.
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmcv.ops import batched_nms
-from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi, bbox_flip
 from mmengine.model import BaseTTAModel
@@ -72,10 +72,10 @@ def flip_masks(masks: Tensor, meta: dict) -> Tensor:
 
 @MODELS.register_module()
 class InstanceTTAModel(BaseTTAModel):
-    """Mask R-CNN (or Faster R-CNN) whose predictions are merged over augmented views of each image.
+    """Mask R-CNN, Faster R-CNN or their cascades, whose predictions are merged over augmented views of each image.
 
     Args:
-        module: a two-stage detector with a StandardRoIHead, or its configuration.
+        module: a two-stage detector with a StandardRoIHead or CascadeRoIHead, or its configuration.
         tta_cfg: `nms`, applied to the boxes of all views together (in the form of the detector's `test_cfg.rcnn`);
             `max_per_img`, the number of instances kept per image.
         data_preprocessor: replaces that of `module`, if `module` is a configuration.
@@ -97,14 +97,16 @@ class InstanceTTAModel(BaseTTAModel):
             raise ConfigError(f"tta_cfg has unknown keys {', '.join(sorted(unknown))}; it takes {', '.join(cfg)}")
         self.tta_cfg = cfg | dict(tta_cfg or {})
         head = getattr(self.module, "roi_head", None)
-        standard = isinstance(head, StandardRoIHead) and all(
-            getattr(type(head), name) is getattr(StandardRoIHead, name) for name in ("predict", "predict_mask")
+        supported = any(
+            isinstance(head, kind)
+            and all(getattr(type(head), name) is getattr(kind, name) for name in ("predict", "predict_mask"))
+            for kind in (StandardRoIHead, CascadeRoIHead)
         )
-        if not standard or not getattr(self.module, "with_rpn", False):
+        if not supported or not getattr(self.module, "with_rpn", False):
             name = type(self.module).__name__ if head is None else type(head).__name__
             raise ConfigError(
-                "tta_model: InstanceTTAModel supports detectors with an RPN and a StandardRoIHead (Mask R-CNN), "
-                f"not {name}; test this model without --tta"
+                "tta_model: InstanceTTAModel supports detectors with an RPN and a StandardRoIHead or CascadeRoIHead "
+                f"(Mask R-CNN, Cascade Mask R-CNN), not {name}; test this model without --tta"
             )
 
     @torch.no_grad()
@@ -183,7 +185,7 @@ class InstanceTTAModel(BaseTTAModel):
         if sum(counts):
             probs = sum(self.mask_probs(view, boxes) for view in views) / len(views)  # (n of all images, C, h, w)
             logits = probs.logit().split(counts)  # the head applies the sigmoid
-        roi_head.mask_head.predict_by_feat(
+        _mask_stages(roi_head)[-1][1].predict_by_feat(
             mask_preds=logits,
             results_list=instances,
             batch_img_metas=[dict(ori_shape=sample.ori_shape, scale_factor=(1.0, 1.0)) for sample in samples],
@@ -197,10 +199,22 @@ class InstanceTTAModel(BaseTTAModel):
         Args:
             boxes: for each image `(n, 4)` in pixels of the original image.
         """
-        roi_head, extractor = self.module.roi_head, self.module.roi_head.mask_roi_extractor
+        roi_head = self.module.roi_head
         rois = bbox2roi([image_to_view(of_image, meta) for of_image, meta in zip(boxes, view.metas)])  # (n, 5)
-        features = extractor(view.features[: extractor.num_inputs], rois)
-        if roi_head.with_shared_head:
-            features = roi_head.shared_head(features)
-        probs = roi_head.mask_head(features).float().sigmoid().split([len(of_image) for of_image in boxes])
+        stages = _mask_stages(roi_head)
+        probs = 0
+        for extractor, head in stages:
+            features = extractor(view.features[: extractor.num_inputs], rois)
+            if roi_head.with_shared_head:
+                features = roi_head.shared_head(features)
+            probs = probs + head(features).float().sigmoid() / len(stages)
+        probs = probs.split([len(of_image) for of_image in boxes])
         return torch.cat([flip_masks(of_image, meta) for of_image, meta in zip(probs, view.metas)])
+
+
+def _mask_stages(roi_head: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """RoI extractor and mask head of each stage of a cascade, or of the only stage."""
+    extractors, heads = roi_head.mask_roi_extractor, roi_head.mask_head
+    if isinstance(heads, nn.ModuleList):
+        return list(zip(extractors, heads, strict=True))
+    return [(extractors, heads)]

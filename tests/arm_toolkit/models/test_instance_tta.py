@@ -332,6 +332,15 @@ def test_other_detectors_are_refused(kind):
 # ---------------------------------------------------------------------------------------------- a Mask R-CNN
 
 
+def cascade():
+    """The ViTDet-style cascade, narrowed."""
+    model = narrow_detector(load_config(str(ROOT / "det_configs/cascade_mask_rcnn_arm_b_vitdet.py")).model)
+    model.test_cfg.rcnn.max_per_img = 30
+    for head in (*model.roi_head.bbox_head, model.roi_head.mask_head):
+        head.num_classes = 3
+    return model
+
+
 def mask_rcnn(with_mask=True):
     """The quickstart's detector, narrowed, for 3 classes."""
     model = narrow_detector(load_config(str(ROOT / "det_configs/quickstart_mask_rcnn.py")).model)
@@ -350,16 +359,20 @@ def photo(tmp_path_factory):
     return path
 
 
-def build(photo, with_mask=True):
+def build(photo, module):
     """Build with random weights, rescaled so that outputs differ between places by more than rounding errors."""
     torch.manual_seed(0)
     tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=30)
-    model = MODELS.build(ConfigDict(type="InstanceTTAModel", tta_cfg=tta_cfg, module=mask_rcnn(with_mask))).eval()
+    model = MODELS.build(ConfigDict(type="InstanceTTAModel", tta_cfg=tta_cfg, module=module)).eval()
     roi_head = model.module.roi_head
-    rescale(roi_head.bbox_head.fc_cls, 2.0, model, photo)
-    rescale(roi_head.bbox_head.fc_reg, 1.0, model, photo)
-    if with_mask:
-        rescale(roi_head.mask_head.conv_logits, 3.0, model, photo)
+    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, nn.ModuleList) else [roi_head.bbox_head]
+    for head in heads:
+        rescale(head.fc_cls, 2.0, model, photo)
+        rescale(head.fc_reg, 1.0, model, photo)
+    if roi_head.with_mask:
+        masks = roi_head.mask_head if isinstance(roi_head.mask_head, nn.ModuleList) else [roi_head.mask_head]
+        for head in masks:
+            rescale(head.conv_logits, 3.0, model, photo)
     return model
 
 
@@ -377,11 +390,11 @@ def rescale(layer, std, model, photo):
     layer.bias.sub_(is_mean).mul_(std / is_std)
 
 
-@pytest.fixture(scope="module")
-def model(photo):
+@pytest.fixture(scope="module", params=[mask_rcnn, cascade], ids=["Mask R-CNN", "cascade"])
+def model(photo, request):
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        return build(photo)
+        return build(photo, request.param())
 
 
 def assert_same(found: InstanceData, expected: InstanceData):
@@ -472,7 +485,7 @@ def outline(mask):
 
 
 def test_detector_without_masks(photo):
-    (result,) = build(photo, with_mask=False).test_step(views(photo, [NO_FLIP, FLIPS["horizontal"]]))
+    (result,) = build(photo, mask_rcnn(with_mask=False)).test_step(views(photo, [NO_FLIP, FLIPS["horizontal"]]))
     assert len(result.pred_instances) > 5 and "masks" not in result.pred_instances
 
 
