@@ -14,7 +14,10 @@ from arm_backbone import ARM
 from arm_backbone.checkpoint.convert import convert
 from arm_backbone.classifier import ARMClassifier
 from arm_backbone.vim import Vim, VimClassifier
+from arm_backbone.vmamba import VMamba
+from arm_backbone.vmamba_classifier import VMambaClassifier
 from arm_pretrain import ARMPretrainer
+from tests.helpers.small_models import VMAMBA_ARCH
 
 FILE = Path(__file__).with_name("drift.json")
 ARCH = dict(embed_dims=32, num_layers=4)
@@ -63,7 +66,7 @@ def numbers() -> dict[str, list[float]]:
     model = filled(ARMPretrainer(ARCH, decoder_dim=64))
     theirs, _ = convert(model.state_dict(), "official-finetune", grid=(14, 14))
     result["conversion"] = [theirs[name].double().square().mean().sqrt().item() for name in sorted(theirs)]
-    return result | vim_numbers()
+    return result | vim_numbers() | vmamba_numbers()
 
 
 def vim_numbers() -> dict[str, list[float]]:
@@ -78,6 +81,19 @@ def vim_numbers() -> dict[str, list[float]]:
     result["Vim backbone"] = [value for level in maps for value in (level.mean().item(), level.std().item())]
     model = filled(ARMPretrainer(ARCH, img_size=96, cluster_side=2, decoder_dim=64, encoder="Vim"))
     result["Vim pretraining"] = [model(images(2, 3, 96, 96), mode="loss")["loss"].item()]
+    return result
+
+
+def vmamba_numbers() -> dict[str, list[float]]:
+    """Those of VMamba: a classifier and a backbone, on rectangular images."""
+    result = {}
+    model = filled(VMambaClassifier(VMAMBA_ARCH, num_classes=5))
+    logits = model(images(2, 3, 50, 90))
+    logits.square().sum().backward()
+    result["VMamba classifier"] = logits.flatten().tolist()
+    result["VMamba classifier, gradients"] = [p.grad.norm().item() for p in model.parameters()]
+    maps = filled(VMamba(VMAMBA_ARCH))(images(1, 3, 50, 90))
+    result["VMamba backbone"] = [value for level in maps for value in (level.mean().item(), level.std().item())]
     return result
 
 

@@ -1,11 +1,13 @@
 """What only real data contains: crowd regions, an image without objects, greyscale files."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
@@ -13,7 +15,7 @@ from arm_pretrain import ImageCrops
 from arm_toolkit.datasets.transforms import checked_loading
 from arm_toolkit.engine.config import load_config
 from tests.helpers.paths import ROOT
-from tests.helpers.small_models import narrow_detector
+from tests.helpers.small_models import narrow_detector, narrow_segmentor
 
 
 @pytest.fixture
@@ -26,9 +28,9 @@ def coco(photographs):
         yield cfg, DATASETS.build(checked_loading(cfg.train_dataloader, "mmdet").dataset)
 
 
-def one_loss(cfg: Config, items: list[dict]) -> dict[str, float]:
+def one_loss(cfg: Config, items: list[dict], narrow: Callable = narrow_detector) -> dict[str, float]:
     torch.manual_seed(0)
-    model = MODELS.build(narrow_detector(cfg.model)).train()
+    model = revert_sync_batchnorm(MODELS.build(narrow(cfg.model))).train()
     data = model.data_preprocessor(pseudo_collate(items), training=True)
     loss, log = model.parse_losses(model(**data, mode="loss"))
     loss.backward()
@@ -77,3 +79,18 @@ def test_greyscale_files_become_three_equal_channels(photographs):
     listed = ImageCrops(str(path.parent), size=64)
     crop = listed[[f.name for f in listed.files].index(path.name)]["inputs"]
     assert crop.shape == (3, 64, 64) and torch.equal(crop[0], crop[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mask_rcnn_vmamba_b", "upernet_vmamba_b"])
+def test_comparison_encoders_train_on_photographs(photographs, name):
+    """With the configuration's own pipeline; the optimizer's step is tested in tests/configs/test_configs.py."""
+    detection = name.startswith("mask_rcnn")
+    folder, data = ("det_configs", "coco2017_mini") if detection else ("seg_configs", "ade20k_samples")
+    cfg = load_config(str(ROOT / folder / f"{name}.py"), dict(data_root=str(photographs / data)))
+    scope = cfg.default_scope
+    with DefaultScope.overwrite_default_scope(scope):
+        dataset = DATASETS.build(checked_loading(cfg.train_dataloader, scope).dataset)
+        items = [dataset[i] for i in range(2)]
+        log = one_loss(cfg, items, narrow_detector if detection else lambda model: narrow_segmentor(model, size=512))
+    assert log["loss"] > 0
