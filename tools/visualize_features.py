@@ -31,7 +31,7 @@ def main() -> None:
         "--scans",
         type=int,
         choices=(1, 4),
-        help="scan directions; 4 copies one scan to four (default: the checkpoint's)",
+        help="scan directions; 4 copies one scan to four, of Vim to two (default: the checkpoint's)",
     )
     parser.add_argument(
         "--max-side", type=int, default=1024, metavar="N", help="larger images are shrunk to N pixels (%(default)s)"
@@ -44,7 +44,7 @@ def main() -> None:
     for file in write_figures(model, open_images(args.images, args.count, args.max_side), args.out):
         print(file)
     if model.scans == 1:
-        print("the checkpoint has one scan: no directions to compare (--scans 4 copies it to four)")
+        print("the checkpoint has one scan: no directions to compare (--scans 4 copies it to four, of Vim to two)")
 
 
 if __name__ == "__main__":

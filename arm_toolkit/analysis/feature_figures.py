@@ -92,7 +92,7 @@ def directions_figure(model: ARM, images: list[Image.Image]) -> Figure:
             axis.set_title(f"block {i + 1}, {DIRECTIONS[k]}", fontsize=6)
             axis.set_axis_off()
     axis = below.subplots()
-    for k, name in enumerate(DIRECTIONS):
+    for k, name in enumerate(DIRECTIONS[: model.scans]):
         axis.plot(range(1, model.num_layers + 1), 100 * means[:, k].numpy(), label=name, linewidth=1)
     axis.set_xlabel(f"block (mean share in percent, {len(images)} images)", fontsize=6)
     axis.tick_params(labelsize=6)

@@ -16,29 +16,32 @@ from arm_backbone.arm import ARM
 from arm_backbone.checkpoint.convert import arch_of
 from arm_backbone.checkpoint.files import model_state, naming, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
+from arm_backbone.checkpoint.official import encoder_of
+from arm_backbone.vim import Vim
 
 DIRECTIONS = ("row forward", "row backward", "column forward", "column backward")
 
 
 def load_encoder(path: str, scans: int | None = None) -> ARM:
-    """The encoder of any checkpoint, with sizes inferred from the weights.
+    """The encoder of any checkpoint of ARM or Vim, with sizes inferred from the weights.
 
     Two settings are not recorded in the weights: the patch stride, taken to be the patch size, and the place of a class
     token, taken to be the middle.
 
     Args:
         path: a checkpoint of pretraining, of a backbone, classifier, detector or segmentor, or one of the authors'.
-        scans: 4 copies the single scan of a pretrained model to four, as finetuning does; None keeps the checkpoint's.
+        scans: 4 copies the single scan of a pretrained model to four (Vim: two), as finetuning does; None keeps the
+            checkpoint's.
 
     Raises:
-        CheckpointError: if the file has no ARM weights, or its scans do not fit.
+        CheckpointError: if the file has no such weights, or its scans do not fit.
     """
     state = model_state(read_checkpoint(path), where=path)
     with naming(path):
-        arguments = arch_of(state) | dict(in_chans=3)
+        arguments, backbone = arch_of(state) | dict(in_chans=3), dict(ARM=ARM, Vim=Vim)[encoder_of(state)]
     if scans is not None:
-        arguments["scans"] = scans
-    model = ARM(**arguments, out_indices=(arguments["arch"]["num_layers"] - 1,))
+        arguments["scans"] = min(scans, backbone.most_scans)
+    model = backbone(**arguments, out_indices=(arguments["arch"]["num_layers"] - 1,))
     load_trunk(model, state, path)
     return model.eval()
 

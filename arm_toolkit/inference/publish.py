@@ -179,7 +179,7 @@ def _collect(contents: dict, meta: dict, cfg: Config | None, where: str) -> _Mod
     state = model_state(contents, "model_ema" in contents, where)
     kind = (cfg.get("model") or {}).get("type") if cfg is not None else None
     scope = cfg.get("default_scope") if cfg is not None else None
-    if scope in TASKS or kind == "LinearProbe":
+    if scope in TASKS or kind in ("LinearProbe", "VimLinearProbe"):
         classes, palette = _classes(meta, cfg)
         if not classes:
             raise ConfigError(
@@ -188,7 +188,7 @@ def _collect(contents: dict, meta: dict, cfg: Config | None, where: str) -> _Mod
             )
         task = TASKS.get(scope, "classification")
         return _Model(state, published_config(cfg, where), task, classes, palette)
-    if kind == "ARMClassifier":
+    if kind in ("ARMClassifier", "VimClassifier"):
         return _classifier(state, meta, cfg, where)
     if detect_kind(state) == "dense":
         raise ConfigError(
@@ -235,7 +235,7 @@ def _in_timm(
     config = dict(
         default_scope="mmengine",
         custom_imports=dict(imports=["arm_backbone", "arm_toolkit.datasets.class_folder"], allow_failed_imports=False),
-        model=dict(type="ARMClassifier") | arguments,
+        model=dict(type=f"{model.encoder_name}Classifier") | arguments,
         test_dataloader=dict(dataset=dict(type="ClassFolder", transform=transform)),
     )
     notes = str(accounting).splitlines()
@@ -306,7 +306,7 @@ def _description(model: dict) -> str:
     encoder = model.get("backbone") or model
     arch = encoder.get("arch", "")
     size = ", ".join(f"{key} {value}" for key, value in arch.items()) if isinstance(arch, dict) else arch
-    own = f"{'ARM' if encoder.get('type') == 'ARMClassifier' else encoder.get('type')} {size}".strip()
+    own = f"{str(encoder.get('type')).removesuffix('Classifier')} {size}".strip()
     return own if encoder is model else f"{model.get('type')} with the backbone {own}"
 
 

@@ -4,29 +4,39 @@ import timm
 from timm.models import is_model
 from torch import Tensor
 
-from arm_backbone.arm import ARCHS, resolve_arch
+from arm_backbone.arm import resolve_arch
 from arm_backbone.checkpoint.accounting import Accounting
 from arm_backbone.checkpoint.convert import arch_of, detect_kind
 from arm_backbone.checkpoint.load import load_trunk
+from arm_backbone.checkpoint.official import encoder_of
 from arm_backbone.classifier import ARMClassifier
+from arm_backbone.vim import VimClassifier
 
-# arguments of ARMClassifier that determine the model, with timm's defaults
-DEFAULTS = dict(patch_size=16, scans=4, cls_token="middle", in_chans=3, global_pool="avg")
+CLASSIFIERS = {"ARM": ARMClassifier, "Vim": VimClassifier}  # by encoder; their timm names begin with it
+# encoder -> arguments of its classifier that determine the model, with timm's defaults
+DEFAULTS = {
+    "ARM": dict(patch_size=16, scans=4, cls_token="middle", in_chans=3, global_pool="avg"),
+    "Vim": dict(patch_size=16, scans=2, cls_token="middle", in_chans=3, global_pool="token"),
+}
 # arguments of timm's transform for evaluation, with its defaults
 _TRANSFORM = dict(interpolation="bilinear", mean=None, std=None, crop_pct=0.875, crop_mode="center")
 
 
 def arguments_of(state: dict[str, Tensor]) -> dict:
-    """Arguments of `ARMClassifier` for the tensors of an encoder; only a classifier gets a head.
+    """Arguments of the encoder's classifier for the tensors of an encoder; only a classifier gets a head.
 
-    One scan of a pretraining checkpoint is to be copied to four, as for a dense model.
+    One scan of a pretraining checkpoint is to be copied to all, as for a dense model.
 
     Raises:
-        CheckpointError: if the tensors are not those of a complete ARM model.
+        CheckpointError: if the tensors are not those of a complete ARM or Vim.
     """
-    head = state.get("head.weight")
+    head, encoder = state.get("head.weight"), encoder_of(state)
     arguments = arch_of(state) | dict(num_classes=0 if head is None else len(head))
-    return arguments | dict(scans=4) if detect_kind(state).endswith("pretrain") else arguments
+    if arguments["cls_token"] is None and DEFAULTS[encoder]["global_pool"] == "token":
+        arguments["global_pool"] = "avg"
+    if detect_kind(state).endswith("pretrain"):
+        arguments["scans"] = DEFAULTS[encoder]["scans"]
+    return arguments
 
 
 def timm_model(state: dict[str, Tensor], where: str, arguments: dict) -> tuple[ARMClassifier, Accounting]:
@@ -35,29 +45,30 @@ def timm_model(state: dict[str, Tensor], where: str, arguments: dict) -> tuple[A
     Args:
         state: tensors of a pretraining model, backbone or classifier, of this toolkit or of the authors.
         where: name of the file, for messages.
-        arguments: those of `ARMClassifier`.
+        arguments: those of the encoder's classifier.
 
     Returns:
         the model in evaluation mode, and what happened to every tensor.
 
     Raises:
-        CheckpointError: if the tensors are not those of a complete ARM model.
+        CheckpointError: if the tensors are not those of a complete ARM or Vim.
     """
-    name, extra = registered_name(arguments)
+    name, extra = registered_name(arguments, encoder_of(state))
     model = timm.create_model(name, num_classes=arguments["num_classes"], **extra)
     return model.eval(), load_trunk(model, state, where)
 
 
-def registered_name(arguments: dict) -> tuple[str, dict]:
+def registered_name(arguments: dict, encoder: str = "ARM") -> tuple[str, dict]:
     """The name in timm's registry that is nearest to a model, and the arguments that it needs besides."""
-    dims, layers = resolve_arch(arguments.get("arch", "base"))
-    size = next((name for name, arch in ARCHS.items() if arch == dict(embed_dims=dims, num_layers=layers)), None)
+    archs, defaults, family = CLASSIFIERS[encoder].archs, DEFAULTS[encoder], encoder.lower()
+    dims, layers = resolve_arch(arguments.get("arch", "base"), archs)
+    size = next((name for name, arch in archs.items() if arch == dict(embed_dims=dims, num_layers=layers)), None)
     image = arguments.get("img_size", 224)
     image = (image, image) if isinstance(image, int) else tuple(image)
     stride = arguments.get("patch_stride") or arguments.get("patch_size", 16)
     strided = "" if stride == 16 else f"_stride{stride}"
-    name = f"arm_{size}_patch16{strided}_{image[0]}"
-    extra = {key: arguments[key] for key in DEFAULTS if arguments.get(key, DEFAULTS[key]) != DEFAULTS[key]}
+    name = f"{family}_{size}_patch16{strided}_{image[0]}"
+    extra = {key: arguments[key] for key in defaults if arguments.get(key, defaults[key]) != defaults[key]}
     if "cls_token" in extra and extra["cls_token"] is None:
         extra["cls_token"] = "none"  # noqa: S105 timm drops None
     if size and is_model(name) and image[0] == image[1]:
@@ -67,7 +78,7 @@ def registered_name(arguments: dict) -> tuple[str, dict]:
         extra["patch_stride"] = stride
     if size is None:
         extra["arch"] = dict(embed_dims=dims, num_layers=layers)
-    return f"arm_{size or 'tiny'}_patch16_224", extra
+    return f"{family}_{size or 'tiny'}_patch16_224", extra
 
 
 def data_config(transform: dict | None, img_size: tuple[int, int]) -> dict | None:

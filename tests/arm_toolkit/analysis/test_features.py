@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from arm_backbone.arm import ARM
 from arm_backbone.scan_order import scan_orders
+from arm_pretrain import ARMPretrainer
 from arm_toolkit.analysis.features import (
     _of_direction,
     direction_shares,
@@ -91,6 +92,20 @@ def test_the_tool_draws_a_checkpoint(shapes, tmp_path, capsys):
     assert {p.name for p in (tmp_path / "four").iterdir()} == names
     for name in names:
         assert np.asarray(Image.open(tmp_path / "four" / name)).std() > 10
+
+
+def test_the_tool_draws_vim(shapes, tmp_path):
+    """One scan copied to its two directions, whose shares add up to 1."""
+    torch.manual_seed(0)
+    state = ARMPretrainer(ARCH, img_size=96, cluster_side=2, decoder_dim=64, encoder="Vim").state_dict()
+    torch.save(dict(state_dict=state), tmp_path / "vim.pth")
+    model = load_encoder(str(tmp_path / "vim.pth"), 4)
+    assert model.scans == 2
+    shares = direction_shares(model, torch.randn(1, 3, 64, 64))
+    torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[:, 0]))
+    arguments = ("--out", tmp_path / "two", "--count", 1, "--scans", 4)
+    assert call_tool("visualize_features.py", tmp_path / "vim.pth", shapes / "coco/val2017", *arguments) == 0
+    assert (tmp_path / "two/directions.png").stat().st_size > 5000
 
 
 def test_unusable_files_are_one_line(shapes, tmp_path, capsys):

@@ -20,6 +20,7 @@ from arm_backbone.checkpoint.files import read_checkpoint
 from arm_backbone.checkpoint.folder import sha256_of
 from arm_backbone.checkpoint.writing import WriteError
 from arm_backbone.classifier import ARMClassifier
+from arm_backbone.vim import VimClassifier
 from arm_images.errors import DataError
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.errors import ConfigError
@@ -340,6 +341,24 @@ def test_a_file_of_the_authors(tmp_path):
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()(images), expected)
     assert torch.equal(build(tmp_path / "out")[0](images), expected)
     assert load(tmp_path / "out").classes == tuple(f"class {number}" for number in range(5))
+
+
+@torch.no_grad()
+def test_a_vim_of_its_authors_and_a_pretrained_one(tmp_path):
+    """timm computes the same as the model itself; a pretrained one gets both directions and no class token."""
+    torch.manual_seed(0)
+    model, images = VimClassifier(ARCH, img_size=64, num_classes=5).eval(), torch.randn(2, 3, 64, 64)
+    torch.save(dict(model=convert(model.state_dict(), "official-finetune")[0]), tmp_path / "vim.pth")
+    publish(str(tmp_path / "vim.pth"), tmp_path / "vim", None, Statements())
+    found = timm.create_model(f"local-dir:{tmp_path / 'vim'}", pretrained=True).eval()
+    assert isinstance(found, VimClassifier) and torch.equal(found(images), model(images))
+    assert torch.equal(build(tmp_path / "vim")[0](images), model(images))
+    assert "Vim embed_dims 32, num_layers 4" in (tmp_path / "vim/README.md").read_text()
+    state = ARMPretrainer(ARCH, decoder_dim=64, encoder="Vim").state_dict()
+    torch.save(dict(state_dict=state), tmp_path / "pretrained.pth")
+    publish(str(tmp_path / "pretrained.pth"), tmp_path / "pretrained", None, Statements())
+    found = timm.create_model(f"local-dir:{tmp_path / 'pretrained'}", pretrained=True)
+    assert (found.scans, found.cls_token_position, found.global_pool) == (2, None, "avg")
 
 
 def test_a_pretraining_model_becomes_a_backbone(tmp_path):
