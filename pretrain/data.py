@@ -64,9 +64,17 @@ class ImageCrops(Dataset):
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                image = self.random_crop(image)
+                inputs = self.draw(image)
         else:
-            image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
-        item = dict(inputs=pil_to_tensor(image), data_samples=str(self.files[position]))
+            inputs = self.centre(image)
+        item = dict(inputs=inputs, data_samples=str(self.files[position]))
         self.spent += torch.tensor([time.perf_counter() - start, 1.0], dtype=torch.float64)
         return item
+
+    def draw(self, image: Image.Image) -> Tensor:
+        """The random crop of an image, the `inputs` of its item."""
+        return pil_to_tensor(self.random_crop(image))
+
+    def centre(self, image: Image.Image) -> Tensor:
+        """The largest centre crop of an image, resized."""
+        return pil_to_tensor(ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC))

@@ -15,6 +15,7 @@ from arm_backbone.scan_order import grid_orders, restrict_orders
 
 from .mae_decoder import MAEDecoder
 from .masking import kept_patches, mask_patches
+from .positions import fix_positions
 from .targets import normalized_pixels, patch_statistics, patchify, target_name, unpatchify
 
 
@@ -79,19 +80,14 @@ class MAEPretrainer(BaseModel):
         )
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
         self.register_buffer("decoder_pos_embed", torch.empty(1, height * width, decoder_dim), persistent=False)
-        self.encoder.pos_embed.requires_grad_(False)
-        if cls_token is not None:
-            self.encoder.cls_pos_embed.requires_grad_(False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise the mask token, the fixed position tables and the class token's position, which is zero."""
-        height, width = self.encoder.grid_size
-        self.encoder.pos_embed.copy_(sincos_pos_embed(height, width, self.encoder.embed_dims))
-        if self.encoder.cls_token_position is not None:
-            nn.init.zeros_(self.encoder.cls_pos_embed)
-        self.decoder_pos_embed.copy_(sincos_pos_embed(height, width, self.mask_token.shape[2]).flatten(1, 2))
+        fix_positions(self.encoder)
+        table = sincos_pos_embed(*self.encoder.grid_size, self.mask_token.shape[2])
+        self.decoder_pos_embed.copy_(table.flatten(1, 2))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def sharded_parts(self) -> list[nn.Module]:

@@ -1,8 +1,8 @@
 """Converts a checkpoint of any kind into any other kind that its tensors allow, and accounts for every tensor.
 
-The keys of a checkpoint show its kind: "pretrain" (autoregressive), "mae", "backbone", "classifier" and "dense" (a
-detector or segmentor) come from this toolkit, "official-pretrain" and "official-finetune" from the authors' code. They
-also show its encoder, ARM, Vim or VMamba; `vmamba.py` converts what is of VMamba.
+The keys of a checkpoint show its kind: "pretrain" (autoregressive), "mae", "moco", "backbone", "classifier" and
+"dense" (a detector or segmentor) come from this toolkit, "official-pretrain" and "official-finetune" from the authors'
+code. They also show its encoder, ARM, Vim or VMamba; `vmamba.py` converts what is of VMamba.
 """
 
 import re
@@ -47,14 +47,17 @@ _DIMENSIONS = {  # end of a trunk name -> number of dimensions; all others are v
 _PREFIX = {  # of the trunk's keys
     "pretrain": "encoder.",
     "mae": "encoder.",
+    "moco": "base_encoder.",
     "dense": "backbone.",
     "classifier": "",
     "backbone": "",
 }
-_WITH_LEVELS = ("backbone", "dense")  # kinds that have output norms
+# norms outside of the trunk that finetuned models have, too
+_OF_FINETUNING = {"backbone": "out_norms.", "dense": "out_norms.", "moco": "norm."}
 _REST = {  # prefixes of the keys outside the trunk, and what they hold
     "pretrain": (("decoder.", "mask_token", "decoder_pos_embed", "separator"), "belongs to pretraining only"),
     "mae": (("decoder.", "mask_token"), "belongs to pretraining only"),
+    "moco": (("base_encoder.", "momentum_encoder.", "predictor."), "belongs to pretraining only"),
     "dense": (("",), "belongs to the neck or the heads"),
     "classifier": (("norm.", "head."), "belongs to the classification head"),
     "backbone": (("out_norms.",), "belongs to the levels of a backbone"),
@@ -74,6 +77,8 @@ def detect_kind(state: dict[str, Tensor]) -> str:
         return "official-pretrain" if is_official_pretrain(state) else "official-finetune"
     if f"encoder.{probe}" in state:
         return "mae" if "decoder.norm_tokens.weight" in state else "pretrain"
+    if f"base_encoder.{probe}" in state:
+        return "moco"
     if f"backbone.{probe}" in state:
         return "dense"
     if probe in state:
@@ -127,7 +132,7 @@ class Weights:
                 self.trunk[name] = tensor
                 self._sources[name] = self._sources[key]
                 self.accounting.used[name] = how[key]
-            elif self.family in _WITH_LEVELS and key.startswith(f"{prefix}out_norms."):
+            elif self.family in _OF_FINETUNING and key.startswith(f"{prefix}{_OF_FINETUNING[self.family]}"):
                 self.rest[name] = tensor
                 self._sources[name] = self._sources[key]
             elif key.startswith(rest_prefixes):

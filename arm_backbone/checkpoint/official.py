@@ -61,7 +61,7 @@ def encoder_of(state: dict[str, Tensor]) -> str:
     """
     if is_vmamba(state):
         return "VMamba"
-    prefixes = ("layers.", "blocks.", "encoder.blocks.", "backbone.blocks.")
+    prefixes = ("layers.", "blocks.", "encoder.blocks.", "base_encoder.blocks.", "backbone.blocks.")
     return "Vim" if any(f"{prefix}0.norm.weight" in state for prefix in prefixes) else "ARM"
 
 

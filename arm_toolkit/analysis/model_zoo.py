@@ -86,6 +86,12 @@ SECTIONS = (
         "Parameters and GFLOPs include the decoder; the encoder reads a quarter of the patches.",
     ),
     Section(
+        "Contrastive pretraining (MoCo v3) on ImageNet-1K",
+        "pretrain/configs/moco",
+        "Parameters include the momentum encoder and the heads. GFLOPs are those of one view through the encoder and\n"
+        "its heads; a training step computes two views, and two more without gradients.",
+    ),
+    Section(
         "Pretraining on natural images, on a CPU",
         "pretrain/configs/photographs",
         "Measured: `arm` at 38 images/s on one CPU core in bfloat16, 16 in float32. See [pretraining](pretraining.md).",

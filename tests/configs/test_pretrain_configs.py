@@ -21,8 +21,11 @@ CONFIGS = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.py") 
 def reduced(name: str, shapes, tmp_path) -> Config:
     """A configuration at reduced width, for two epochs of one iteration."""
     cfg = load_config(str(FOLDER / name))
-    cfg.model.update(arch=ARCH, decoder_dim=64)
-    cfg.model.decoder_depth = min(cfg.model.decoder_depth, 4)
+    cfg.model.arch = ARCH
+    if cfg.model.type == "MoCoPretrainer":
+        cfg.model.hidden_dim = 64
+    else:
+        cfg.model.update(decoder_dim=64, decoder_depth=min(cfg.model.decoder_depth, 4))
     images = cfg.model.get("images_per_sequence", 1)
     if images > 1:  # of 96 pixels; otherwise sequences have 2,560 tokens
         cfg.model.update(img_size=96, cluster_side=2)
@@ -39,8 +42,9 @@ def reduced(name: str, shapes, tmp_path) -> Config:
     cfg.param_scheduler.warmup = 1
     cfg.default_hooks.logger.interval = cfg.log_processor.window_size = 1
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
-    for hook in cfg.custom_hooks[1:]:
-        hook.drawn = 1  # ReconstructionHook: drawing takes longer than the training
+    for hook in cfg.custom_hooks:
+        if hook.type == "ReconstructionHook":
+            hook.drawn = 1  # drawing takes longer than the training
     return cfg
 
 

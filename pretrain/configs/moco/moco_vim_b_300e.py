@@ -1,0 +1,5 @@
+# MoCo v3 with Vim-B, two scans and a class token in the middle. Paper, Table 9: 80.2 top-1 after finetuning.
+#   tools/dist_train.sh pretrain/configs/moco/moco_vim_b_300e.py 8     # batch 4096 = 8 GPUs x 512 images
+_base_ = ["./_base_/moco_imagenet_300e.py"]
+
+model = dict(encoder="Vim")
