@@ -69,6 +69,7 @@ class MoCoPretrainer(BaseModel):
         data_preprocessor: configuration of the data preprocessor, which normalizes the views.
 
     Attributes:
+        img_size: (height, width) of the views, in pixels.
         current_momentum: with which the next step updates the momentum encoder.
 
     Raises:
@@ -115,6 +116,7 @@ class MoCoPretrainer(BaseModel):
         self.momentum_encoder = copy.deepcopy(self.base_encoder).requires_grad_(False)
         if freeze_patch_embed:
             self.base_encoder.patch_embed.requires_grad_(False)
+        self.img_size = self.base_encoder.img_size
         self.temperature, self.momentum, self.current_momentum = temperature, momentum, momentum
         self.reset_parameters()
 

@@ -180,10 +180,17 @@ def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Modu
     with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), config_errors(cfg, path):
         model = MODELS.build(cfg.model)
     if size is None and not is_dense:
-        size = getattr(model, "encoder", model).img_size
+        size = _image_size(getattr(model, "encoder", model))
     elif size is None and scope == "mmseg":
         size = (cfg.model.get("data_preprocessor") or {}).get("size") or SEG_SIZE
     return model, (3, *(size or DET_SIZE))
+
+
+def _image_size(encoder: nn.Module) -> tuple[int, int]:
+    """(height, width) of the images that an encoder of ours, or timm's in a TimmClassifier, is made for."""
+    if hasattr(encoder, "img_size"):
+        return encoder.img_size
+    return timm.data.resolve_model_data_config(encoder.model)["input_size"][1:]
 
 
 def describe(name: str, size: tuple[int, int] | None = None) -> str:
