@@ -25,7 +25,8 @@ from ..engine.config import load_config
 from ..errors import ConfigError, one_line
 from ..tables import markdown_table
 
-DET_SIZE, SEG_SIZE = (800, 1280), (512, 512)  # (height, width), if the configuration sets no size
+# (height, width), if neither configuration nor model sets a size
+DET_SIZE, SEG_SIZE, CLS_SIZE = (800, 1280), (512, 512), (224, 224)
 
 # part of an ARM trunk -> beginning of the names of its parameters and operators ("module.operator"); first match wins
 TRUNK_PARTS = {
@@ -187,10 +188,11 @@ def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Modu
 
 
 def _image_size(encoder: nn.Module) -> tuple[int, int]:
-    """(height, width) of the images that an encoder of ours, or timm's in a TimmClassifier, is made for."""
+    """(height, width) of the images that an encoder is made for; one without a size (VMamba) takes any."""
     if hasattr(encoder, "img_size"):
         return encoder.img_size
-    return timm.data.resolve_model_data_config(encoder.model)["input_size"][1:]
+    from_timm = getattr(encoder, "model", None)
+    return timm.data.resolve_model_data_config(from_timm)["input_size"][1:] if from_timm is not None else CLS_SIZE
 
 
 def describe(name: str, size: tuple[int, int] | None = None) -> str:
