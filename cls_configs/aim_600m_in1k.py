@@ -7,7 +7,7 @@
 # The table's recipe: AdamW, 50 epochs, lr 2e-3, drop path 0.3, RandAugment, mixup, cutmix, label smoothing. It names no
 # layer decay, weight decay, warm-up or moving average; these are ARM-L's. The head is AIM's: the mean over the last six
 # blocks, read by attention.
-# Put AIM's backbone and head files, or the backbone's alone, into checkpoints/aim_600m.pth; see docs/comparison_encoders.md.
+# Put AIM's backbone and head files, or the backbone's alone, into checkpoints/aim_600m.pth; see docs/encoders.md.
 _base_ = "arm_l_in1k.py"
 model = dict(
     _delete_=True,
