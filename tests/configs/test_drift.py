@@ -8,11 +8,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 
 from arm_backbone import ARM
+from arm_backbone.aim import prefix_mask
 from arm_backbone.checkpoint.convert import convert
 from arm_backbone.classifier import ARMClassifier
+from arm_backbone.pyramid import ARMSimpleFPN
+from arm_backbone.timm_backbone import TimmBackbone
 from arm_backbone.vim import Vim, VimClassifier
 from arm_backbone.vmamba import VMamba
 from arm_backbone.vmamba_classifier import VMambaClassifier
@@ -31,7 +35,8 @@ def filled(model: torch.nn.Module) -> torch.nn.Module:
         if name.endswith("A_log"):
             base = tensor.double().numpy()
         else:
-            base = np.ones(1) if ("norm" in name and name.endswith("weight")) or name.endswith(".D") else np.zeros(1)
+            ones = ("norm" in name and name.endswith("weight")) or name.endswith((".D", "running_var"))
+            base = np.ones(1) if ones else np.zeros(1)
         state[name] = torch.tensor(base + 0.1 * draws)
     model.double().load_state_dict(state)
     return model.eval()
@@ -66,7 +71,7 @@ def numbers() -> dict[str, list[float]]:
     model = filled(ARMPretrainer(ARCH, decoder_dim=64))
     theirs, _ = convert(model.state_dict(), "official-finetune", grid=(14, 14))
     result["conversion"] = [theirs[name].double().square().mean().sqrt().item() for name in sorted(theirs)]
-    return result | vim_numbers() | vmamba_numbers()
+    return result | vim_numbers() | vmamba_numbers() | timm_numbers()
 
 
 def vim_numbers() -> dict[str, list[float]]:
@@ -94,6 +99,23 @@ def vmamba_numbers() -> dict[str, list[float]]:
     result["VMamba classifier, gradients"] = [p.grad.norm().item() for p in model.parameters()]
     maps = filled(VMamba(VMAMBA_ARCH))(images(1, 3, 50, 90))
     result["VMamba backbone"] = [value for level in maps for value in (level.mean().item(), level.std().item())]
+    return result
+
+
+def timm_numbers() -> dict[str, list[float]]:
+    """Those of AIM, both ways and with prefixes, and of a timm model as a backbone with the simple pyramid."""
+    result = {}
+    small = dict(embed_dim=32, depth=4, num_heads=2)
+    for causal, mask in ((False, None), (True, prefix_mask(torch.tensor([1, 4]), 6))):
+        model = filled(timm.create_model("aim_600m_patch14_224", num_classes=5, causal=causal, **small))
+        logits = model(images(2, 3, 28, 42), mask)
+        logits.square().sum().backward()
+        name = f"AIM, causal {causal}"
+        result[name] = logits.flatten().tolist()
+        result[f"{name}, gradients"] = [p.grad.norm().item() for p in model.parameters() if p.requires_grad]
+    maps = filled(TimmBackbone("deit_base_patch16_224", out_indices=(3,), **small))(images(1, 3, 50, 90))
+    levels = filled(ARMSimpleFPN(32, 16))(maps)
+    result["DeiT and simple pyramid"] = [value for x in levels for value in (x.mean().item(), x.std().item())]
     return result
 
 
