@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from arm_backbone import ARMClassifier, VimClassifier
+from arm_backbone import ARMClassifier, VimClassifier, VMambaClassifier
 from arm_backbone.checkpoint.convert import convert
 from arm_pretrain import ARMPretrainer
 from arm_toolkit.engine.config import load_config
@@ -23,6 +23,7 @@ from tests.helpers.hub_server import Hub, serve, use
 from tests.helpers.paths import ROOT
 from tests.helpers.published import publish_small, save_checkpoint
 from tests.helpers.runs import ARCH
+from tests.helpers.small_models import VMAMBA_ARCH
 from tests.helpers.tools import call_tool
 from tests.helpers.untrained import write_models
 from tests.helpers.work_dirs import make_run, predict_labels
@@ -155,6 +156,16 @@ def test_checkpoints_of_vim_are_converted(folder):
     assert len(torch.load(target, weights_only=True)["state_dict"]["blocks.0.mixer.D"]) == 2
 
 
+def test_checkpoints_of_vmamba_are_converted(folder):
+    torch.manual_seed(0)
+    official = convert(VMambaClassifier(VMAMBA_ARCH).state_dict(), "official-finetune")[0]
+    torch.save(dict(model=official), "vmamba_b.pth")
+    run("python tools/convert_checkpoint.py vmamba_b.pth checkpoints/vmamba_b_in1k.pth --to classifier")
+    run("python tools/convert_checkpoint.py checkpoints/vmamba_b_in1k.pth vmamba_b_again.pth --to official-finetune")
+    again = torch.load("vmamba_b_again.pth", weights_only=True)["model"]
+    assert again.keys() == official.keys() and all(torch.equal(again[key], official[key]) for key in again)
+
+
 def test_data_sets_are_checked(folder):
     run("python tools/prepare_data.py check coco data/coco")
     run("python tools/prepare_data.py check ade data/ade/ADEChallengeData2016 --num-classes 150")
@@ -259,4 +270,6 @@ def test_python_runs(path, code, tmp_path, monkeypatch, shapes, request):
     variables: dict = {}
     exec(code, variables)
     if "maps" in variables:
-        assert [tuple(level.shape) for level in variables["maps"]] == [(1, 192, 30, 40)] * 4
+        hierarchical = [(1, 96 << i, 120 >> i, 160 >> i) for i in range(4)]
+        expected = hierarchical if "VMamba" in code else [(1, 192, 30, 40)] * 4
+        assert [tuple(level.shape) for level in variables["maps"]] == expected
