@@ -20,7 +20,7 @@ from arm_backbone.timm_backbone import TimmBackbone
 from arm_backbone.vim import Vim, VimClassifier
 from arm_backbone.vmamba import VMamba
 from arm_backbone.vmamba_classifier import VMambaClassifier
-from arm_pretrain import ARMPretrainer
+from arm_pretrain import ARMPretrainer, MAEPretrainer, MoCoPretrainer
 from tests.helpers.small_models import VMAMBA_ARCH
 
 FILE = Path(__file__).with_name("drift.json")
@@ -71,7 +71,7 @@ def numbers() -> dict[str, list[float]]:
     model = filled(ARMPretrainer(ARCH, decoder_dim=64))
     theirs, _ = convert(model.state_dict(), "official-finetune", grid=(14, 14))
     result["conversion"] = [theirs[name].double().square().mean().sqrt().item() for name in sorted(theirs)]
-    return result | vim_numbers() | vmamba_numbers() | timm_numbers()
+    return result | vim_numbers() | vmamba_numbers() | timm_numbers() | paradigm_numbers()
 
 
 def vim_numbers() -> dict[str, list[float]]:
@@ -116,6 +116,25 @@ def timm_numbers() -> dict[str, list[float]]:
     maps = filled(TimmBackbone("deit_base_patch16_224", out_indices=(3,), **small))(images(1, 3, 50, 90))
     levels = filled(ARMSimpleFPN(32, 16))(maps)
     result["DeiT and simple pyramid"] = [value for x in levels for value in (x.mean().item(), x.std().item())]
+    return result
+
+
+def paradigm_numbers() -> dict[str, list[float]]:
+    """Those of MAE, with one scan and with several, and of a step of MoCo v3: losses and gradient norms."""
+    result = {}
+    noise = torch.tensor(np.random.default_rng(1).random((2, 24)))
+
+    def norms(model: torch.nn.Module, loss: torch.Tensor) -> list[float]:
+        loss.backward()
+        return [loss.item(), *(p.grad.norm().item() for p in model.parameters() if p.grad is not None)]
+
+    forms = {"one scan": {}, "four scans": dict(scans=4, cls_token="middle"), "Vim": dict(encoder="Vim")}
+    for name, form in forms.items():
+        model = filled(MAEPretrainer(ARCH, (64, 96), decoder_dim=32, decoder_depth=2, decoder_heads=4, **form))
+        predictions, mask = model.predict_patches(images(2, 3, 64, 96), noise)
+        result[f"MAE, {name}"] = norms(model, model.loss(images(2, 3, 64, 96), predictions, mask))
+    model = filled(MoCoPretrainer(ARCH, (32, 48), hidden_dim=32, out_dim=16)).train()
+    result["MoCo"] = norms(model, model(images(4, 2, 3, 32, 48), mode="loss")["loss"])
     return result
 
 
