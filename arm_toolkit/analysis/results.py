@@ -140,9 +140,8 @@ COMPARISONS = (
             Row("MAE (FastVim's authors)", ("Vim-L", "1600", "–", "85.1")),
         ),
         "FastVim's rows differ from the others in more than the epochs: a decoder of two Mamba blocks, the class\n"
-        "token in the middle of the kept tokens, batch 4096, and another finetuning. With as many epochs ARM-B has "
-        "83.2\n"
-        "and ARM-L 84.5, so at equal schedules it is open whether autoregression beats masking.",
+        "token in the middle of the kept tokens, batch 4096, and another finetuning. With as many epochs ARM-B has\n"
+        "83.2 and ARM-L 84.5, so at equal schedules it is open whether autoregression beats masking.",
     ),
     Comparison(
         "Autoregressive image models (ARM, Table 10)",
