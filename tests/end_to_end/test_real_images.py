@@ -82,7 +82,10 @@ def test_greyscale_files_become_three_equal_channels(photographs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mask_rcnn_vmamba_b", "upernet_vmamba_b"])
+@pytest.mark.parametrize(
+    "name",
+    [f"{head}_{encoder}" for encoder in ("vim_s", "vim_b", "vmamba_b") for head in ("mask_rcnn", "upernet")],
+)
 def test_comparison_encoders_train_on_photographs(photographs, name):
     """With the configuration's own pipeline; the optimizer's step is tested in tests/configs/test_configs.py."""
     detection = name.startswith("mask_rcnn")
