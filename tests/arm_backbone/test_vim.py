@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from arm_backbone import Vim, VimClassifier
 from arm_backbone.arm import find_trunk, trunk_class
 from arm_backbone.checkpoint.official import parameter_names
+from arm_backbone.ops import layer_norm
 from arm_backbone.optim import is_decayed
 from arm_backbone.vim import ARCHS, VimTrunk, drop_path_rates
 
@@ -135,3 +136,20 @@ def test_tokens_between_blocks_stay_in_float32():
         mixed = model(images(224, 224))
     assert set(dtypes) == {torch.float32}
     torch.testing.assert_close(mixed.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+
+
+def test_a_linear_probe_trains_its_head_only():
+    model = MODELS.build(
+        dict(type="VimLinearProbe", arch=dict(embed_dims=32, num_layers=4), img_size=64, num_classes=3)
+    )
+    model.train()
+    assert not model.blocks[0].training and model.head.training
+    model(images(64, 64, 4), torch.tensor([0, 1, 2, 0]), mode="loss")["loss"].backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"head.1.weight", "head.1.bias"}
+
+
+def test_the_norm_runs_on_kernels_under_autocast():
+    norm = small(VimClassifier).blocks[0].norm
+    with torch.autocast("cpu", torch.bfloat16):
+        normed = layer_norm(torch.randn(2, 5, 32), norm)
+    assert normed.dtype == torch.bfloat16 and type(normed.grad_fn).__name__.startswith("_Norm")
