@@ -1,8 +1,8 @@
 """Convert a checkpoint into another kind and account for every tensor.
 
 SOURCE is a pretraining model, backbone, classifier, detector or segmentor of this toolkit, or a pretraining or
-finetuning file of the authors (of ARM, Vim or VMamba); its keys show which. If any tensor is unaccounted for, nothing is written and the exit
-status is not 0. Only the base requirements are needed (torch, timm, numpy, safetensors).
+finetuning file of the authors (of ARM, Vim or VMamba); its keys show which. If any tensor is unaccounted for, nothing
+is written and the exit status is not 0. Only the base requirements are needed (torch, timm, numpy, safetensors).
 
 Examples:
   a pretrained model, to start Mask R-CNN and UperNet from (one scan is copied to four):
