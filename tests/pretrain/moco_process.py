@@ -6,9 +6,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from arm_pretrain import MoCoPretrainer
 from arm_pretrain.moco import contrastive_loss
 from tests.helpers.paths import SHARED
-from tests.pretrain.test_moco import learn, pretrainer
+
+
+def pretrainer(**arguments) -> MoCoPretrainer:
+    """A small model, the same in every process."""
+    torch.manual_seed(0)
+    return MoCoPretrainer(
+        **dict(arch=dict(embed_dims=32, num_layers=4), img_size=(32, 48), hidden_dim=64, out_dim=16) | arguments
+    )
+
+
+def learn(model: MoCoPretrainer, views: torch.Tensor) -> torch.Tensor:
+    """The loss, after its backward."""
+    loss = model(views, mode="loss")["loss"]
+    loss.backward()
+    return loss
 
 
 def golden(rank: int) -> dict[str, tuple[float, float]]:

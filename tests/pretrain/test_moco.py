@@ -16,7 +16,7 @@ from arm_backbone.checkpoint.convert import convert
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 from arm_backbone.classifier import ARMClassifier
-from arm_pretrain import ImageViews, MoCoPretrainer, ViewsPreprocessor
+from arm_pretrain import ImageViews, ViewsPreprocessor
 from arm_pretrain.moco import momentum_at
 from arm_pretrain.views import view_transform
 from arm_toolkit.errors import ConfigError
@@ -24,20 +24,9 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs import ARCH, logged, pretrain_config, train
 from tests.helpers.tools import invoke
 from tests.helpers.weights import assert_same_weights, weights
+from tests.pretrain.moco_process import learn, pretrainer
 
 FORMS = [dict(), dict(encoder="Vim"), dict(cls_token=None, global_pool="avg", freeze_patch_embed=False)]
-
-
-def pretrainer(**arguments) -> MoCoPretrainer:
-    torch.manual_seed(0)
-    return MoCoPretrainer(**dict(arch=ARCH, img_size=(32, 48), hidden_dim=64, out_dim=16) | arguments)
-
-
-def learn(model: MoCoPretrainer, views: torch.Tensor) -> torch.Tensor:
-    """The loss, after its backward."""
-    loss = model(views, mode="loss")["loss"]
-    loss.backward()
-    return loss
 
 
 @pytest.mark.parametrize("form", FORMS)
