@@ -2,8 +2,6 @@
 of this toolkit.
 """
 
-import re
-
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
@@ -96,25 +94,29 @@ def vmamba_arch_of(state: dict[str, Tensor]) -> dict:
     """
     tensors = _Weights(state).tensors
     depths = count_blocks(tensors, _BLOCKS)
-    names = [f"stages.{i}.blocks.0.mixer.in_proj.weight" for i in range(len(depths))]
-    missing = [name for name in (_FIRST, *names) if name not in tensors or tensors[name].ndim < 2]
-    missing += [f"stages.{i}" for i in range(len(depths), STAGES)]
-    if missing:
-        raise CheckpointError(f"the checkpoint is not complete: no {missing[0]}")
-    inner, width = tensors[names[0]].shape
-    arch = dict(
-        widths=tuple(tensors[name].shape[1] for name in names), depths=tuple(depths), expand=inner // max(width, 1)
-    )
+    if len(depths) != STAGES:
+        raise CheckpointError(f"the checkpoint is not complete: no stages.{len(depths)}.blocks.0")
+    inputs = [f"stages.{i}.blocks.0.mixer.in_proj.weight" for i in range(STAGES)]
+    for name, dimensions in ((_FIRST, 4), *((name, 2) for name in inputs)):
+        if name not in tensors:
+            raise CheckpointError(f"the checkpoint is not complete: no {name}")
+        shape = tuple(tensors[name].shape)
+        if len(shape) != dimensions or 0 in shape or (dimensions == 2 and shape[0] % shape[1]):
+            raise CheckpointError(f"{name} has shape {shape}, which no VMamba has")
+    inner, width = tensors[inputs[0]].shape
+    widths = tuple(tensors[name].shape[1] for name in inputs)
+    arch = dict(widths=widths, depths=tuple(depths), expand=inner // width)
     return dict(arch=arch, in_chans=tensors[_FIRST].shape[1])
 
 
 def _require_complete(tensors: dict[str, Tensor], target: str) -> None:
     """Check that the trunk has every tensor in the right shape and finite values, and the norms and the head too if
     there are any."""
-    levels = re.findall(r"out_norms\.(\d+)\.weight", "\n".join(tensors))
     arguments = vmamba_arch_of(tensors)
+    levels = {tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(_LEVELS)}
+    stages = tuple(i for i, width in enumerate(arguments["arch"]["widths"]) if (width,) in levels)
     with torch.device("meta"):
-        model = VMamba(**arguments) if len(levels) == STAGES else VMambaTrunk(**arguments)
+        model = VMamba(**arguments, out_indices=stages) if stages else VMambaTrunk(**arguments)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if target != "backbone" and any(name.startswith(_HEAD) for name in tensors):
         width, classes = model.stages[-1].blocks[0].norm1.weight.shape, tensors.get("head.bias", torch.empty(0)).shape

@@ -86,6 +86,7 @@ def test_backbones(classifier, backbone):
     load_exact(VMamba(VMAMBA_ARCH), result, "file")
     assert vmamba_arch_of(result) == dict(arch=VMAMBA_ARCH, in_chans=3)
     fewer = VMamba(VMAMBA_ARCH, out_indices=(1, 3))
+    assert same(convert(fewer.state_dict(), "backbone")[0], fewer.state_dict())
     with pytest.raises(CheckpointError, match="file does not fit the model"):  # the norm of another stage
         load_trunk(fewer, result, "file")
     load_trunk(VMambaClassifier(VMAMBA_ARCH), convert(result, "classifier")[0], "file")
@@ -116,6 +117,10 @@ def test_what_does_not_fit_is_one_clear_line(classifier):
         (lambda: convert(without("layers.3"), "backbone"), "no stages.3"),
         (lambda: convert(without("head"), "classifier"), "head.weight"),
         (lambda: convert(theirs | {"patch_embed.5.bias": torch.full((16,), torch.nan)}, "backbone"), "NaN"),
+        (
+            lambda: convert(theirs | {"patch_embed.0.weight": torch.ones(8, 3)}, "backbone"),
+            r"\(8, 3\), which no VMamba has",
+        ),
         (lambda: convert(theirs | {"layers.0.blocks.0.op.Ds": torch.ones(3)}, "backbone"), r"mixer.D \(3,\)"),
     )
     for call, message in cases:
