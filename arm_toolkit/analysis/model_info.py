@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import arm_backbone  # noqa: F401 registers its models
 from arm_backbone.arm import find_trunk
 from arm_backbone.ops.dispatch import resolve_backend
+from arm_backbone.vmamba import VMambaTrunk
 
 from ..engine.checks import config_errors
 from ..engine.config import load_config
@@ -45,7 +46,7 @@ UNCOUNTED = {  # part -> what the table says instead of FLOPs, and why
 }
 MULTIPLY_ADD = "A multiply-add counts as two operations; norms, activations and gates are not counted."
 SCAN = (
-    "The scan counts as 7 N + 3 operations per token, channel and direction, with N = 16 states "
+    "The scan counts as 7 N + 3 operations per token, channel and direction, with N = 16 states, in VMamba one "
     "(arm_backbone.ops.scan.scan_flops)."
 )
 
@@ -215,7 +216,7 @@ def describe(name: str, size: tuple[int, int] | None = None) -> str:
         where = f" on images of {size[0]} x {size[1]} pixels" if size else ""
         raise ConfigError(f"{name} cannot be counted{where}: {one_line(error)}") from error
     notes = [MULTIPLY_ADD]
-    if find_trunk(model)[1] is not None:
+    if find_trunk(model)[1] is not None or any(isinstance(module, VMambaTrunk) for module in model.modules()):
         notes.append(SCAN)
     uncounted = {key: value for key, value in UNCOUNTED.items() if hasattr(model, key)}
     if uncounted:
