@@ -125,11 +125,17 @@ COMPARISONS = (
         ("encoder", "epochs", "hours", "top-1"),
         (
             Row("supervised", ("MambaMLP-B", "300", "110", "81.2"), _classifier("mambamlp_b_in1k")),
-            Row("contrastive (MoCo v3)", ("MambaMLP-B", "300", "330", "81.4")),
+            Row(
+                "contrastive (MoCo v3)",
+                ("MambaMLP-B", "300", "330", "81.4"),
+                ("pretrain/configs/moco/moco_arm_b_300e.py",),
+            ),
             Row("MAE", ("MambaMLP-B", "300", "70", "81.6"), ("pretrain/configs/mae/mae_arm_b_300e.py",)),
             Row("AR (ARM)", ("MambaMLP-B", "300", "34", "82.5"), ("pretrain/configs/ablations/cluster_64.py",)),
             Row("supervised", ("Vim-B", "300", "165", "81.2"), _classifier("vim_b_in1k")),
-            Row("contrastive (MoCo v3)", ("Vim-B", "300", "510", "80.2")),
+            Row(
+                "contrastive (MoCo v3)", ("Vim-B", "300", "510", "80.2"), ("pretrain/configs/moco/moco_vim_b_300e.py",)
+            ),
             Row("MAE", ("Vim-B", "300", "106", "81.4"), ("pretrain/configs/mae/mae_vim_b_300e.py",)),
             Row(
                 "AR (ARM)",
