@@ -201,7 +201,7 @@ def empty_class(data: Path) -> str:
 def damaged_image(data: Path) -> str:
     file = min((data / "disc").iterdir())
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    return f"image {file.resolve()} cannot be read (image file is truncated); repair or remove it"
+    return f"{file.resolve()}|image file is truncated|repair"
 
 
 def images_alone(data: Path) -> str:

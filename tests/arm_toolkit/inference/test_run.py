@@ -161,7 +161,7 @@ def test_a_higher_threshold_draws_less_and_keeps_the_results(models, images, tmp
         cv2.imread(str(path)).astype(int)
         for path in (*((tmp_path / n / f"drawn/{images[0].stem}.jpg") for n in ("few", "many")), images[0])
     )
-    assert np.abs(few - original).mean() < 5 < np.abs(many - original).mean()
+    assert 2 * np.abs(few - original).mean() < np.abs(many - original).mean()  # the few differ by JPEG's losses
 
 
 @pytest.mark.slow
