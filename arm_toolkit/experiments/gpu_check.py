@@ -85,7 +85,7 @@ model = dict(
     roi_head=dict(bbox_head=dict(num_classes={len(classes)}), mask_head=dict(num_classes={len(classes)})),
 )
 dataset = dict(data_root={data!r}, metainfo=dict(classes={classes}))
-train_dataloader = dict(batch_size={sizes.batch}, dataset=dataset)
+train_dataloader = dict(batch_size={sizes.batch}, dataset=dict(indices=None, **dataset))
 test_dataloader = dict(dataset=dataset)
 test_evaluator = dict(ann_file={data + "annotations/instances_val2017.json"!r})
 del dataset
@@ -98,7 +98,7 @@ def segmentor_config(out: Path, sizes: Sizes) -> str:
     return f"""_base_ = {str(ROOT / sizes.segmentor)!r}
 model = dict(backbone=dict(init_cfg=None))
 dataset = dict(data_root={f"{out}/shapes/ade/"!r})
-train_dataloader = dict(batch_size={sizes.batch}, dataset=dataset)
+train_dataloader = dict(batch_size={sizes.batch}, dataset=dict(indices=None, **dataset))
 test_dataloader = dict(dataset=dataset)
 del dataset
 train_cfg = dict(max_iters={sizes.iterations})

@@ -101,7 +101,10 @@ def test_segmentor_trained_and_evaluated_by_two_processes(odd, tmp_path):
         model.backbone.arch.embed_dims=32 model.backbone.arch.num_layers=4 model.backbone.init_cfg=None
         model.neck.in_channels=32 model.decode_head.in_channels=[32,32,32,32] model.decode_head.channels=16
         model.auxiliary_head.in_channels=32 model.auxiliary_head.channels=16 train_dataloader.batch_size=4
-        train_cfg.max_iters=6 train_cfg.val_interval=6 param_scheduler.0.end=2 default_hooks.logger.interval=1"""
+        train_dataloader.dataset.indices=None
+        train_dataloader.dataset.pipeline.3.scale=(96,96) optim_wrapper.optimizer.lr=0.01
+        train_dataloader.dataset.pipeline.4.crop_size=(96,96) train_cfg.max_iters=12 train_cfg.val_interval=12
+        train_cfg.val_begin=1 param_scheduler.0.end=2 default_hooks.logger.interval=1"""
     options = ("--cfg-options", *options.split())
     result = run_tool("dist_train.sh", config, 2, "--work-dir", tmp_path / "train", *options)
     assert result.returncode == 0, result.stderr
@@ -110,10 +113,10 @@ def test_segmentor_trained_and_evaluated_by_two_processes(odd, tmp_path):
     (file,) = (tmp_path / "train").glob("*/vis_data/scalars.json")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert len(losses) == 12 and losses[-1] < losses[0]
     validated = lines[-1]["mIoU"]
 
-    checkpoint = tmp_path / "train/iter_6.pth"
+    checkpoint = tmp_path / "train/iter_12.pth"
     arguments = (config, checkpoint, 2, "--work-dir", tmp_path / "two", "--out", tmp_path / "maps2", *options)
     result = run_tool("dist_test.sh", *arguments)
     assert result.returncode == 0, result.stderr
