@@ -313,3 +313,6 @@ class ARMClassifier(ARMTrunk):
         The layers are those of `layer_depth`: the last norm learns like the head, as in the reference code.
         """
         return dict(stem=r"^(?:patch_embed|pos_embed|cls_)", blocks=r"^blocks\.(\d+)")
+
+
+CLASSIFIERS: dict[str, type[ARMClassifier]] = {"ARM": ARMClassifier}  # by encoder; another encoder's file adds its own

@@ -41,7 +41,7 @@ def resolve_with_cp(with_cp: bool | str) -> bool | str:
 
 
 def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, with_cp: bool | str) -> Tensor:
-    """Run a block with activation checkpointing.
+    """Run a block around `mamba_inner` with activation checkpointing.
 
     Args:
         x: (B, L, C).
@@ -49,11 +49,16 @@ def run_checkpointed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, w
         with_cp: False keeps all activations; "selective" keeps the results of matmuls and scans and recomputes the
             rest; "full" keeps only the input and recomputes the whole block.
     """
+    if with_cp == "selective" and uses_fused_inner(x):  # the fused mixer recomputes its cheap parts itself, faster
+        return block(x, orders)
+    return run_recomputed(block, x, orders, with_cp)
+
+
+def run_recomputed(block: nn.Module, x: Tensor, orders: ScanOrders | Tensor, with_cp: bool | str) -> Tensor:
+    """`run_checkpointed` for a block whose mixer is not `mamba_inner`, with tokens x of any shape."""
     if not with_cp or not torch.is_grad_enabled():
         return block(x, orders)
-    if with_cp != "selective":
+    if with_cp == "full":
         return checkpoint(block, x, orders, use_reentrant=False)
-    if uses_fused_inner(x):  # the fused mixer recomputes its cheap parts itself, faster
-        return block(x, orders)
     context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
     return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .arm import ARM, TRUNKS, ARMTrunk
 from .block import NORM_EPS
-from .classifier import ARMClassifier
+from .classifier import CLASSIFIERS, ARMClassifier
 from .mixer import MambaMixer
 from .ops.norm import layer_norm
 from .ops.orders import ScanOrders
@@ -36,7 +36,7 @@ def drop_path_rates(rate: float, num_layers: int) -> list[float]:
 
 
 class VimBlock(nn.Module):
-    """`x + drop_path(mixer(norm(x)))` with an RMSNorm; there is no MLP.
+    """`x + drop_path(mixer(norm(x)))` with an RMSNorm, without an MLP.
 
     Args:
         dim: channels.
@@ -139,3 +139,6 @@ class VimClassifier(ARMClassifier, VimTrunk):
         self, *args, scans: int = 2, global_pool: str = "token", reference_init: bool = True, **kwargs
     ) -> None:
         super().__init__(*args, scans=scans, global_pool=global_pool, reference_init=reference_init, **kwargs)
+
+
+CLASSIFIERS[VimTrunk.encoder_name] = VimClassifier

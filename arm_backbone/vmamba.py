@@ -3,20 +3,18 @@
 Legend: B batch, H, W height and width of an image or a map, C channels.
 """
 
-import functools
 import re
 from collections.abc import Iterator
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .ops.library import check_images
 from .ops.norm import add_layer_norm, layer_norm
 from .ops.orders import ScanOrders
 from .parameters import own_linears
-from .recompute import EXPENSIVE, resolve_with_cp
+from .recompute import resolve_with_cp, run_recomputed
 from .ss2d import NORM_EPS, SS2D, ss2d_orders
 
 STRIDES = (4, 8, 16, 32)
@@ -172,19 +170,10 @@ class VMambaTrunk(nn.Module):
         for stage in self.stages:
             orders = ss2d_orders(*x.shape[1:3], device=x.device)
             for block in stage.blocks:
-                x = self._run(block, x, orders)
+                x = run_recomputed(block, x, orders, self.with_cp)
             yield x
             if stage.downsample is not None:
                 x = stage.downsample(x)
-
-    def _run(self, block: VMambaBlock, x: Tensor, orders: ScanOrders) -> Tensor:
-        """Run a block, with activation checkpointing according to `with_cp`."""
-        if not self.with_cp or not torch.is_grad_enabled():
-            return block(x, orders)
-        if self.with_cp == "full":
-            return checkpoint(block, x, orders, use_reentrant=False)
-        context = functools.partial(create_selective_checkpoint_contexts, EXPENSIVE)
-        return checkpoint(block, x, orders, use_reentrant=False, context_fn=context)
 
     def layer_depth(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay.

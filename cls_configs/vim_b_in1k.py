@@ -1,5 +1,5 @@
-# Vim-B on ImageNet-1K, 300 epochs from scratch. Paper: 81.2 top-1 (Vim's authors: 81.9). There is no published recipe for
-# this size: here it is that of MambaMLP-B, with which ARM's paper compares it.
+# Vim-B on ImageNet-1K, 300 epochs from scratch. Paper: 81.2 top-1 (Vim's authors: 81.9). Nobody has published a recipe
+# for this size. This one is MambaMLP-B's, with which ARM's paper compares it.
 #
 #   bash tools/dist_train.sh cls_configs/vim_b_in1k.py 8
 #

@@ -14,13 +14,10 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor, nn
 
-from arm_backbone.classifier import ARMClassifier
-from arm_backbone.vim import VimClassifier
+from arm_backbone.classifier import CLASSIFIERS
 
 from .moco_heads import normalized, predictor, projector
 from .positions import fix_positions
-
-ENCODERS: dict[str, type[ARMClassifier]] = {c.encoder_name: c for c in (ARMClassifier, VimClassifier)}
 
 
 def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
@@ -94,13 +91,13 @@ class MoCoPretrainer(BaseModel):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
-        if encoder not in ENCODERS:
-            raise ValueError(f"encoder={encoder!r} is unknown; give one of {', '.join(ENCODERS)}")
+        if encoder not in CLASSIFIERS:
+            raise ValueError(f"encoder={encoder!r} is unknown; give one of {', '.join(CLASSIFIERS)}")
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: give a number above 0")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum={momentum}: give a number from 0 to 1")
-        kind = ENCODERS[encoder]
+        kind = CLASSIFIERS[encoder]
         self.base_encoder = kind(
             arch,
             img_size,

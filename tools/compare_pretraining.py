@@ -66,7 +66,7 @@ def compare_on_photographs(args: argparse.Namespace) -> Path:
         held_out=args.held_out,
         seeds=tuple(args.seeds or (0, 1)),
         options=() if args.epochs is None else (f"train_cfg.max_epochs={args.epochs}",),
-        finetune_iters=args.finetune_iters or 250,
+        finetune_iters=250 if args.finetune_iters is None else args.finetune_iters,
     )
     return comparison.write_results(finished_steps(comparison.folder)) if args.report else comparison.run()
 

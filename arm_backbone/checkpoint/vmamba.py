@@ -11,8 +11,10 @@ from .accounting import Accounting, describe_mismatch, describe_values
 from .files import CheckpointError
 from .vmamba_official import PROBE, STAGES, count_blocks, from_official, is_official, to_official
 
-VMAMBA_SIZE = "VMamba has neither patches nor a position embedding; omit --img-size and --patch-size"
-VMAMBA_SIZE = "VMamba has neither patches nor a position embedding; omit --img-size and --patch-size"
+VMAMBA_SIZE = (
+    "the weights are VMamba's, which has neither patches nor a position embedding: to convert them omit --img-size and "
+    "--patch-size; what needs these takes ARM and Vim only"
+)
 TARGETS = ("backbone", "classifier", "official-finetune")
 _BLOCKS = r"stages\.(\d+)\.blocks\.(\d+)\."
 _FIRST = "stem.0.conv.weight"

@@ -145,9 +145,9 @@ COMPARISONS = (
             Row("MAE (FastVim's authors, arXiv 2502.00594)", ("Vim-B", "1600", "–", "83.3")),
             Row("MAE (FastVim's authors)", ("Vim-L", "1600", "–", "85.1")),
         ),
-        "FastVim's rows differ from the others in more than the epochs: a decoder of two Mamba blocks, the class\n"
-        "token in the middle of the kept tokens, batch 4096, and another finetuning. With as many epochs ARM-B has\n"
-        "83.2 and ARM-L 84.5, so at equal schedules it is open whether autoregression beats masking.",
+        "FastVim's rows differ from the others in more than the epochs: a norm after the scan, a decoder of two Mamba\n"
+        "blocks, the class token in the middle of the kept tokens, batch 4096, and another finetuning. With as many\n"
+        "epochs ARM-B has 83.2 and ARM-L 84.5, so at equal schedules it is open whether autoregression beats masking.",
     ),
     Comparison(
         "Autoregressive image models (ARM, Table 10)",
@@ -172,7 +172,7 @@ COMPARISONS = (
 
 
 def ours(configurations: tuple[str, ...], logs: Path = LOGS) -> str:
-    """The results of our runs of these configurations in points; "–" if there is no log."""
+    """What our runs of these configurations reached, in points; "–" if there is no log."""
     cells = []
     for configuration in configurations:
         log = logs / f"{Path(configuration).stem}.json"

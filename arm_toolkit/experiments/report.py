@@ -6,6 +6,7 @@ dash. The report is written as an HTML page that needs no other file, and as Mar
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 from arm_backbone.checkpoint.writing import replacing
@@ -61,15 +62,22 @@ def write_quickstart_report(folder: str | Path) -> Path:
         _next_steps(),
     ]
     (folder / "report_files").mkdir(exist_ok=True)
-    for part in (part for section in sections for part in section.parts):
-        for figure in part.figures if isinstance(part, Gallery) else [part] if isinstance(part, Figure) else []:
-            with replacing(folder / "report_files" / figure.name) as partial:
-                partial.write_bytes(figure.data)
+    for figure in _figures(sections):
+        with replacing(folder / "report_files" / figure.name) as partial:
+            partial.write_bytes(figure.data)
     summary = _summary(runs, steps, meta)
     for suffix in ("md", "html"):
         with replacing(folder / f"report.{suffix}") as partial:
             partial.write_text(render(f"report.{suffix}.j2", "ARM quickstart", summary, sections))
     return folder / "report.html"
+
+
+def _figures(sections: list[Section]) -> Iterator[Figure]:
+    for part in (part for section in sections for part in section.parts):
+        if isinstance(part, Gallery):
+            yield from part.figures
+        elif isinstance(part, Figure):
+            yield part
 
 
 def _summary(runs: dict[str, Run], steps: dict, meta: dict) -> list[str]:

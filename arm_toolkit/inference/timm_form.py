@@ -9,10 +9,8 @@ from arm_backbone.checkpoint.accounting import Accounting
 from arm_backbone.checkpoint.convert import arch_of, detect_kind
 from arm_backbone.checkpoint.load import load_trunk
 from arm_backbone.checkpoint.official import encoder_of
-from arm_backbone.classifier import ARMClassifier
-from arm_backbone.vim import VimClassifier
+from arm_backbone.classifier import CLASSIFIERS, ARMClassifier
 
-CLASSIFIERS = {"ARM": ARMClassifier, "Vim": VimClassifier}  # by encoder; their timm names begin with it
 # encoder -> arguments of its classifier that determine the model, with timm's defaults
 DEFAULTS = {
     "ARM": dict(patch_size=16, scans=4, cls_token="middle", in_chans=3, global_pool="avg"),
@@ -25,7 +23,7 @@ _TRANSFORM = dict(interpolation="bilinear", mean=None, std=None, crop_pct=0.875,
 def arguments_of(state: dict[str, Tensor]) -> dict:
     """Arguments of the encoder's classifier for the tensors of an encoder; only a classifier gets a head.
 
-    One scan of a pretraining checkpoint is to be copied to all, as for a dense model.
+    One scan of a pretraining (autoregressive or MAE) is to be copied to all, as for a dense model.
 
     Raises:
         CheckpointError: if the tensors are not those of a complete ARM or Vim.
@@ -34,7 +32,7 @@ def arguments_of(state: dict[str, Tensor]) -> dict:
     arguments = arch_of(state) | dict(num_classes=0 if head is None else len(head))
     if arguments["cls_token"] is None and DEFAULTS[encoder]["global_pool"] == "token":
         arguments["global_pool"] = "avg"
-    if detect_kind(state).endswith("pretrain"):
+    if detect_kind(state).endswith(("pretrain", "mae")):
         arguments["scans"] = DEFAULTS[encoder]["scans"]
     return arguments
 

@@ -22,14 +22,14 @@ from arm_backbone.checkpoint.writing import WriteError
 from arm_backbone.classifier import ARMClassifier
 from arm_backbone.vim import VimClassifier
 from arm_images.errors import DataError
-from arm_pretrain import ARMPretrainer
+from arm_pretrain import ARMPretrainer, MAEPretrainer
 from arm_toolkit.errors import ConfigError
 from arm_toolkit.inference import load
 from arm_toolkit.inference.build import build
 from arm_toolkit.inference.publish import Statements, publish
 from arm_toolkit.inference.published import is_published, read_published
 from arm_toolkit.inference.published_config import from_json, to_json
-from arm_toolkit.inference.timm_form import registered_name
+from arm_toolkit.inference.timm_form import arguments_of, registered_name
 from tests.helpers.full_disk import file_size_limit
 from tests.helpers.hub_server import Hub, serve, use
 from tests.helpers.published import CLASSES, PALETTE, config_of, publish_small, save_checkpoint
@@ -444,3 +444,9 @@ def test_a_full_disk_keeps_the_earlier_folder(shapes, tmp_path):
 def test_wrong_arguments(arguments, message, tmp_path):
     done = invoke("publish.py", "absent.pth", "out", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_an_encoder_pretrained_by_mae_gets_all_scans():
+    small = dict(arch=dict(embed_dims=32, num_layers=4), img_size=64, decoder_dim=32, decoder_depth=1, decoder_heads=2)
+    for encoder, scans in (("ARM", 4), ("Vim", 2)):
+        assert arguments_of(MAEPretrainer(**small, encoder=encoder).state_dict())["scans"] == scans
