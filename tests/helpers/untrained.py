@@ -17,6 +17,8 @@ def write_checkpoint(cfg: Config, path: Path, classes: tuple[str, ...]) -> Path:
         model = MODELS.build(cfg.model)
     if hasattr(model, "head"):  # a classifier's head starts at zero
         torch.nn.init.normal_(model.head.weight, std=0.5)
+    if hasattr(model, "decode_head"):  # else the bias decides, and a label map may hold one class only
+        torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
     info = dict(cfg.test_dataloader.dataset.get("metainfo") or {}, classes=classes)
     meta = dict(cfg=cfg.pretty_text, dataset_meta=info)
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
