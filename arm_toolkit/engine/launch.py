@@ -41,19 +41,18 @@ from .work_dir_lock import is_first_process, one_run, refuse_second_run
 WIDTHS = ("channels", "in_channels", "out_channels")  # keys of a model that hold numbers of channels
 
 
-def prepare(cfg: Config, args: argparse.Namespace, loader: str) -> None:
+def prepare(cfg: Config, args: argparse.Namespace) -> None:
     """Set the launcher in a configuration, and adapt it to a batch of one image and to a machine without a GPU.
 
     Args:
         args: parsed by `add_arguments`.
-        loader: key of the data loader that feeds the model.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg.launcher = args.launcher
     if torch.cuda.is_available():
         use_group_norm(cfg)
     else:
-        _adapt_to_cpu(cfg, workers=cfg[loader].get("num_workers", 0))
+        _adapt_to_cpu(cfg)
 
 
 def _set_work_dir(cfg: Config, args: argparse.Namespace, config_name: str) -> None:
@@ -75,13 +74,10 @@ def _network_errors() -> Iterator[None]:
         raise ConnectionError(f"{where}: {one_line(error)}; give the address of rank 0 and a free port") from error
 
 
-def _adapt_to_cpu(cfg: Config, workers: int) -> None:
+def _adapt_to_cpu(cfg: Config) -> None:
     """Replace the parts of a configuration that need a GPU, and log the replacements."""
     changes = []
     keep_freed_memory()
-    if cfg.launcher == "none" and "OMP_NUM_THREADS" not in os.environ:
-        # leave cores to the data workers: OpenMP threads synchronise at every operator, so one slow thread delays all
-        torch.set_num_threads(max(1, torch.get_num_threads() - workers))
     if cfg.launcher != "none":
         if not torch.distributed.is_initialized():
             with _network_errors():
@@ -204,7 +200,7 @@ def train(cfg: Config, args: argparse.Namespace, config_name: str) -> ARMRunner 
         refuse_second_run(cfg.work_dir)
         print(f"{config_name}: configuration, arguments and files are in order")
         return None
-    prepare(cfg, args, "train_dataloader")
+    prepare(cfg, args)
     if args.amp:
         _use_amp(cfg)
     return run(cfg, "train")[0]
@@ -298,5 +294,5 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     if is_first_process(args.launcher):  # before a test that can take hours
         for out in filter(None, (args.out, args.show_dir)):
             check_writable(out if Path(out).suffix else Path(out, "file"))
-    prepare(cfg, args, "test_dataloader")
+    prepare(cfg, args)
     return run(cfg, "test")[1]

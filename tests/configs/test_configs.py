@@ -609,6 +609,21 @@ def test_every_transform_builds_in_its_scope(path, load):
             TRANSFORMS.build(copy.deepcopy(step))
 
 
+def test_a_training_on_a_cpu_keeps_pytorchs_threads(monkeypatch):
+    """Data workers are idle most of the time; a core left to them would be, too."""
+    from arm_toolkit.engine.launch import _adapt_to_cpu
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cfg = Config.fromfile(ROOT / "seg_configs/upernet_arm_b.py")
+    cfg.launcher, before = "none", torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        _adapt_to_cpu(cfg)
+        assert cfg.train_dataloader.num_workers > 0 and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("batch_size", "norm"), [(1, "GN"), (2, "BN")])
 def test_sync_bn_without_a_gpu(batch_size, norm, monkeypatch):
     """SyncBN needs a GPU; BN needs more than one value per channel, and UperNet's pooled branch has one per image."""
@@ -617,7 +632,7 @@ def test_sync_bn_without_a_gpu(batch_size, norm, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cfg = Config.fromfile(ROOT / "seg_configs/upernet_arm_b.py")
     cfg.launcher, cfg.train_dataloader.batch_size = "none", batch_size
-    _adapt_to_cpu(cfg, workers=0)
+    _adapt_to_cpu(cfg)
     assert cfg.model.decode_head.norm_cfg.type == cfg.model.neck.norm_cfg.type == norm
     with DefaultScope.overwrite_default_scope("mmseg"):
         head = MODELS.build(cfg.model.decode_head | dict(in_channels=[64] * 4, channels=64)).train()
