@@ -1,15 +1,16 @@
-"""Compare variants of AR pretraining by what models learn from them. A second run skips the finished steps.
+"""Compare ways of pretraining by what models learn from them. A second run skips the finished steps.
 
 With --generated: the quickstart with and without pretraining, three seeds, about 30 minutes on two CPU cores.
 
-Otherwise: ARM, STAR, random order, patch units, raw pixels and none, on photographs. The measure is semantic
-segmentation of a held-out drive, which is excluded from all training. This takes hours on a CPU.
+Otherwise, on photographs: with --study variants ARM, STAR, random order, patch units, raw pixels and none; with --study
+paradigms ARM, MAE, MoCo v3 and none, and a Vim. The measure is semantic segmentation of a held-out drive, which is
+excluded from all training. This takes hours on a CPU.
 
 Examples:
     python tools/compare_pretraining.py --generated
   with a list of photographs and CamVid in ADE's layout (images/training, annotations/training, meta.json):
     python tools/compare_pretraining.py --photographs data/photos.txt --prefix data --camvid data/camvid \\
-        --held-out 0006R0
+        --held-out 0006R0 --study paradigms --seeds 0 1 2 --epochs 10
   the table of the steps finished so far, from another terminal:
     python tools/compare_pretraining.py --generated --report
 """
@@ -21,6 +22,7 @@ from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.experiments.comparison import Comparison
 from arm_toolkit.experiments.generated_comparison import GeneratedComparison
 from arm_toolkit.experiments.steps import finished_steps
+from arm_toolkit.experiments.studies import STUDIES
 
 PHOTOGRAPHS = ("photographs", "prefix", "camvid", "held_out")
 
@@ -33,10 +35,11 @@ def main() -> None:
     photographs.add_argument("--prefix", type=Path, help="folder that these paths are relative to")
     photographs.add_argument("--camvid", type=Path, help="segmentation data in ADE's layout")
     photographs.add_argument("--held-out", help="prefix of the held-out drive's frame names")
+    photographs.add_argument("--study", choices=tuple(STUDIES), help="what is compared (variants)")
     photographs.add_argument("--epochs", type=int, help="epochs of every pretraining (default: the configuration's)")
     photographs.add_argument("--finetune-iters", type=int, help="iterations of every finetuning and probe (250)")
     parser.add_argument(
-        "--folder", type=Path, help="folder for the results (work_dirs/comparison, with --generated /generated in it)"
+        "--folder", type=Path, help="folder for the results (work_dirs/comparison/, and in it generated or the study)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds (0 1, with --generated 0 1 2)")
     parser.add_argument("--report", action="store_true", help="run nothing; write the table of the finished steps")
@@ -46,7 +49,7 @@ def main() -> None:
 
 
 def compare_generated(args: argparse.Namespace) -> Path:
-    for name in (*PHOTOGRAPHS, "epochs", "finetune_iters"):
+    for name in (*PHOTOGRAPHS, "study", "epochs", "finetune_iters"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: not with --generated; leave it out")
     folder = args.folder or Path("work_dirs/comparison/generated")
@@ -58,8 +61,10 @@ def compare_on_photographs(args: argparse.Namespace) -> Path:
     missing = [f"--{name.replace('_', '-')}" for name in PHOTOGRAPHS if getattr(args, name) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)}: needed to compare on photographs; or give --generated alone")
+    study = args.study or "variants"
     comparison = Comparison(
-        folder=args.folder or Path("work_dirs/comparison"),
+        study=STUDIES[study],
+        folder=args.folder or Path("work_dirs/comparison", study),
         photographs=args.photographs,
         prefix=args.prefix,
         camvid=args.camvid,

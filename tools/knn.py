@@ -1,14 +1,17 @@
-"""Measure the k-nearest-neighbour accuracy of an encoder's features; nothing is trained or tuned.
+"""Measure by k nearest neighbours how good an encoder's features are; nothing is trained or tuned.
 
-The checkpoint can be of any kind. Give a configuration with the checkpoint's number of scans:
-cls_configs/arm_b_linear.py (one causal scan) for AR-pretrained weights, cls_configs/arm_b_in1k.py (four scans) for
-finetuned weights.
+With a configuration of cls_configs/: top-1 accuracy of images. Give one with the checkpoint's number of scans:
+arm_b_linear.py (one causal scan) for AR-pretrained weights, arm_b_in1k.py (four scans) for finetuned weights.
+With a configuration of seg_configs/: mIoU, where each patch gets the class of the patches nearest to it.
 
-Example:
+Examples:
     python tools/knn.py cls_configs/arm_b_linear.py work_dirs/arm_b/epoch_1600.pth --cfg-options data_root=PATH
+    python tools/knn.py seg_configs/upernet_arm_ti_camvid.py checkpoints/arm_ti_pretrain.pth
 """
 
 import argparse
+import json
+from pathlib import Path
 
 from arm_toolkit.engine.arguments import ConfigFile, Options
 from arm_toolkit.errors import ConfigError, run_tool
@@ -17,13 +20,14 @@ from arm_toolkit.errors import ConfigError, run_tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "config",
-        action=ConfigFile,
-        help="classification configuration: model, training and validation images, preprocessing",
+        "config", action=ConfigFile, help="configuration of cls_configs/ or seg_configs/: model, images, preprocessing"
     )
-    parser.add_argument("checkpoint", help="the encoder's weights, of any kind")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="the encoder's weights, of any kind (default: random weights, as a baseline)"
+    )
     parser.add_argument("--k", type=int, default=20, help="number of neighbours (20)")
     parser.add_argument("--temperature", type=float, default=0.07, help="temperature of the votes' weights (0.07)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
     parser.add_argument(
         "--cfg-options", nargs="+", action=Options, metavar="KEY=VALUE", help="override configuration keys"
     )
@@ -33,26 +37,22 @@ def main() -> None:
 
     # imported here: --help and wrong arguments need no torch
     import torch
-    from mmengine.registry import MODELS
 
-    from arm_backbone.openmmlab import load_pretrained
-    from arm_toolkit.engine.checks import check_data_paths, config_errors
+    from arm_backbone.checkpoint.writing import replacing
     from arm_toolkit.engine.config import load_config
     from arm_toolkit.engine.environment import check_environment
-    from arm_toolkit.evaluation.knn import knn_accuracy
+    from arm_toolkit.evaluation import knn, knn_patches
 
     check_environment()
     cfg = load_config(args.config, args.cfg_options)
-    if cfg.get("test_dataloader") is None or cfg.test_dataloader.dataset.type != "ClassFolder":
-        raise ConfigError(f"{args.config} has no ClassFolder as test data; give a configuration of cls_configs/")
-    check_data_paths(cfg, ("test_dataloader",))
-    cfg.model.update(init_cfg=None, with_cp=False)
-    with config_errors(cfg, "model"):
-        model = MODELS.build(cfg.model)
-    load_pretrained(model, args.checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    top1 = knn_accuracy(model, cfg.test_dataloader, args.k, args.temperature)
-    print(f"k-NN (k {args.k}, temperature {args.temperature}): top-1 {top1:.2f}")
+    torch.manual_seed(cfg.get("randomness", {}).get("seed") or 0)  # of random weights
+    measure = knn_patches.measure if cfg.model.get("decode_head") is not None else knn.measure
+    result = measure(cfg, args.checkpoint, args.k, args.temperature)
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in result.items())
+    print(f"k-NN (k {args.k}, temperature {args.temperature}): {shown}")
+    if args.json is not None:
+        with replacing(args.json) as partial:
+            partial.write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

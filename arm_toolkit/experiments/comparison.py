@@ -1,8 +1,8 @@
 """Compares choices of pretraining on photographs, evaluated by segmentation of a drive that no training uses.
 
 One cell is one choice of pretraining (or none) with one seed: pretrain, convert, finetune UperNet, train a linear probe
-on the frozen encoder, evaluate both. The equal-compute cell trains UperNet from scratch with the CPU time that "arm"
-spends on pretraining and finetuning together.
+on the frozen encoder, evaluate both, and label the frozen encoder's patches by their nearest neighbours. The
+equal-compute cell trains UperNet from scratch with the CPU time that "arm" spends on pretraining and finetuning.
 """
 
 import json
@@ -22,20 +22,9 @@ from .files import read_json
 from .runs import read_losses
 from .segmentation_scores import class_iou
 from .steps import Spent, Step, run_steps
+from .studies import MEASURES, Choice, Study
 
-ARMS = {  # choice of pretraining (an arm of the experiment) -> configuration
-    "arm": "pretrain/configs/photographs/arm.py",
-    "star": "pretrain/configs/photographs/star.py",
-    "order_random": "pretrain/configs/photographs/order_random.py",
-    "patch_units": "pretrain/configs/photographs/patch_units.py",
-    "target_pixels": "pretrain/configs/photographs/target_pixels.py",
-    "none": None,
-}
-FINETUNE = "seg_configs/photographs/upernet_camvid_drive.py"
-PROBE = "seg_configs/photographs/linear_camvid_drive.py"
 EQUAL_COMPUTE = "none_equal_compute"
-# Fixed before the runs: pretraining helps if every seed gains, and the mean gain is at least this many points of mIoU
-CRITERION = dict(finetune=1.0, probe=2.0)
 
 
 @dataclass(frozen=True)
@@ -43,16 +32,18 @@ class Comparison:
     """The data and the size of a comparison.
 
     Attributes:
+        study: what is compared.
         folder: receives all results.
         photographs: list file of the images for pretraining.
         prefix: folder that the paths in the list file are relative to.
         camvid: segmentation data in ADE's layout.
         held_out: prefix of the frame names of the held-out drive.
-        seeds: each choice of pretraining is run once per seed.
+        seeds: each choice of pretraining is run once per seed, unless the study limits it to the first ones.
         options: `--cfg-options` of every pretraining, e.g. to shorten it.
         finetune_iters: iterations of every finetuning and probe.
     """
 
+    study: Study
     folder: Path
     photographs: Path
     prefix: Path
@@ -71,7 +62,8 @@ class Comparison:
         """
         self.write_lists()
         spent = run_steps(self.steps(), self.folder)
-        spent |= run_steps(self.equal_compute_steps(spent), self.folder)
+        if self.study.equal_compute:
+            spent |= run_steps(self.equal_compute_steps(spent), self.folder)
         return self.write_results(spent)
 
     def write_lists(self) -> None:
@@ -100,23 +92,28 @@ class Comparison:
             with replacing(self.folder / f"{name}.txt") as partial:
                 partial.write_text("".join(f"{line}\n" for line in content))
 
+    def cells(self) -> Iterator[tuple[str, Choice, int]]:
+        """Name, choice and seed of each cell except equal compute, all choices of the first seed first."""
+        for number, seed in enumerate(self.seeds):
+            for name, choice in self.study.choices.items():
+                if choice.seeds is None or number < choice.seeds:
+                    yield f"{name}_{seed}", choice, seed
+
     def steps(self) -> list[Step]:
         """The steps of all cells except equal compute, which depends on their times."""
-        steps, kinds = [], dict(finetune=FINETUNE, probe=PROBE)
-        for seed in self.seeds:
-            for arm, config in ARMS.items():
-                cell = f"{arm}_{seed}"
-                if config is None:
-                    steps += self._judged(cell, seed, None, kinds, None, self.finetune_iters)
-                    continue
-                work_dir, backbone = self.folder / cell / "pretrain", self.folder / cell / "backbone.pth"
-                pretrain = ("tools/pretrain.py", config, "--data", str(self.folder / "photographs.txt"))
-                pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), "--amp")
-                pretrain += ("--cfg-options", f"randomness.seed={seed}", *self.options)
-                steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir, (self.folder / "photographs.txt",)))
-                convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
-                steps.append(Step(f"{cell}_convert", convert, (f"{cell}_pretrain",)))
-                steps += self._judged(cell, seed, backbone, kinds, f"{cell}_convert", self.finetune_iters)
+        steps = []
+        for cell, choice, seed in self.cells():
+            if choice.config is None:
+                steps += self._judged(cell, choice, seed, None, self.study.measures, self.finetune_iters)
+                continue
+            work_dir, backbone = self.folder / cell / "pretrain", self.folder / cell / "backbone.pth"
+            pretrain = ("tools/pretrain.py", choice.config, "--data", str(self.folder / "photographs.txt"))
+            pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), "--amp")
+            pretrain += ("--cfg-options", f"randomness.seed={seed}", *self.options)
+            steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir, (self.folder / "photographs.txt",)))
+            convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
+            steps.append(Step(f"{cell}_convert", convert, (f"{cell}_pretrain",)))
+            steps += self._judged(cell, choice, seed, backbone, self.study.measures, self.finetune_iters)
         return steps
 
     def equal_compute_steps(self, spent: dict[str, Spent]) -> list[Step]:
@@ -124,27 +121,34 @@ class Comparison:
         seed = self.seeds[0]
         pretraining, finetuning = (spent[f"arm_{seed}_{kind}"].cpu_seconds for kind in ("pretrain", "finetune"))
         iters = round(self.finetune_iters * (pretraining + finetuning) / finetuning)
-        return [*self._judged(f"{EQUAL_COMPUTE}_{seed}", seed, None, dict(finetune=FINETUNE), None, iters)]
+        choice = self.study.choices["none"]
+        return [*self._judged(f"{EQUAL_COMPUTE}_{seed}", choice, seed, None, ("finetune",), iters)]
 
     def _judged(
-        self, cell: str, seed: int, start: Path | None, kinds: dict[str, str], needs: str | None, iters: int
+        self, cell: str, choice: Choice, seed: int, start: Path | None, measures: tuple[str, ...], iters: int
     ) -> Iterator[Step]:
-        """Steps that train and test each of `kinds` (name -> configuration), from the backbone `start` if given."""
+        """Steps that take the measures of one cell, from the backbone `start` if given."""
+        needs = () if start is None else (f"{cell}_convert",)
         data, lists = self.camvid.resolve(), self.folder.resolve()
-        options = [f"randomness.seed={seed}", f"train_cfg.max_iters={iters}", f"param_scheduler.1.end={iters}"]
-        options += [f"train_cfg.val_interval={iters + 1}", f"default_hooks.checkpoint.interval={iters}"]
-        for part, name in (("train", "training"), ("val", "held_out"), ("test", "held_out")):
+        training, held_out = lists / "training.txt", lists / "held_out.txt"
+        options = [f"randomness.seed={seed}"]
+        for part, name in (("train", training), ("val", held_out), ("test", held_out)):
             dataset = f"{part}_dataloader.dataset"
-            options += [f"{dataset}.data_root={data}", f"{dataset}.ann_file={lists / name}.txt"]
+            options += [f"{dataset}.data_root={data}", f"{dataset}.ann_file={name}"]
+        if "knn" in measures:
+            command = ("tools/knn.py", choice.probe, *([str(start)] if start else []))
+            command += ("--json", str(self.folder / cell / "knn.json"), "--cfg-options", *options)
+            yield Step(f"{cell}_knn", command, needs, None, (training, held_out))
+        options += [f"train_cfg.max_iters={iters}", f"param_scheduler.1.end={iters}"]
+        options += [f"train_cfg.val_interval={iters + 1}", f"default_hooks.checkpoint.interval={iters}"]
         options.append("model.backbone.init_cfg" + (f".checkpoint={start}" if start else "=None"))
-        for kind, config in kinds.items():
-            work_dir = self.folder / cell / kind
+        for kind in [measure for measure in measures if measure in ("finetune", "probe")]:
+            config, work_dir = getattr(choice, kind), self.folder / cell / kind
             common = ("--cfg-options", *options)
             train = ("tools/train.py", config, "--work-dir", str(work_dir), "--amp", *common)
             test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"))
             test += ("--out", str(work_dir / "predictions"), *common)
-            training, held_out = lists / "training.txt", lists / "held_out.txt"
-            yield Step(f"{cell}_{kind}", train, (needs,) if needs else (), work_dir, (training,))
+            yield Step(f"{cell}_{kind}", train, needs, work_dir, (training,))
             yield Step(f"{cell}_{kind}_test", test, (f"{cell}_{kind}",), work_dir / "test", (held_out,))
 
     def write_results(self, spent: dict[str, Spent]) -> Path:
@@ -158,29 +162,33 @@ class Comparison:
         Raises:
             DataError: if a file of results is incomplete.
         """
-        results = {
-            arm: {seed: self._cell_results(f"{arm}_{seed}", spent) for seed in self.seeds}
-            for arm in (*ARMS, EQUAL_COMPUTE)
-        }
+        results: dict[str, dict[int, dict]] = {name: {} for name in self.study.choices}
+        for cell, _, seed in self.cells():
+            results[cell.rpartition("_")[0]][seed] = self._cell_results(cell, spent)
+        if self.study.equal_compute:
+            seed = self.seeds[0]
+            results[EQUAL_COMPUTE] = {seed: self._cell_results(f"{EQUAL_COMPUTE}_{seed}", spent)}
         with replacing(self.folder / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=1))
         with replacing(self.folder / "curves.png") as partial:
             self.curves().savefig(partial, dpi=110, format="png")
         path = self.folder / "table.md"
         with replacing(path) as partial:
-            partial.write_text("\n".join([table(results, self.seeds), "", *verdict(results, self.seeds)]) + "\n")
+            partial.write_text("\n".join([table(results, self.study), "", *verdicts(results, self.study)]) + "\n")
         return path
 
     def _cell_results(self, cell: str, spent: dict[str, Spent]) -> dict:
         kinds = [kind for kind in ("pretrain", "finetune", "probe") if f"{cell}_{kind}" in spent]
         return {
-            **{kind: self.scores(cell, kind) for kind in CRITERION},
+            **{measure: self.scores(cell, measure) for measure in self.study.measures},
             "pretraining_loss": [x for _, x in read_losses(self.folder / cell / "pretrain")][-1:],
             "cpu_seconds": {kind: spent[f"{cell}_{kind}"].cpu_seconds for kind in kinds},
         }
 
     def scores(self, cell: str, kind: str) -> dict | None:
-        """mIoU and the IoU of each class in percent; None if this training of the cell has not been tested."""
+        """mIoU, and of a training the IoU of each class, in percent; None if it has not been measured."""
+        if kind == "knn":
+            return read_json(self.folder / cell / "knn.json") or None
         results = sorted((self.folder / cell / kind / "test").glob("*/*.json"))
         if not results:
             return None
@@ -195,11 +203,11 @@ class Comparison:
         figure = Figure(figsize=(9, 3), layout="constrained")
         titles = dict(pretrain="pretraining loss (targets differ)", finetune="finetuning loss")
         for axis, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-            for index, arm in enumerate(ARMS):
+            for index, name in enumerate(self.study.choices):
                 for seed in self.seeds:
-                    losses = read_losses(self.folder / f"{arm}_{seed}" / kind)
+                    losses = read_losses(self.folder / f"{name}_{seed}" / kind)
                     if losses:
-                        label = arm if seed == self.seeds[0] else None
+                        label = name if seed == self.seeds[0] else None
                         steps, values = zip(*losses)
                         axis.plot(steps, smooth(values), color=f"C{index}", linewidth=0.8, label=label)
             axis.set_xlabel("iteration", fontsize=7)
@@ -209,39 +217,47 @@ class Comparison:
         return figure
 
 
-def table(results: dict, seeds: tuple[int, ...]) -> str:
-    """A Markdown table: mIoU of every seed, and the mean difference from no pretraining."""
+def table(results: dict, study: Study) -> str:
+    """A Markdown table: mIoU of every seed, and the mean difference from the same encoder without pretraining.
+
+    Args:
+        results: name of the choice -> seed -> results of the cell.
+    """
     rows = []
-    for arm, cells in results.items():
-        row = [arm]
-        for kind in CRITERION:
-            values = [cells[seed][kind]["mIoU"] for seed in seeds if cells[seed][kind]]
-            row.append(" / ".join(f"{x:.1f}" for x in values) or "-")
-            gains = differences(results, arm, kind, seeds)
-            row.append(f"{statistics.mean(gains):+.1f}" if gains and arm != "none" else "-")
-        minutes = [sum(x for k, x in cells[seed]["cpu_seconds"].items() if k != "probe") / 60 for seed in seeds]
-        minutes = [x for x in minutes if x]  # equal compute has one seed
+    for name, cells in results.items():
+        row, choice = [name], study.choices.get(name, study.choices["none"])
+        for measure in study.measures:
+            row.append(" / ".join(f"{x:.1f}" for x in measured(cells, measure).values()) or "-")
+            values, others = paired(results, name, choice.baseline, measure)
+            gains = [a - b for a, b in zip(values, others, strict=True)]
+            row.append(f"{statistics.mean(gains):+.1f}" if gains and name != choice.baseline else "-")
+        minutes = [sum(x for k, x in cell["cpu_seconds"].items() if k != "probe") / 60 for cell in cells.values()]
+        minutes = [x for x in minutes if x]
         row.append(f"{statistics.mean(minutes):.1f}" if minutes else "-")
         rows.append(row)
-    columns = ("pretraining", "finetuned, mIoU", "finetuned, gain", "linear probe, mIoU", "linear probe, gain")
-    return markdown_table((*columns, "CPU minutes"), rows)
+    columns = [f"{MEASURES[measure]}, {what}" for measure in study.measures for what in ("mIoU", "gain")]
+    return markdown_table(("pretraining", *columns, "CPU minutes"), rows)
 
 
-def differences(results: dict, arm: str, kind: str, seeds: tuple[int, ...]) -> list[float]:
-    """mIoU with this pretraining minus mIoU without, for each seed that has both."""
-    pairs = [(results[arm][seed][kind], results["none"][seed][kind]) for seed in seeds]
-    return [a["mIoU"] - b["mIoU"] for a, b in pairs if a and b]
+def measured(cells: dict[int, dict], measure: str) -> dict[int, float]:
+    """The mIoU of each seed that has it."""
+    return {seed: cell[measure]["mIoU"] for seed, cell in cells.items() if cell.get(measure)}
 
 
-def verdict(results: dict, seeds: tuple[int, ...]) -> list[str]:
-    """Lines that say whether ARM's own pretraining meets the criterion, for finetuning and for the probe."""
+def paired(results: dict, name: str, other: str, measure: str) -> tuple[list[float], list[float]]:
+    """The mIoU of two choices, for each seed that has both."""
+    values, others = measured(results[name], measure), measured(results[other], measure)
+    seeds = [seed for seed in values if seed in others]
+    return [values[seed] for seed in seeds], [others[seed] for seed in seeds]
+
+
+def verdicts(results: dict, study: Study) -> list[str]:
+    """Lines that say for each pair of the study and each measure whether the first gains on the second."""
     lines = []
-    for kind, least in CRITERION.items():
-        gains = differences(results, "arm", kind, seeds)
-        if len(gains) < len(seeds):
-            lines.append(f"{kind}: not finished")
-            continue
-        met = "met" if min(gains) > 0 and statistics.mean(gains) >= least else "not met"
-        shown = ", ".join(f"{x:+.2f}" for x in gains)
-        lines.append(f"{kind}: ARM gains {shown}; criterion (all positive, mean at least {least}): {met}")
+    for name, other in study.pairs:
+        for measure in study.measures:
+            values, others = paired(results, name, other, measure)
+            finished = len(values) == len(results[name]) == len(results[other])
+            said = study.verdict(measure, values, others) if finished else "not finished"
+            lines.append(f"* {MEASURES[measure]}: {name} against {other}: {said}")
     return lines

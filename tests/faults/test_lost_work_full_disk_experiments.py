@@ -12,6 +12,7 @@ from arm_backbone.classifier import ARMClassifier
 from arm_toolkit.experiments.comparison import Comparison
 from arm_toolkit.experiments.report import write_quickstart_report
 from arm_toolkit.experiments.steps import Step, finished_steps, run_steps
+from arm_toolkit.experiments.studies import STUDIES
 from tests.helpers.full_disk import fill, small_disk
 from tests.helpers.paths import ROOT
 from tests.helpers.small_models import ARCH
@@ -37,7 +38,8 @@ def comparison(tmp_path: Path, disk: Path) -> Comparison:
         path.touch()
     (tmp_path / "camvid/meta.json").write_text('{"classes": ["sky", "road"]}')
     (tmp_path / "list.txt").write_text("camvid/images/training/a_1.jpg\n")
-    return Comparison(disk / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
+    study = STUDIES["paradigms"]
+    return Comparison(study, disk / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
 
 
 @pytest.mark.parametrize("code", ["print('x' * 10000)", "pass"], ids=["its log", "its record"])

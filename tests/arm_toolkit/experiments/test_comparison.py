@@ -1,5 +1,6 @@
 """Plans of steps, and the comparison of pretraining choices that is built from them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 from arm_images.errors import DataError
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
-from arm_toolkit.experiments.comparison import ARMS, PROBE, Comparison, differences, table, verdict
+from arm_toolkit.experiments.comparison import Comparison, paired, table, verdicts
 from arm_toolkit.experiments.steps import Spent, Step, finished_steps, run_steps
+from arm_toolkit.experiments.studies import PROBE, STUDIES
 from arm_toolkit.machine import available_cores
 from tests.helpers.paths import ROOT
 
@@ -83,7 +85,8 @@ def comparison(tmp_path) -> Comparison:
         path.touch()
     (tmp_path / "camvid/meta.json").write_text('{"classes": ["sky", "road"]}')
     (tmp_path / "list.txt").write_text("camvid/images/training/a_1.jpg\ncamvid/images/training/b_1.jpg\nother/c.jpg\n")
-    return Comparison(tmp_path / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
+    study = STUDIES["variants"]
+    return Comparison(study, tmp_path / "out", tmp_path / "list.txt", tmp_path, tmp_path / "camvid", "b_")
 
 
 def test_the_held_out_drive_is_in_no_training(comparison):
@@ -93,9 +96,9 @@ def test_the_held_out_drive_is_in_no_training(comparison):
     photographs = (comparison.folder / "photographs.txt").read_text().split()
     assert photographs == ["camvid/images/training/a_1.jpg", "other/c.jpg"]
     with pytest.raises(DataError, match="--held-out x: 0 of 3 frames"):
-        Comparison(comparison.folder, comparison.photographs, Path(), comparison.camvid, "x").write_lists()
+        replace(comparison, held_out="x").write_lists()
     with pytest.raises(DataError, match="--camvid .*nowhere: needs images/training"):
-        Comparison(comparison.folder, comparison.photographs, Path(), Path("nowhere"), "b_").write_lists()
+        replace(comparison, camvid=Path("nowhere")).write_lists()
 
 
 def cells(markdown: str, name: str) -> list[str]:
@@ -119,31 +122,37 @@ def test_the_results_are_read_from_the_files(comparison):
     assert comparison.scores("arm_1", "finetune") is None
     text = comparison.write_results({"arm_0_finetune": Spent(9, 30.0, "")}).read_text()
     assert cells(text, "arm") == ["61.2", "-", "-", "-", "0.5"] and cells(text, "none") == ["-"] * 5
-    assert "finetune: not finished" in text
+    assert "finetuned: arm against none: not finished" in text
     (line,) = comparison.curves().axes[1].lines
     assert line.get_xdata().tolist() == [10, 20] and line.get_label() == "arm"
 
 
-def test_every_cell_is_a_run_of_its_configuration(comparison):
-    steps = {step.name: step for step in comparison.steps()}
-    assert len(steps) == 2 * (5 * 6 + 4)
+@pytest.mark.parametrize(("study", "seeds", "number"), [("variants", (0, 1), 68), ("paradigms", (0, 1, 2), 76)])
+def test_every_cell_is_a_run_of_its_configuration(comparison, study, seeds, number):
+    steps = {step.name: step for step in replace(comparison, study=STUDIES[study], seeds=seeds).steps()}
+    assert len(steps) == number
     for name, step in steps.items():
         assert set(step.after) <= steps.keys()
-        if step.command[0] not in ("tools/pretrain.py", "tools/train.py"):
+        if step.command[0] not in ("tools/pretrain.py", "tools/train.py", "tools/knn.py"):
             continue
         words = step.command[step.command.index("--cfg-options") + 1 :]
         cfg = load_config(step.command[1], dict(word.split("=", 1) for word in words if "=" in word))
         assert str(cfg.randomness.seed) in name.split("_")
         if "pretrain" in step.command[0]:
             continue
+        assert (cfg.model.backbone.type == "Vim") == name.startswith("vim")
+        if "knn" in step.command[0]:
+            assert (len(step.command[: step.command.index("--json")]) == 2) == ("none" in name)
+            continue
         assert str(cfg.train_cfg.max_iters) == str(cfg.param_scheduler[1].end) == "250"
         start = cfg.model.backbone.init_cfg
-        assert start is None if name.startswith("none") else start.checkpoint.endswith("/backbone.pth")
-        assert (cfg.model.backbone.get("frozen_stages") == 12) == ("probe" in name)
+        assert start is None if "none" in name else start.checkpoint.endswith("/backbone.pth")
+        assert ("frozen_stages" in cfg.model.backbone) == ("probe" in name)
 
 
-def test_the_probe_is_linear_and_trains_nothing_else():
-    cfg = load_config(str(ROOT / PROBE), {"model.backbone.init_cfg": None})
+@pytest.mark.parametrize("config", [PROBE, STUDIES["paradigms"].choices["vim_none"].probe])
+def test_the_probe_is_linear_and_trains_nothing_else(config):
+    cfg = load_config(str(ROOT / config), {"model.backbone.init_cfg": None})
     with DefaultScope.overwrite_default_scope("mmseg"):
         model = MODELS.build(cfg.model).train()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -157,20 +166,42 @@ def test_equal_compute_is_counted_from_the_cpu_seconds(comparison):
     assert "train_cfg.max_iters=750" in equal[0].command and "model.backbone.init_cfg=None" in equal[0].command
 
 
-def test_the_table_and_the_criterion():
-    def cell(finetune, probe):
-        return dict(
-            finetune=dict(mIoU=finetune), probe=dict(mIoU=probe), cpu_seconds=dict(pretrain=60.0, finetune=60.0)
-        )
+def results_of(study, finetune, probe, **others) -> dict:
+    """Results in which every choice has the given mIoU, seed by seed, except those given by name."""
 
-    results = {arm: {0: cell(20.0, 10.0), 1: cell(21.0, 11.0)} for arm in ARMS}
-    results["arm"] = {0: cell(22.0, 13.0), 1: cell(22.5, 12.8)}
-    assert differences(results, "arm", "finetune", (0, 1)) == [2.0, 1.5]
-    assert cells(table(results, (0, 1)), "arm") == ["22.0 / 22.5", "+1.8", "13.0 / 12.8", "+2.4", "2.0"]
-    lines = verdict(results, (0, 1))
-    assert lines[0].endswith(": met") and lines[1].endswith(": met")
-    results["arm"][0]["finetune"]["mIoU"] = 23.0
-    results["arm"][1]["finetune"]["mIoU"] = 20.9  # one seed loses, although the mean gains 1.45
-    assert verdict(results, (0, 1))[0].endswith("not met")
-    results["arm"][1]["probe"]["mIoU"] = 11.5  # both seeds gain, but less than 2 on average
-    assert verdict(results, (0, 1))[1].endswith("not met")
+    def cells(finetune, probe):
+        return {
+            seed: dict(finetune=dict(mIoU=f), probe=dict(mIoU=p), cpu_seconds=dict(pretrain=60.0, finetune=60.0))
+            for seed, (f, p) in enumerate(zip(finetune, probe, strict=True))
+        }
+
+    return {name: cells(*others.get(name, (finetune, probe))) for name in study.choices}
+
+
+def test_the_table_and_the_criterion_of_the_mean():
+    study = STUDIES["variants"]
+    results = results_of(study, (20.0, 21.0), (10.0, 11.0), arm=((22.0, 22.5), (13.0, 12.8)))
+    assert paired(results, "arm", "none", "finetune") == ([22.0, 22.5], [20.0, 21.0])
+    assert cells(table(results, study), "arm") == ["22.0 / 22.5", "+1.8", "13.0 / 12.8", "+2.4", "2.0"]
+    assert [line.endswith(": met") for line in verdicts(results, study)] == [True, True]
+    # one seed loses, although the mean gains 1.45; and both gain, but less than 2 on average
+    results = results_of(study, (20.0, 21.0), (10.0, 11.0), arm=((23.0, 20.9), (13.0, 11.5)))
+    assert [line.endswith("not met") for line in verdicts(results, study)] == [True, True]
+
+
+def test_the_criterion_of_the_spread():
+    """The lowest of one above the highest of the other, in either direction."""
+    study = replace(STUDIES["paradigms"], measures=("finetune", "probe"))
+    results = results_of(
+        study, (20.0, 21.0), (10.0, 11.0), arm=((22.0, 21.1), (13.0, 11.0)), mae=((20.0, 21.0), (15.0, 16.0))
+    )
+    assert [(line.split(":")[0][2:], line.split(": ")[1], "beyond" in line) for line in verdicts(results, study)] == [
+        ("finetuned", "arm against none", True),
+        ("linear probe", "arm against none", False),
+        ("finetuned", "mae against none", False),
+        ("linear probe", "mae against none", True),
+        ("finetuned", "arm against mae", True),
+        ("linear probe", "arm against mae", True),
+    ]
+    del results["mae"][1]
+    assert verdicts(results, study)[2].endswith("not finished")

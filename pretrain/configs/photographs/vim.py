@@ -1,0 +1,5 @@
+# arm.py with a Vim of about as many parameters as ARM-Ti, and one causal scan.
+#   python tools/pretrain.py pretrain/configs/photographs/vim.py --data photos.txt --data-prefix data --amp
+_base_ = ["./arm.py"]
+
+model = dict(encoder="Vim", arch=dict(embed_dims=192, num_layers=18))
