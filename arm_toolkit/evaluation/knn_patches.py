@@ -2,7 +2,7 @@
 
 Each patch of the test images gets the weighted vote of its nearest patches among all training images (see `knn.vote`);
 the votes are interpolated to pixels, as a segmentor's logits are. This is a coarse segmentation: what is smaller than a
-patch is mostly lost, for every encoder alike.
+patch is mostly lost, with every encoder.
 
 Legend: h x w patches, H x W pixels, K classes, C features.
 """

@@ -38,9 +38,7 @@ def test_shares_of_a_patch():
 
 def test_a_patch_finds_itself(cfg, model):
     """With training images as test images and one neighbour, every patch gets the class of most of its pixels."""
-    cfg.test_dataloader.dataset.update(
-        {key: cfg.train_dataloader.dataset[key] for key in ("data_root", "data_prefix")}
-    )
+    cfg.test_dataloader.dataset.update({key: cfg.train_dataloader.dataset[key] for key in ("data_root", "data_prefix")})
     truth = knn_iou(model, cfg, k=1, temperature=0.07)
     assert truth.shape == (model.num_classes,) and truth.min() > 60  # patches of 16 pixels have coarse edges
     spread = knn_iou(model, cfg, k=200, temperature=1e3)  # every patch votes with the same weight
