@@ -3,5 +3,7 @@
 _base_ = ["./linear_camvid_drive.py"]
 
 model = dict(
-    backbone=dict(type="Vim", arch=dict(embed_dims=192, num_layers=18), scans=2, cls_token=None, frozen_stages=18)
+    backbone=dict(
+        type="Vim", arch=dict(_delete_=True, embed_dims=192, num_layers=18), scans=2, cls_token=None, frozen_stages=18
+    )
 )

@@ -84,11 +84,12 @@ def test_greyscale_files_become_three_equal_channels(photographs):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [f"{head}_{encoder}" for encoder in ("vim_s", "vim_b", "vmamba_b") for head in ("mask_rcnn", "upernet")],
+    [f"{head}_{encoder}" for encoder in ("vim_s", "vim_b", "vmamba_b", "deit_b") for head in ("mask_rcnn", "upernet")]
+    + ["mask_rcnn_arm_b_vitdet", "cascade_mask_rcnn_arm_b_vitdet"],
 )
 def test_comparison_encoders_train_on_photographs(photographs, name):
     """With the configuration's own pipeline; the optimizer's step is tested in tests/configs/test_configs.py."""
-    detection = name.startswith("mask_rcnn")
+    detection = "mask_rcnn" in name
     folder, data = ("det_configs", "coco2017_mini") if detection else ("seg_configs", "ade20k_samples")
     cfg = load_config(str(ROOT / folder / f"{name}.py"), dict(data_root=str(photographs / data)))
     scope = cfg.default_scope

@@ -2,4 +2,4 @@
 #   python tools/pretrain.py pretrain/configs/photographs/vim.py --data photos.txt --data-prefix data --amp
 _base_ = ["./arm.py"]
 
-model = dict(encoder="Vim", arch=dict(embed_dims=192, num_layers=18))
+model = dict(encoder="Vim", arch=dict(_delete_=True, embed_dims=192, num_layers=18))
