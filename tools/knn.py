@@ -39,14 +39,14 @@ def main() -> None:
     import torch
 
     from arm_backbone.checkpoint.writing import replacing
+    from arm_toolkit.analysis.neighbours import measure_images, measure_patches
     from arm_toolkit.engine.config import load_config
     from arm_toolkit.engine.environment import check_environment
-    from arm_toolkit.evaluation import knn, knn_patches
 
     check_environment()
     cfg = load_config(args.config, args.cfg_options)
     torch.manual_seed(cfg.get("randomness", {}).get("seed") or 0)  # of random weights
-    measure = knn_patches.measure if cfg.model.get("decode_head") is not None else knn.measure
+    measure = measure_images if cfg.model.get("decode_head") is None else measure_patches
     result = measure(cfg, args.checkpoint, args.k, args.temperature)
     shown = ", ".join(f"{name} {value:.2f}" for name, value in result.items())
     print(f"k-NN (k {args.k}, temperature {args.temperature}): {shown}")

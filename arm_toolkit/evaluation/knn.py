@@ -7,8 +7,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
+from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 from torch import Tensor
@@ -16,38 +15,8 @@ from torch.utils.data import DataLoader
 
 from arm_backbone.checkpoint.files import CheckpointError
 from arm_backbone.classifier import ARMClassifier
-from arm_backbone.openmmlab import load_pretrained
 
-from ..engine.checks import check_data_paths, config_errors
-from ..errors import ConfigError
 from .accuracy import ranks
-
-
-def measure(cfg: Config, checkpoint: str | None, k: int, temperature: float) -> dict[str, float]:
-    """Top-1 accuracy in percent of a classification configuration's test images.
-
-    Args:
-        checkpoint: the encoder's weights, of any kind; None is random weights.
-        k, temperature: see `vote`.
-
-    Raises:
-        ConfigError: if the configuration has no class folders as test data.
-        CheckpointError: if the weights do not fit, or the features are not finite.
-        DataError: if data is missing.
-    """
-    if cfg.get("test_dataloader") is None or cfg.test_dataloader.dataset.type != "ClassFolder":
-        raise ConfigError(
-            f"{cfg.filename} has neither a ClassFolder as test data nor a segmentor; give a configuration of "
-            "cls_configs/ or seg_configs/"
-        )
-    check_data_paths(cfg, ("test_dataloader",))
-    cfg.model.update(init_cfg=None, with_cp=False)
-    with config_errors(cfg, "model"):
-        model = MODELS.build(cfg.model)
-    if checkpoint is not None:
-        load_pretrained(model, checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return {"top-1": knn_accuracy(model, cfg.test_dataloader, k, temperature)}
 
 
 def knn_accuracy(model: ARMClassifier, dataloader: ConfigDict, k: int, temperature: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 from mmseg.evaluation import IoUMetric
@@ -26,29 +26,7 @@ from arm_backbone.checkpoint.errors import CheckpointError
 
 from ..datasets.label_maps import IGNORED
 from ..datasets.transforms import checked_loading
-from ..engine.checks import check_data_paths, config_errors
 from .knn import vote
-
-
-def measure(cfg: Config, checkpoint: str | None, k: int, temperature: float) -> dict[str, float]:
-    """mIoU in percent of a segmentation configuration's test images.
-
-    Args:
-        checkpoint: the backbone's weights, in any form that its `init_cfg` takes; None is random weights.
-        k, temperature: see `knn.vote`.
-
-    Raises:
-        CheckpointError: if the weights do not fit, or the features are not finite.
-        DataError: if data is missing.
-    """
-    check_data_paths(cfg, ("train_dataloader", "test_dataloader"))
-    start = None if checkpoint is None else dict(type="Pretrained", checkpoint=checkpoint)
-    cfg.model.backbone.update(init_cfg=start, with_cp=False)
-    with config_errors(cfg, "model"), DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-    model.backbone.init_weights()
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return dict(mIoU=float(np.nanmean(knn_iou(model, cfg, k, temperature))))
 
 
 @torch.inference_mode()

@@ -1,0 +1,61 @@
+"""Measures by k nearest neighbours how good the features of a configuration's encoder are (`tools/knn.py`)."""
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from arm_backbone.openmmlab import load_pretrained
+
+from ..engine.checks import check_data_paths, config_errors
+from ..errors import ConfigError
+from ..evaluation.knn import knn_accuracy
+from ..evaluation.knn_patches import knn_iou
+
+
+def measure_images(cfg: Config, checkpoint: str | None, k: int, temperature: float) -> dict[str, float]:
+    """Top-1 accuracy in percent of a classification configuration's test images.
+
+    Args:
+        checkpoint: the encoder's weights, of any kind; None is random weights.
+        k, temperature: see `evaluation.knn.vote`.
+
+    Raises:
+        ConfigError: if the configuration has no class folders as test data.
+        CheckpointError: if the weights do not fit, or the features are not finite.
+        DataError: if data is missing.
+    """
+    if cfg.get("test_dataloader") is None or cfg.test_dataloader.dataset.type != "ClassFolder":
+        raise ConfigError(
+            f"{cfg.filename} has neither a ClassFolder as test data nor a segmentor; give a configuration of "
+            "cls_configs/ or seg_configs/"
+        )
+    check_data_paths(cfg, ("test_dataloader",))
+    cfg.model.update(init_cfg=None, with_cp=False)
+    with config_errors(cfg, "model"):
+        model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_pretrained(model, checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return {"top-1": knn_accuracy(model, cfg.test_dataloader, k, temperature)}
+
+
+def measure_patches(cfg: Config, checkpoint: str | None, k: int, temperature: float) -> dict[str, float]:
+    """mIoU in percent of a segmentation configuration's test images.
+
+    Args:
+        checkpoint: the backbone's weights, in any form that its `init_cfg` takes; None is random weights.
+        k, temperature: see `evaluation.knn.vote`.
+
+    Raises:
+        CheckpointError: if the weights do not fit, or the features are not finite.
+        DataError: if data is missing.
+    """
+    check_data_paths(cfg, ("train_dataloader", "test_dataloader"))
+    start = None if checkpoint is None else dict(type="Pretrained", checkpoint=checkpoint)
+    cfg.model.backbone.update(init_cfg=start, with_cp=False)
+    with config_errors(cfg, "model"), DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    model.backbone.init_weights()
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return dict(mIoU=float(np.nanmean(knn_iou(model, cfg, k, temperature))))
