@@ -18,10 +18,8 @@ Examples:
 import argparse
 from pathlib import Path
 
+from arm_toolkit.engine.quiet import quiet_imports
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.experiments.comparison import Comparison
-from arm_toolkit.experiments.generated_comparison import GeneratedComparison
-from arm_toolkit.experiments.steps import finished_steps
 from arm_toolkit.experiments.studies import STUDIES
 
 PHOTOGRAPHS = ("photographs", "prefix", "camvid", "held_out")
@@ -52,6 +50,9 @@ def compare_generated(args: argparse.Namespace) -> Path:
     for name in (*PHOTOGRAPHS, "study", "epochs", "finetune_iters"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: not with --generated; leave it out")
+    with quiet_imports():  # here: --help and wrong arguments need no torch
+        from arm_toolkit.experiments.generated_comparison import GeneratedComparison
+
     folder = args.folder or Path("work_dirs/comparison/generated")
     comparison = GeneratedComparison(folder, tuple(args.seeds or (0, 1, 2)))
     return comparison.write_results() if args.report else comparison.run()
@@ -61,6 +62,10 @@ def compare_on_photographs(args: argparse.Namespace) -> Path:
     missing = [f"--{name.replace('_', '-')}" for name in PHOTOGRAPHS if getattr(args, name) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)}: needed to compare on photographs; or give --generated alone")
+    with quiet_imports():
+        from arm_toolkit.experiments.comparison import Comparison
+        from arm_toolkit.experiments.steps import finished_steps
+
     study = args.study or "variants"
     comparison = Comparison(
         study=STUDIES[study],

@@ -31,7 +31,11 @@ def main() -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: the page is HTML; give a name ending in .html")
 
-    from arm_toolkit.experiments.run_report import write_report  # takes seconds: --help and wrong arguments do not
+    # imported here: --help and wrong arguments need no torch
+    from arm_toolkit.engine.quiet import quiet_imports
+
+    with quiet_imports():
+        from arm_toolkit.experiments.run_report import write_report
 
     for problem in write_report(args.work_dirs, out):
         print(problem)

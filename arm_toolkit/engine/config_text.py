@@ -13,6 +13,7 @@ import mmengine.registry
 from mmengine.registry import Registry
 
 from ..errors import ConfigError
+from .quiet import quiet_imports
 
 PACKAGES = ("arm_backbone", "arm_pretrain", "arm_toolkit", "mmdet", "mmseg", "mmpretrain")  # that it may import
 SCOPES = ("mmengine", "mmdet", "mmseg", "mmpretrain")
@@ -169,7 +170,8 @@ def registered(scope: str) -> dict[str, object]:
     pending = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
     while pending:
         registry = pending.pop()
-        registry.import_from_location()
+        with quiet_imports():
+            registry.import_from_location()
         for name, kind in registry.module_dict.items():
             found[f"{registry.scope}.{name}"] = kind
             if registry.scope in ("mmengine", scope):

@@ -1,5 +1,6 @@
-"""Keeps lines that OpenMMLab prints on import, and that ask nothing of a user, from the console."""
+"""Keeps lines that OpenMMLab prints or logs, and that ask nothing of a user, from the console."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,16 @@ WARNINGS = (
     "Default ``avg_non_ignore`` is False",  # mmseg's loss says at each start how it averages
     "The draw is False",  # mmseg's hook that draws, where nothing is to be drawn
 )
+LOGGED = (
+    '"FileClient" will be deprecated',  # mmengine says so of its own hooks
+    '"HardDiskBackend" is the alias',
+    "The prefix is not set in metric class",  # mmseg's and our metrics are known by their names
+)
+
+
+def is_of_use(record: logging.LogRecord) -> bool:
+    """Filter of a run's logger."""
+    return not record.getMessage().startswith(LOGGED)
 
 
 class _Filter:

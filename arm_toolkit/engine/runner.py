@@ -43,6 +43,7 @@ from .fsdp import (
 )
 from .hooks import FiniteOutputsHook, SameBuffersHook, SeedIterationHook, SkippedFilesHook, ThroughputHook
 from .logs import forgive_logger, forgive_visualizer
+from .quiet import is_of_use
 from .resume import differences, run_facts
 from .schedule import Configured, follow_length
 
@@ -101,9 +102,11 @@ class ARMRunner(Runner):
         self.worked = self.worked or fn_name in ("after_train_iter", "after_val_iter", "after_test_iter")
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """Like mmengine's; also sends what `arm_images` says to the same console and file, even from data workers."""
+        """Like mmengine's, without lines that ask nothing of a user; also sends what `arm_images` says to the same
+        console and file, even from data workers."""
         logger = super().build_logger(*args, **kwargs)
         forgive_logger(logger)
+        logger.addFilter(is_of_use)
         images = logging.getLogger("arm_images")
         images.handlers, images.level = list(logger.handlers), logging.INFO
         return logger

@@ -329,7 +329,7 @@ def test_a_file_of_the_authors_starts_a_detector(states, shapes, tmp_path):
     assert "tensors copied" in done.stdout and "tensors new: output norms" in done.stdout
     loud = [line for line in done.stdout.splitlines() if "WARN" in line or "ERROR" in line]
     loud = [line for line in loud if re.search("weight|state_dict|missing|unexpected|checkpoint", line, re.I)]
-    assert all("FileClient" in line or "HardDisk" in line for line in loud), loud
+    assert not loud
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = init_detector(str(tmp_path / "config.py"), str(tmp_path / "run/epoch_1.pth"), device="cpu")

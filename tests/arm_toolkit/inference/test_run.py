@@ -32,7 +32,7 @@ from arm_toolkit.inference.run import Options, predict_files
 from tests.helpers.full_disk import fill, small_disk
 from tests.helpers.paths import ROOT
 from tests.helpers.published import CLASSES, PALETTE, config_of
-from tests.helpers.tools import invoke
+from tests.helpers.tools import invoke, run_tool
 from tests.helpers.untrained import write_checkpoint
 
 pytestmark = pytest.mark.xdist_group("inference")
@@ -300,6 +300,14 @@ def test_a_video_that_is_cut_off(models, film, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- inputs
+
+
+@pytest.mark.slow
+def test_nothing_is_printed_that_asks_nothing_of_a_user(models, images, tmp_path):
+    """mmseg prints a line on import, of a data set that it does not have; it is imported late with this model."""
+    done = run_tool("predict.py", models["seg"], images[0], "--out", tmp_path / "out")
+    assert done.returncode == 0 and "1 image predicted" in done.stdout
+    assert "OneDL" not in done.stdout + done.stderr and "arning" not in done.stdout + done.stderr, done
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(models, images, tmp_path):
