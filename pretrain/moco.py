@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS, MODELS
 from torch import Tensor, nn
 
 from arm_backbone.classifier import CLASSIFIERS
+from arm_backbone.ops.library import without_autocast
 
 from .moco_heads import normalized, predictor, projector
 from .positions import fix_positions
@@ -30,7 +31,7 @@ def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> Tenso
     Returns:
         the mean over the queries of this process, a scalar.
     """
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries.device.type):
         keys = torch.cat(all_gather(normalized(keys.detach())))
         logits = normalized(queries) @ keys.T / temperature
         labels = torch.arange(len(queries), device=queries.device) + get_rank() * len(queries)

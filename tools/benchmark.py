@@ -5,13 +5,17 @@ Examples:
     python tools/benchmark.py scan --grid 14x14 32x32 64x64 --scans 1 --backward --json scan.json
   how the time of the scan grows with the number of tokens:
     python tools/benchmark.py scan --grid 32x32 32x64 64x64 64x128 128x128 --only cpu torch --plot scan.png
-  an ARM-B block, compared with its matrix products alone (14x14+1: with a class token):
+  an ARM-B or Vim-B block, compared with its matrix products alone (14x14+1: with a class token):
     python tools/benchmark.py block --grid 14x14+1 64x64 --backward
     python tools/benchmark.py block --grid 14x14+1 --dtype bfloat16 --backends auto torch
+    python tools/benchmark.py block --encoder Vim --grid 14x14+1
   classifiers of this project and of timm:
     python tools/benchmark.py model arm_base_patch16_224 deit_base_patch16_224 regnety_160 --img-size 224 512 --batch 16
   a pretraining step, and the data loader:
     python tools/benchmark.py pretrain pretrain/configs/arm_b.py --batch 16 --data data/imagenet/train
+  several paradigms, per image; a classifier's configuration is training with labels only:
+    python tools/benchmark.py pretrain pretrain/configs/arm_b.py pretrain/configs/mae/mae_arm_b_300e.py \
+        pretrain/configs/moco/moco_arm_b_300e.py cls_configs/mambamlp_b_in1k.py --batch 4
   backbone and neck of a detector or segmentor:
     python tools/benchmark.py dense det_configs/mask_rcnn_arm_b.py --img-size 800x1280
   files that tools/export.py wrote, compared with their model:
@@ -25,6 +29,9 @@ Besides our back ends (reference, torch, ...), `scan` times:
   exp         exponentials alone, compared per exponential (CPU only): torch.exp in the L2 cache, and the kernels' own
               in registers ("bare exp")
 
+`model` and `pretrain` also count, per image, the matrix products and convolutions (GFLOP), and the steps of the
+scans (states that are updated in the forward), each with its ratio to the first candidate's.
+
 On a GPU, `scan` and `block` also time their main candidates as CUDA graphs ("graph"), which show the kernels alone.
 Without a graph, small batches wait for the CPU to launch the kernels.
 """
@@ -36,14 +43,16 @@ from collections.abc import Iterator
 
 import torch
 
-from arm_backbone.arm import ARCHS
+from arm_backbone import ARCHS
+from arm_backbone.arm import TRUNKS
 from arm_backbone.checkpoint.writing import check_writable, replacing
 from arm_backbone.ops import BACKENDS
 from arm_toolkit.benchmark.block_cases import block_cases
 from arm_toolkit.benchmark.case import Case, Grid, Setting
 from arm_toolkit.benchmark.conditions import busy_warning, conditions
 from arm_toolkit.benchmark.exported_cases import exported_cases
-from arm_toolkit.benchmark.model_cases import dense_cases, model_cases, pretrain_cases
+from arm_toolkit.benchmark.model_cases import dense_cases, model_cases
+from arm_toolkit.benchmark.pretrain_cases import pretrain_cases
 from arm_toolkit.benchmark.results import exponents, plot
 from arm_toolkit.benchmark.scan_cases import SCANS, scan_cases
 from arm_toolkit.benchmark.timing import run_cases
@@ -104,29 +113,33 @@ def parse() -> argparse.Namespace:
         help="grids of tokens; HxW+1 adds a class token (14x14)",
     )
     tokens.add_argument("--backward", action="store_true", help="also time forward and backward together")
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("config", metavar="CONFIG", help="configuration file")
-    config.add_argument(
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
         "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override configuration keys"
     )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tools = parser.add_subparsers(dest="what", required=True, metavar="{scan,block,model,pretrain,dense,exported}")
     scan = tools.add_parser("scan", parents=[tokens, common], help="the selective scan alone")
-    scan.add_argument("--scans", type=int, choices=(1, 4), default=4, help="scan directions (4)")
+    scan.add_argument("--scans", type=int, choices=(1, 2, 4), default=4, help="scan directions (4)")
     scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as in ARM-B)")
     scan.add_argument("--only", nargs="+", choices=SCANS, metavar="NAME", help=f"time only these: {', '.join(SCANS)}")
     block = tools.add_parser(
         "block", parents=[tokens, backends, common], help="a block, compared with its matrix products"
     )
     block.add_argument("--arch", choices=ARCHS, default="base", help="architecture (base)")
+    block.add_argument("--encoder", choices=TRUNKS, default="ARM", help="whose block (ARM)")
     model = tools.add_parser("model", parents=[common], help="classifiers by timm name")
     model.add_argument("names", nargs="+", metavar="NAME", help="name in timm's registry")
     sizes = dict(type=image_size, nargs="+", metavar="N", help="image sizes in pixels, each one number or HxW")
     model.add_argument("--img-size", default=[None], **sizes)
-    pretrain = tools.add_parser("pretrain", parents=[config, backends, common], help="a pretraining configuration")
+    pretrain = tools.add_parser(
+        "pretrain", parents=[options, backends, common], help="configurations of pretraining, or of classifiers"
+    )
+    pretrain.add_argument("configs", nargs="+", metavar="CONFIG", help="configuration file")
     pretrain.add_argument("--data", metavar="PATH", help="folder or list of images; also time the data loader")
-    dense = tools.add_parser("dense", parents=[config, backends, common], help="backbone and neck of a configuration")
+    dense = tools.add_parser("dense", parents=[options, backends, common], help="backbone and neck of a configuration")
+    dense.add_argument("config", metavar="CONFIG", help="configuration file")
     dense.add_argument("--img-size", default=[(512, 512)], **sizes)
     exported = tools.add_parser("exported", parents=[common], help="exported files, compared with their model")
     exported.add_argument("model", metavar="MODEL", help="as in tools/export.py")
@@ -141,11 +154,11 @@ def cases(args: argparse.Namespace, setting: Setting) -> Iterator[Case]:
     if args.what == "scan":
         return scan_cases(setting, args.grid, args.scans, args.channels, args.backward, args.only)
     if args.what == "block":
-        return block_cases(setting, args.grid, args.arch, args.backward, args.backends)
+        return block_cases(setting, args.grid, args.arch, args.backward, args.backends, args.encoder)
     if args.what == "model":
         return model_cases(setting, args.names, args.img_size)
     if args.what == "pretrain":
-        return pretrain_cases(setting, args.config, args.cfg_options, args.backends, args.data)
+        return pretrain_cases(setting, args.configs, args.cfg_options, args.backends, args.data)
     if args.what == "exported":
         return exported_cases(setting, args.model, args.files, args.checkpoint, args.part, args.img_size)
     return dense_cases(setting, args.config, args.cfg_options, args.img_size, args.backends)

@@ -115,8 +115,12 @@ def raise_no_derivative(kind: str) -> NoReturn:
 
 
 def without_autocast(device: str) -> AbstractContextManager:
-    """A context without autocast; torch.export would record the context as an operator of its own."""
-    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device, enabled=False)
+    """A context without autocast, which meta tensors do not support.
+
+    torch.export would record the context as an operator of its own.
+    """
+    needless = torch.compiler.is_exporting() or device == "meta"
+    return nullcontext() if needless else torch.autocast(device, enabled=False)
 
 
 def scan_loop(step: Callable, first: Tensor, tokens: list[Tensor], constant: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import arm_backbone  # noqa: F401 registers its models
-from arm_backbone.arm import find_trunk
+from arm_backbone.arm import ARMTrunk
 from arm_backbone.ops.dispatch import resolve_backend
 from arm_backbone.vmamba import VMambaTrunk
 
@@ -29,20 +29,24 @@ from ..tables import markdown_table
 # (height, width), if neither configuration nor model sets a size
 DET_SIZE, SEG_SIZE, CLS_SIZE = (800, 1280), (512, 512), (224, 224)
 
-# part of an ARM trunk -> beginning of the names of its parameters and operators ("module.operator"); first match wins
+# part of a trunk -> beginning of the names of its parameters and operators ("module.operator"), in a VMamba after the
+# stage; first match wins
 TRUNK_PARTS = {
     "patch_embed": r"patch_embed\.",
     "position and class token": r"pos_embed|cls_token|cls_pos_embed",
+    "stem": r"stem\.",
+    "downsampling": r"downsample\.",
     "blocks: in_proj, out_proj": r"blocks\.\d+\.mixer\.(in|out)_proj",
-    "blocks: convolution": r"blocks\.\d+\.mixer\.(conv_|cross_conv)",
+    "blocks: convolution": r"blocks\.\d+\.mixer\.(cross_)?conv",
     "blocks: scan": r"blocks\.\d+\.mixer\.(A_log|D$|dt_proj_bias|cross_scan)",
-    "blocks: x_proj, dt_proj": r"blocks\.\d+\.mixer\.",
+    "blocks: x_proj, dt_proj": r"blocks\.\d+\.mixer\.(?!out_norm)",
     "blocks: mlp": r"blocks\.\d+\.mlp\.",
-    "blocks: norms": r"blocks\.\d+\.norm",
+    "blocks: norms": r"blocks\.\d+\.",
 }
 UNCOUNTED = {  # part -> what the table says instead of FLOPs, and why
     "roi_head": ("not counted", "whose cost depends on the number of boxes"),
     "auxiliary_head": ("training only", "which is used in training only"),
+    "momentum_encoder": ("training only", "which is used in training only"),
 }
 MULTIPLY_ADD = "A multiply-add counts as two operations; norms, activations and gates are not counted."
 SCAN = (
@@ -82,7 +86,8 @@ class _Forward(nn.Module):
 def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[str, Part]:
     """Parameters and FLOPs of every part of a model for one image.
 
-    An ARM trunk is split into `TRUNK_PARTS`; other parts are the first two module names, without indices.
+    The trunk of ARM, Vim or VMamba is split into `TRUNK_PARTS`; other parts are the first two module names, without
+    indices.
 
     Args:
         model: on the meta device.
@@ -93,7 +98,7 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[st
     """
     if resolve_backend(torch.device("meta"), torch.float32) == "reference":
         raise ConfigError("ARM_SCAN_BACKEND=reference: its FLOPs cannot be counted; unset it")
-    trunk, _ = find_trunk(model)
+    trunk = _find_trunk(model)
     parts = {} if trunk is None else {trunk + part: Part() for part in TRUNK_PARTS}
     batch = getattr(model, "images_per_sequence", 1)  # STAR reads several images as one sequence
     for name, parameter in model.named_parameters():
@@ -104,7 +109,15 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> dict[st
         forward(torch.empty(batch, in_chans, *size))
     for name, flops in _own_flops(counter.get_flop_counts()).items():
         parts.setdefault(part_of(name, trunk), Part()).flops += flops // batch
-    return parts
+    return {name: part for name, part in parts.items() if part != Part()}
+
+
+def _find_trunk(model: nn.Module) -> str | None:
+    """The prefix of the parameters of a model's first trunk of ARM, Vim or VMamba; None without one."""
+    for name, module in model.named_modules():
+        if isinstance(module, ARMTrunk | VMambaTrunk):
+            return f"{name}." if name else ""
+    return None
 
 
 def _own_flops(counts: dict[str, dict]) -> dict[str, int]:
@@ -131,11 +144,12 @@ def part_of(name: str, trunk: str | None) -> str:
     """The part that a parameter, or an operator ("module.operator"), belongs to.
 
     Args:
-        trunk: from `find_trunk`.
+        trunk: from `_find_trunk`.
     """
     if trunk is not None and name.startswith(trunk):
+        within = re.sub(r"^stages\.\d+\.", "", name.removeprefix(trunk))
         for part, beginning in TRUNK_PARTS.items():
-            if re.match(beginning, name.removeprefix(trunk)):
+            if re.match(beginning, within):
                 return trunk + part
     *modules, last = [word for word in name.split(".") if not word.isdigit()]
     return ".".join(modules[:2]) or last
@@ -182,14 +196,18 @@ def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Modu
     with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), config_errors(cfg, path):
         model = MODELS.build(cfg.model)
     if size is None and not is_dense:
-        size = _image_size(getattr(model, "encoder", model))
+        size = image_size(model)
     elif size is None and scope == "mmseg":
         size = (cfg.model.get("data_preprocessor") or {}).get("size") or SEG_SIZE
     return model, (3, *(size or DET_SIZE))
 
 
-def _image_size(encoder: nn.Module) -> tuple[int, int]:
-    """(height, width) of the images that an encoder is made for; one without a size (VMamba) takes any."""
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """(height, width) of the images that a pretraining model or a classifier is made for.
+
+    `CLS_SIZE` for a model without a size, which takes any (VMamba).
+    """
+    encoder = getattr(model, "encoder", model)
     if hasattr(encoder, "img_size"):
         return encoder.img_size
     from_timm = getattr(encoder, "model", None)
@@ -216,7 +234,7 @@ def describe(name: str, size: tuple[int, int] | None = None) -> str:
         where = f" on images of {size[0]} x {size[1]} pixels" if size else ""
         raise ConfigError(f"{name} cannot be counted{where}: {one_line(error)}") from error
     notes = [MULTIPLY_ADD]
-    if find_trunk(model)[1] is not None or any(isinstance(module, VMambaTrunk) for module in model.modules()):
+    if _find_trunk(model) is not None:
         notes.append(SCAN)
     uncounted = {key: value for key, value in UNCOUNTED.items() if hasattr(model, key)}
     if uncounted:

@@ -1,4 +1,4 @@
-"""Cases of `tools/benchmark.py block`: an ARM block, its matrix products alone, and the usual implementation.
+"""Cases of `tools/benchmark.py block`: a block of ARM or Vim, its matrix products alone, and the usual implementation.
 
 Legend: B batch, L tokens, D channels.
 """
@@ -9,40 +9,51 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from arm_backbone.arm import resolve_arch
-from arm_backbone.block import Block
+from arm_backbone.arm import resolve_arch, trunk_class
 from arm_backbone.ops import ScanOrders
 from arm_backbone.recompute import run_checkpointed
 
 from .alternatives import conv_silu, usual_mixer, usual_swiglu
 from .case import Candidate, Case, Grid, Setting, launched_and_captured, resolved, with_backend
+from .scan_cases import scan_inputs, scan_run, trusted_scan
 
 
 def block_cases(
-    setting: Setting, grids: list[Grid], arch: str = "base", backward: bool = False, backends: list[str] = ("auto",)
+    setting: Setting,
+    grids: list[Grid],
+    arch: str = "base",
+    backward: bool = False,
+    backends: list[str] = ("auto",),
+    encoder: str = "ARM",
 ) -> Iterator[Case]:
     """For each grid the forward, and with `backward` also forward and backward together.
 
-    The first candidate is the block's matrix products ("GEMMs"), followed by the block on each back end. Variants:
+    The first candidate is the block's matrix products ("GEMMs"), followed by the block and its scan alone on each back
+    end. Variants:
 
     * with a dtype other than float32: the products once with weights of that dtype, once with autocast's casts;
     * with a dtype other than float32: the forward of a block whose weights have that dtype ("weights held");
     * the backward with activation checkpointing ("with_cp");
     * on a GPU: the usual implementation, with one mamba-ssm call per direction, and both as CUDA graphs ("graph").
+
+    Args:
+        encoder: "ARM" or "Vim", see `arm_backbone.arm.trunk_class`.
     """
-    dim, num_layers = resolve_arch(arch)
-    block = Block(dim, scans=4, drop_path=0.0, num_blocks=num_layers).to(setting.device)
+    trunk = trunk_class(encoder)
+    dim, num_layers = resolve_arch(arch, trunk.archs)
+    block = trunk.make_block(dim, trunk.most_scans, 0.0, num_layers).to(setting.device)
     held = copy.deepcopy(block).to(setting.dtype)
     for grid in grids:
         x = setting.randn(setting.batch, grid.tokens, dim)
-        usual_orders = grid.orders(4, setting.device)
+        usual_orders = grid.orders(trunk.most_scans, setting.device)
         orders = ScanOrders.trusted(usual_orders)
         products = matrix_products(block, setting, grid.tokens)
+        scan = scan_inputs(setting, grid, *block.mixer.D.shape)
         for with_backward in (False, True) if backward else (False,):
             case = Case("forward and backward" if with_backward else "forward", grid.tokens, "tokens", "", [])
-            case.title = f"ARM-{arch} block, batch {setting.batch}, {grid}, {setting.type_name}"
+            case.title = f"{encoder}-{arch} block, batch {setting.batch}, {grid}, {setting.type_name}"
             case.tensor = "(B, L, D) float32", x.numel() * 4
             plain = [(inputs, weight.to(setting.dtype)) for inputs, weight in products]
             case.candidates.append(Candidate("GEMMs", products_run(plain, setting, with_backward)))
@@ -52,6 +63,8 @@ def block_cases(
             for backend in resolved(setting, backends):
                 run = with_backend(backend, _block_run(block, x, orders, setting, with_backward))
                 case.candidates += launched_and_captured(f"block, {backend}", run, setting)
+                run = scan_run(functools.partial(trusted_scan, backend=backend), scan, with_backward)
+                case.candidates.append(Candidate(f"scan alone, {backend}", run))
                 if with_backward:
                     # a block with kernels already does nearly what "selective" does
                     with_cp = "full" if backend in ("triton", "cpu") else "selective"
@@ -72,10 +85,10 @@ def block_cases(
             yield case
 
 
-def matrix_products(block: Block, setting: Setting, tokens: int) -> list[tuple[Tensor, Tensor]]:
-    """The block's seven matrix products: inputs (., rows, I) in the setting's dtype, and weights (., I, O)."""
-    mixer, mlp, rows = block.mixer, block.mlp, setting.batch * tokens
-    linears = [layer.weight for layer in (mixer.in_proj, mixer.out_proj, mlp.w1, mlp.w2, mlp.w3)]
+def matrix_products(block: nn.Module, setting: Setting, tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """The block's matrix products: inputs (., rows, I) in the setting's dtype, and weights (., I, O)."""
+    mixer, rows = block.mixer, setting.batch * tokens
+    linears = [module.weight for module in block.modules() if isinstance(module, nn.Linear)]
     weights = [weight.detach().mT for weight in (mixer.x_proj_weight, mixer.dt_proj_weight, *linears)]
     return [(setting.randn(*w.shape[:-2], rows, w.shape[-2]).to(setting.dtype), w) for w in weights]
 
@@ -94,7 +107,12 @@ def products_run(products: list[tuple[Tensor, Tensor]], setting: Setting, backwa
 
 
 def _block_run(
-    block: Block, x: Tensor, orders: ScanOrders | Tensor, setting: Setting, backward: bool, with_cp: bool | str = False
+    block: nn.Module,
+    x: Tensor,
+    orders: ScanOrders | Tensor,
+    setting: Setting,
+    backward: bool,
+    with_cp: bool | str = False,
 ) -> Callable[[], object]:
     leaves, grad = [x.detach().requires_grad_(), *block.parameters()], torch.randn_like(x)
 
@@ -106,7 +124,7 @@ def _block_run(
     return run
 
 
-def _usual_block(block: Block) -> Block:
+def _usual_block(block: nn.Module) -> nn.Module:
     """A copy of the block with `usual_mixer` on mamba-ssm's kernel and `usual_swiglu`.
 
     Raises:
@@ -123,5 +141,6 @@ def _usual_block(block: Block) -> Block:
     usual = copy.deepcopy(block)
     kernels = dict(selective_scan_fn=selective_scan_fn, conv_fn=conv_fn)
     usual.mixer.forward = functools.partial(usual_mixer, usual.mixer, **kernels)
-    usual.mlp.forward = functools.partial(usual_swiglu, usual.mlp)
+    if hasattr(usual, "mlp"):
+        usual.mlp.forward = functools.partial(usual_swiglu, usual.mlp)
     return usual

@@ -9,6 +9,7 @@ from torch import Tensor
 from arm_backbone.ops import resolve_backend, scan_backend
 from arm_backbone.scan_order import scan_orders
 
+from ..analysis.work import Work
 from ..errors import ConfigError
 
 
@@ -58,6 +59,7 @@ class Candidate:
         work: amount of work in one run, in the case's unit.
         scales: whether the work grows with the case's size, so that times at several sizes form a curve.
         memory: whether peak memory can be measured.
+        counted: what it computes for one unit of work, by count.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Candidate:
     work: float = 1.0
     scales: bool = True
     memory: bool = True
+    counted: Work | None = None
 
 
 @dataclass

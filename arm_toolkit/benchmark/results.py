@@ -10,15 +10,19 @@ from arm_backbone.checkpoint.writing import replacing
 from ..tables import markdown_table
 
 FEWEST_SIZES = 3  # sizes needed to fit an exponent
+COUNTS = {"forward_flops": ("forward GFLOP", 1e9), "backward_flops": ("backward GFLOP", 1e9)}
+COUNTS |= {"scan_steps": ("scan steps (M)", 1e6)}  # key of a row -> title of its column and unit
 
 
 def table(rows: list[dict]) -> str:
-    """The rows of one case as a Markdown table."""
+    """The rows of one case as a Markdown table. Beside a count, in brackets, is its ratio to the first candidate's."""
     first = rows[0]
+    counts = {key: column for key, column in COUNTS.items() if any(row.get(key) for row in rows)}
     columns = ["", "ms", "quartiles", "times", f"time ÷ {first['baseline']}"]
     columns += [first["unit"]] if "unit" in first else []
     columns += ["peak MB"] if "peak_bytes" in first else []
     columns += [f"peak ÷ {first['tensor']}"] if "tensor" in first else []
+    columns += [title for title, _ in counts.values()]
     shown = []
     for row in rows:
         low, high = (1e3 * q for q in row["quartiles"])
@@ -29,6 +33,9 @@ def table(rows: list[dict]) -> str:
             cells.append(f"{row['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in row else "–")
         if "tensors" in first:
             cells.append(f"{row['tensors']:.2f}" if "tensors" in row else "–")
+        for key, (_, unit) in counts.items():
+            ratio = f" ({row[key] / first[key]:.2f})" if first[key] else ""
+            cells.append(f"{row[key] / unit:.1f}{ratio}")
         shown.append(cells)
     return markdown_table(columns, shown, "l" + "r" * (len(columns) - 1))
 

@@ -83,7 +83,7 @@ def scan_cases(
             yield case
 
 
-def _cross_scan(*, orders: Tensor, backend: str, **inputs: Tensor) -> Tensor:
+def trusted_scan(*, orders: Tensor, backend: str, **inputs: Tensor) -> Tensor:
     """`cross_scan` with trusted orders, as a model calls it."""
     return cross_scan(**inputs, orders=ScanOrders.trusted(orders), backend=backend)
 
@@ -95,7 +95,7 @@ def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Calla
     for name in sorted(set(names) & set(BACKENDS), key=(fastest, *BACKENDS).index):
         reason = unavailable(name, setting.device, setting.dtype)
         if reason is None:
-            functions[name] = functools.partial(_cross_scan, backend=name)
+            functions[name] = functools.partial(trusted_scan, backend=name)
         else:
             notes.append(f"{name}: {reason}")
     if "loop" in names:

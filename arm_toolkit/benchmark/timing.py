@@ -47,7 +47,7 @@ def measure(case: Case, device: torch.device, seconds: float, repeats: int) -> l
     Returns:
         dicts with kind, size, axis, candidate, scales, seconds (median), quartiles, repetitions, baseline, ratio (time
         for the same work, relative to the baseline) and, if the case has them, unit, per_second, peak_bytes, tensor,
-        tensors.
+        tensors; of a candidate with counted work forward_flops, backward_flops and scan_steps.
     """
     peaks = {}
     for candidate in case.candidates.copy():
@@ -76,6 +76,9 @@ def measure(case: Case, device: torch.device, seconds: float, repeats: int) -> l
             if case.tensor:
                 tensor, size = case.tensor
                 row.update(tensor=tensor, tensors=peaks[name] / size)
+        if candidate.counted is not None:
+            counted = candidate.counted
+            row.update(forward_flops=counted.forward, backward_flops=counted.backward, scan_steps=counted.scan_steps)
         rows.append(row)
     return rows
 

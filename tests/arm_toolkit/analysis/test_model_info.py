@@ -50,6 +50,22 @@ def test_sizes_of_the_paper(arch, millions):
 
 
 @pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("vim_base_patch16_224", 97.598),  # ARM Table 2: 98 M, 340 M and 755 M; VMamba-B 89 M
+        ("vim_large_patch16_224", 340.035),
+        ("vim_huge_patch16_224", 755.418),
+        ("vmamba_base_224", 88.558),
+        ("deit_base_patch16_224", 86.568),
+        ("regnety_160", 83.590),
+    ],
+)
+def test_sizes_of_the_encoders_to_compare_with(name, millions):
+    model, (channels, *size) = from_name(name)
+    assert round(totals(count(model, tuple(size), channels))[0] / 1e6, 3) == millions
+
+
+@pytest.mark.parametrize(
     ("part", "by_hand"),
     [
         ("patch_embed", 2 * (LENGTH - 1) * 3 * 16 * 16 * DIM),
@@ -164,6 +180,45 @@ def test_the_pretraining_encoder_reads_all_clusters_but_one(capsys):
     # skip features: 4 x 768 channels to 4 x 512, for eight clusters
     assert table["decoder.skip_proj"][1] == pytest.approx(2 * 8 * 16 * 4 * 768 * 4 * 512 / 1e9, abs=0.001)
     assert sums_to_total(table)
+
+
+@pytest.mark.parametrize(
+    ("config", "encoder", "decoder", "millions"),
+    [
+        ("arm_b.py", 20.4, 5.0, 99.35),
+        ("mae/mae_arm_b_300e.py", 8.0, 10.7, 106.09),
+        ("mae/mae_vim_b_300e.py", 9.4, 10.7, 117.27),
+    ],
+)
+def test_what_pretraining_costs(config, encoder, decoder, millions):
+    """By hand: AR reads 8 of 9 clusters of 16 patches; MAE 49 of 196, and its decoder all."""
+    model, (channels, *size) = from_config(str(ROOT / "pretrain/configs" / config))
+    parts = count(model, tuple(size), channels)
+    for half, by_hand in (("encoder", encoder), ("decoder", decoder)):
+        flops = sum(p.flops for name, p in parts.items() if name.startswith(half))
+        assert flops / 1e9 == pytest.approx(by_hand, rel=0.02), half
+    assert totals(parts)[0] / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_vmambas_parts():
+    """The rows are those of ARM's blocks, added over the stages."""
+    model, (channels, *size) = from_name("vmamba_tiny_224")
+    parts = count(model, tuple(size), channels)
+    blocks = {f"blocks: {p}" for p in ("in_proj, out_proj", "convolution", "scan", "x_proj, dt_proj", "mlp", "norms")}
+    assert set(parts) == {"stem", "downsampling", *blocks, "norm", "head"}
+    tokens = sum(
+        depth * side**2 * width for side, width, depth in zip((56, 28, 14, 7), (96, 192, 384, 768), (2, 2, 8, 2))
+    )
+    assert parts["blocks: scan"].flops == 4 * tokens * (7 + 3)
+    assert parts["blocks: convolution"].flops == 2 * 9 * tokens
+
+
+def test_the_momentum_encoder_is_said_to_be_for_training(capsys):
+    assert call_tool("model_info.py", ROOT / "pretrain/configs/moco/moco_arm_b_300e.py") == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert {g for part, (_, g) in table.items() if part.startswith("momentum_encoder")} == {"training only"}
+    assert "exclude momentum_encoder" in out and sums_to_total(table)
 
 
 def test_a_classification_configuration_is_counted_like_its_timm_name(tmp_path):

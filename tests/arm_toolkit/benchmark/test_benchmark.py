@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.block import Block
 from arm_backbone.ops import cross_scan, selective_scan
+from arm_backbone.vim import VimBlock
 from arm_toolkit.benchmark import scan_cases, timing
 from arm_toolkit.benchmark.alternatives import (
     conv_silu,
@@ -183,15 +184,16 @@ def test_the_usual_arrangement_is_the_same_mixer():
     torch.testing.assert_close(usual_mixer(mixer, x, orders, **kernels), mixer(x, orders))
 
 
-def test_the_bare_products_are_all_of_the_blocks():
+@pytest.mark.parametrize(("kind", "scans", "number"), [(Block, 4, 7), (VimBlock, 2, 4)])
+def test_the_bare_products_are_all_of_the_blocks(kind, scans, number):
     """The products have all FLOPs of the block except those of the scan and the convolution."""
     setting, grid = Setting(CPU, batch=2), Grid(3, 5, True)
-    block = Block(32, 4, 0.0, 1)
+    block = kind(32, scans, 0.0, 1)
     products = matrix_products(block, setting, grid.tokens)
     x = torch.randn(2, 16, 32, requires_grad=True)
     runs = {
         "alone": products_run(products, setting, backward=True),
-        "block": lambda: block(x, grid.orders(4, CPU)).sum().backward(),
+        "block": lambda: block(x, grid.orders(scans, CPU)).sum().backward(),
     }
     flops = {}
     for name, run in runs.items():
@@ -200,7 +202,7 @@ def test_the_bare_products_are_all_of_the_blocks():
         counts = counter.get_flop_counts()["Global"]
         flops[name] = sum(count for operator, count in counts.items() if "arm" not in str(operator))
     assert flops["alone"] == flops["block"] == 3 * sum(2 * x.numel() * w.shape[-1] for x, w in products)
-    assert len(products) == 7
+    assert len(products) == number
 
 
 def test_scans_that_would_take_too_much_are_skipped(monkeypatch):
@@ -254,20 +256,21 @@ def test_scan(tmp_path, capsys):
     assert re.search(r"^cpu: .+", out, re.M) and "6 x 8 + 1 = 49 tokens" in out
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_block(tmp_path, dtype):
+@pytest.mark.parametrize(("encoder", "dtype"), [("ARM", "float32"), ("ARM", "bfloat16"), ("Vim", "float32")])
+def test_block(tmp_path, encoder, dtype):
     file = tmp_path / "block.json"
-    options = ("--arch", "tiny", "--grid", "2x3+1", "--backward", "--dtype", dtype, "--backends", "auto", "torch")
+    options = ("--encoder", encoder, "--arch", "tiny", "--grid", "2x3+1", "--backward", "--dtype", dtype)
+    options += ("--backends", "auto", "torch")
     assert call_tool("benchmark.py", "block", *options, "--json", file, *SHORT) == 0
     rows = rows_of(file)
     for kind in ("forward", "forward and backward"):
-        assert names(rows, kind)[0] == "GEMMs" and "block, torch" in names(rows, kind)
+        assert names(rows, kind)[0] == "GEMMs" and {"block, torch", "scan alone, torch"} < set(names(rows, kind))
         assert ("GEMMs, weights cast" in names(rows, kind)) == (dtype == "bfloat16")
     assert ("block, torch, weights held" in names(rows, "forward")) == (dtype == "bfloat16")
     assert {row["baseline"] for row in rows} == {"GEMMs"}
 
 
-def test_model(tmp_path):
+def test_model(tmp_path, capsys):
     files = ("--json", tmp_path / "model.json", "--plot", tmp_path / "model.png")
     models = ("arm_tiny_patch16_224", "deit_tiny_patch16_224")
     assert call_tool("benchmark.py", "model", *models, "--img-size", 32, "32x64", "--batch", 2, *files, *SHORT) == 0
@@ -278,6 +281,43 @@ def test_model(tmp_path):
     # a training step holds a gradient for every weight
     assert min(row["peak_bytes"] for row in rows if row["kind"] == "training step") > 4 * 5e6
     assert is_png(tmp_path / "model.png")
+    ours, deit = rows[0], rows[1]
+    assert ours["forward_flops"] > 0 and deit["forward_flops"] > 0 and deit["scan_steps"] == 0
+    assert ours["scan_steps"] == 12 * 4 * (2 * 2 + 1) * 192 * 16  # blocks x scans x tokens x channels x states
+    assert ours["backward_flops"] == 0 < rows[2]["backward_flops"]
+    assert re.search(r"forward GFLOP +\| +scan steps \(M\)", capsys.readouterr().out)
+
+
+PARADIGMS = {
+    "ar": "dict(type='ARMPretrainer', arch=ARCH, img_size=64, cluster_side=2, decoder_dim=64, decoder_depth=1)",
+    "mae": "dict(type='MAEPretrainer', arch=ARCH, img_size=32, decoder_dim=64, decoder_depth=1, decoder_heads=2)",
+    "moco": "dict(type='MoCoPretrainer', encoder='Vim', arch=ARCH, img_size=32, hidden_dim=64)",
+    "labels": "dict(type='VimClassifier', arch=ARCH, img_size=32, num_classes=10)",
+}
+
+
+@pytest.fixture
+def paradigms(tmp_path) -> list[Path]:
+    """A small configuration of each paradigm."""
+    imports = "custom_imports = dict(imports=['arm_backbone', 'arm_pretrain'])"
+    for name, model in PARADIGMS.items():
+        model = model.replace("ARCH", "dict(embed_dims=32, num_layers=2)")
+        (tmp_path / f"{name}.py").write_text(f"{imports}\nmodel = {model}\n")
+    return [tmp_path / f"{name}.py" for name in PARADIGMS]
+
+
+def test_paradigms_are_raced_per_image(paradigms, tmp_path):
+    file = tmp_path / "race.json"
+    assert call_tool("benchmark.py", "pretrain", *paradigms, "--batch", 2, "--json", file, *SHORT) == 0
+    rows = rows_of(file)
+    sizes = (64, 32, 32, 32)
+    found = [f"{config}, {size} x {size} pixels" for config, size in zip(paradigms, sizes, strict=True)]
+    assert names(rows, "training step") == found
+    assert all(row["per_second"] == pytest.approx(2 / row["seconds"]) for row in rows)
+    moco, labels = rows[2:]
+    assert moco["scan_steps"] == 4 * labels["scan_steps"]  # two views through two encoders
+    assert moco["forward_flops"] > 4 * labels["forward_flops"]
+    assert moco["backward_flops"] < 3 * labels["backward_flops"]  # no gradients of the momentum encoder
 
 
 def test_pretrain_and_its_data_loader(shapes, tmp_path):
@@ -337,6 +377,7 @@ def test_dense(shapes, tmp_path, make):
         (["model", "arm_tiny_patch16_224", "--img-size", 8], "cannot be built for images of 8 x 8 pixels"),
         (["pretrain", "det_configs/mask_rcnn_arm_b.py"], "is not a pretraining configuration"),
         (["pretrain", "nothing.py"], "does not exist"),
+        (["pretrain", "pretrain/configs/moco/moco_arm_ti.py"], "--batch 1: a batch of one image"),
         (["dense", "pretrain/configs/arm_b.py"], "has no backbone and neck"),
         (["block", "--backends", "mamba_ssm", "--device", "cpu"], "mamba_ssm"),
         (["scan", "--json", "README.md/scan.json"], "README.md is not a folder"),
