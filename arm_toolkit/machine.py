@@ -1,8 +1,10 @@
 """Describes this machine's processor or GPU, and lets a CPU process reuse the memory that it frees."""
 
 import ctypes
+import functools
 import os
 import platform
+import time
 from pathlib import Path
 
 import torch
@@ -30,9 +32,26 @@ def cpu_name() -> str:
     return f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
 
 
+@functools.cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has bfloat16 instructions; without them bfloat16 is slower than float32."""
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split())
+    """Whether the processor multiplies bfloat16 matrices faster than float32 ones; measured, in some milliseconds.
+
+    The instructions do not tell: an Intel Xeon with AVX-512 BF16 but without AMX takes twice as long as in float32.
+    """
+    if {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split()):
+        return False
+    return _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The shortest time of a product of matrices as large as those of a small ARM."""
+    x, weight = torch.ones(1024, 192, dtype=dtype), torch.ones(768, 192, dtype=dtype)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def available_cores() -> int:

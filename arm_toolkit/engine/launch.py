@@ -20,7 +20,7 @@ from arm_backbone.checkpoint.writing import check_writable
 from arm_backbone.timm_backbone import TIMM
 
 from ..errors import ConfigError, one_line, user_errors
-from ..machine import keep_freed_memory
+from ..machine import cpu_multiplies_bfloat16, keep_freed_memory
 from .check_classes import check_classes, use_checked_data
 from .checks import (
     check_arguments,
@@ -251,7 +251,8 @@ def _use_amp(cfg: Config) -> None:
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16")
     else:
         cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
-        print_log("--amp: bfloat16, slower than float32 on a processor without bfloat16 instructions", logger="current")
+        slower = "" if cpu_multiplies_bfloat16() else ", which is slower than float32 on this processor"
+        print_log(f"--amp: bfloat16{slower}", logger="current")
 
 
 def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None:

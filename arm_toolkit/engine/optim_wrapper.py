@@ -25,7 +25,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
 class AutoAmpOptimWrapper(OptimWrapper):
     """Runs the forward under bfloat16 autocast where the machine multiplies bfloat16 faster, else in float32.
 
-    That is on NVIDIA GPUs since Ampere, and on processors with AVX-512 BF16 or AMX. The log says which it is.
+    That is on NVIDIA GPUs since Ampere, and on processors where a trial is faster. The log says which it is.
     """
 
     def __init__(self, *args, **kwargs) -> None:

@@ -19,6 +19,7 @@ from arm_images.errors import DataError
 from ..tables import markdown_table
 from .charts import smooth
 from .files import read_json
+from .generated import precision
 from .runs import read_losses
 from .segmentation_scores import class_iou
 from .steps import Spent, Step, run_steps
@@ -108,7 +109,7 @@ class Comparison:
                 continue
             work_dir, backbone = self.folder / cell / "pretrain", self.folder / cell / "backbone.pth"
             pretrain = ("tools/pretrain.py", choice.config, "--data", str(self.folder / "photographs.txt"))
-            pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), "--amp")
+            pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), *precision())
             pretrain += ("--cfg-options", f"randomness.seed={seed}", *self.options)
             steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir, (self.folder / "photographs.txt",)))
             convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
@@ -145,7 +146,7 @@ class Comparison:
         for kind in [measure for measure in measures if measure in ("finetune", "probe")]:
             config, work_dir = getattr(choice, kind), self.folder / cell / kind
             common = ("--cfg-options", *options)
-            train = ("tools/train.py", config, "--work-dir", str(work_dir), "--amp", *common)
+            train = ("tools/train.py", config, "--work-dir", str(work_dir), *precision(), *common)
             test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"))
             test += ("--out", str(work_dir / "predictions"), *common)
             yield Step(f"{cell}_{kind}", train, needs, work_dir, (training,))

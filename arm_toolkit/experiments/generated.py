@@ -27,7 +27,7 @@ def pretraining_steps(data: Path, folder: Path, backbone: Path, seed: int | None
     """
     suffix = "" if seed is None else f"_{seed}"
     shapes = ("tools/prepare_data.py", "shapes", str(data), *(() if seed is None else ("--seed", str(seed))))
-    pretrain = ("tools/pretrain.py", PRETRAIN, "--work-dir", str(folder), *_precision())
+    pretrain = ("tools/pretrain.py", PRETRAIN, "--work-dir", str(folder), *precision())
     if seed is not None:
         pretrain += ("--data", str(data / "coco/train2017"), "--cfg-options", f"randomness.seed={seed}")
     convert = ("tools/convert_checkpoint.py", f"@{folder}", str(backbone), "--to", "backbone")
@@ -48,7 +48,7 @@ def training_steps(folder: Path, config: str, needs: str, options: tuple[str, ..
     """
     out = folder / ("predictions.json" if config == DET else "predictions")
     overrides = ("--cfg-options", *options) if options else ()
-    train = ("tools/train.py", config, "--work-dir", str(folder), *_precision(), *overrides)
+    train = ("tools/train.py", config, "--work-dir", str(folder), *precision(), *overrides)
     test = ("tools/test.py", config, f"@{folder}", "--work-dir", str(folder / "test"), "--out", str(out), *overrides)
     return [
         Step(folder.name, train, (needs,), folder),
@@ -56,8 +56,8 @@ def training_steps(folder: Path, config: str, needs: str, options: tuple[str, ..
     ]
 
 
-def _precision() -> tuple[str, ...]:
-    """bfloat16 where the processor has it: it saves a fifth to a third of the time."""
+def precision() -> tuple[str, ...]:
+    """bfloat16 where the processor multiplies it faster: it saves a fifth to a third of the time."""
     return ("--amp",) if not torch.cuda.is_available() and cpu_multiplies_bfloat16() else ()
 
 

@@ -14,7 +14,7 @@ train_cfg = dict(type="IterBasedTrainLoop", max_iters=1000, val_interval=100)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
-    type="AutoAmpOptimWrapper",  # bfloat16 where the machine has it
+    type="AutoAmpOptimWrapper",  # bfloat16 where it is faster
     optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
     constructor="ARMOptimWrapperConstructor",

@@ -42,26 +42,41 @@ def test_the_setting_can_be_switched_off(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "name", "multiplies"),
+    ("said", "name", "seconds", "multiplies"),
     [
         (
             {"model name": "AMD EPYC", "cpu family": "25", "model": "17", "flags": "fma avx512f avx512_bf16"},
             "AMD EPYC (family 25, model 17)",
+            (1.0, 2.0),
             True,
+        ),
+        (
+            {"model name": "Xeon", "cpu family": "6", "model": "207", "flags": "fma avx512f avx512_bf16"},
+            "Xeon (family 6, model 207)",
+            (1.8, 2.0),
+            False,
         ),
         (
             {"model name": "Some", "cpu family": "6", "model": "85", "flags": "avx512f"},
             "Some (family 6, model 85)",
+            (1.0, 2.0),
             False,
         ),
-        ({"model name": "ARMv8", "Features": "fp asimd"}, "ARMv8", False),
+        ({"model name": "ARMv8", "Features": "fp asimd"}, "ARMv8", (1.0, 2.0), False),
     ],
 )
-def test_the_processor(said, name, multiplies, monkeypatch):
-    """Its name includes family and model, and the quickstart trains with --amp only if it has bfloat16 instructions."""
+def test_the_processor(said, name, seconds, multiplies, monkeypatch):
+    """Its name includes family and model; the quickstart trains with --amp only if bfloat16 products are faster."""
     monkeypatch.setattr(machine, "_cpu_info", lambda: said)
+    monkeypatch.setattr(machine, "_product_seconds", dict(zip((torch.bfloat16, torch.float32), seconds)).get)
+    machine.cpu_multiplies_bfloat16.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert machine.cpu_name() == name
     assert machine.cpu_multiplies_bfloat16() is multiplies
     trained = [step.command for step in quickstart.plan() if step.command[0] in ("tools/train.py", "tools/pretrain.py")]
     assert len(trained) == 3 and all(("--amp" in command) is multiplies for command in trained)
+    machine.cpu_multiplies_bfloat16.cache_clear()
+
+
+def test_a_product_is_timed():
+    assert all(0 < machine._product_seconds(dtype) < 1 for dtype in (torch.float32, torch.bfloat16))
