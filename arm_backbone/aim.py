@@ -17,15 +17,8 @@ from .pos_embed import sincos_pos_embed
 
 NORM_EPS = 1e-6
 AVERAGED = 6  # blocks whose outputs are averaged
-# our names -> those of AIM's files
-OFFICIAL = (
-    (r"^patch_embed\.", "preprocessor.patchifier."),
-    (r"^norm\.", "trunk.post_trunk_norm."),
-    (r"^blocks\.(\d+)\.norm(\d)\.", r"trunk.blocks.\1.norm_\2."),
-    (r"^blocks\.", "trunk.blocks."),
-)
-# and back; `attn_mask` is the buffer of a pretraining file
-OURS = (
+# patterns in the names of AIM's files -> what our names have there
+_NAMES = (
     (r"^preprocessor\.patchifier\.", "patch_embed."),
     (r"^trunk\.post_trunk_norm\.", "norm."),
     (r"^trunk\.blocks\.(\d+)\.norm_(\d)\.", r"blocks.\1.norm\2."),
@@ -83,7 +76,7 @@ class AttentiveHead(nn.Module):
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, L, C) -> logits (B, num_classes), or what the query read (B, C) if `pre_logits`."""
         x = self.bn(x.transpose(1, 2)).transpose(1, 2)
-        q = self.cls_token.expand(len(x), -1, -1)
+        q = self.cls_token.expand(x.shape[0], -1, -1)  # with len() an exported program would hold for one batch size
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, self.k(x), self.v(x)))
         x = F.scaled_dot_product_attention(q.to(k.dtype), k, v).transpose(1, 2).flatten(1)
         return x if pre_logits else self.linear(x)
@@ -98,11 +91,12 @@ class AIM(VisionTransformer):
         causal: a token sees itself and the tokens before it (row by row); else all tokens, as in the released models.
         probe_layers: blocks (from 0) whose outputs are averaged for the head; None: the last six.
         num_classes: 0 for features without a head.
+        global_pool: as in `reset_classifier`.
 
     The other arguments are those of timm's vision transformer.
 
     Raises:
-        ValueError: for probe_layers that the model does not have, or `dynamic_img_size=False`.
+        ValueError: for probe_layers that the model does not have, another pooling, or `dynamic_img_size=False`.
     """
 
     def __init__(
@@ -115,6 +109,7 @@ class AIM(VisionTransformer):
         probe_layers: tuple[int, ...] | None = None,
         img_size: int | tuple[int, int] = 224,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         dynamic_img_size: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -149,7 +144,7 @@ class AIM(VisionTransformer):
         if not self.probe_layers or not set(self.probe_layers) <= set(range(depth)):
             raise ValueError(f"probe_layers={probe_layers!r}: give block numbers from 0 to {depth - 1}")
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(embed_dim, -1))
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a new one. The pooling is the head's; `global_pool` is for timm and may be "avg" or "".
@@ -205,22 +200,14 @@ class AIM(VisionTransformer):
         return self.forward_head(self.forward_features(x, attn_mask))
 
 
-def _rename(state: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in state.items():
-        new = next((re.sub(old, new, name) for old, new in rules if re.match(old, name)), name)
-        renamed[new] = tensor
-    return renamed
-
-
-def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors under the names of AIM's files."""
-    return _rename(state, OFFICIAL)
-
-
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """AIM's tensors (backbone, head or both) under our names, without the mask that a pretraining file holds."""
-    return _rename({name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}, OURS)
+    renamed = {}
+    for name, tensor in state.items():
+        if not name.endswith(".attn_mask"):
+            new = next((re.sub(old, new, name) for old, new in _NAMES if re.match(old, name)), name)
+            renamed[new] = tensor
+    return renamed
 
 
 # ------------------------------------------------------------------------------------------- in timm's registry

@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from timm.layers import lecun_normal_, to_2tuple
+from timm.models import is_model
 from torch import Tensor, nn
 
 from .block import NORM_EPS, Block
@@ -350,11 +351,16 @@ def trunk_class(encoder: str) -> type[ARMTrunk]:
     """The trunk of an encoder by its name, as in `TRUNKS`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for another name; it says why an encoder that exists is none of these.
     """
-    if encoder not in TRUNKS:
-        raise ValueError(f"encoder={encoder!r} is unknown; give one of {', '.join(TRUNKS)}")
-    return TRUNKS[encoder]
+    if encoder in TRUNKS:
+        return TRUNKS[encoder]
+    why = "is unknown"
+    if encoder == "VMamba":
+        why = "is hierarchical: it has no class token, and its stages merge tokens; it is not pretrained here"
+    elif encoder in ("AIM", "TimmBackbone", "TimmClassifier") or is_model(str(encoder)):
+        why = "is of timm, which is not pretrained here: give its authors' weights to TimmBackbone or TimmClassifier"
+    raise ValueError(f"encoder={encoder!r} {why}; give one of {', '.join(TRUNKS)}")
 
 
 def find_trunk(model: nn.Module) -> tuple[str, ARMTrunk] | tuple[None, None]:

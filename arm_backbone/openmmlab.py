@@ -64,7 +64,7 @@ class ARM(_Backbone, arm.ARM, BaseModule):
     """
 
 
-class _Classifier:
+class Classifier:
     """What makes a classifier one of OpenMMLab: its initialisation, and its loss and predictions."""
 
     is_init = BaseModel.is_init  # mmengine's record
@@ -94,18 +94,14 @@ class _Classifier:
             "loss": dict(loss=cross entropy); "tensor": logits (B, num_classes); "predict": a list of B float32 logits
             (num_classes,).
         """
-        return classified(super().forward(inputs), data_samples, mode)
-
-
-def classified(logits: Tensor, data_samples: Tensor | None, mode: str):
-    """What a classifier returns in mmengine, see `ARMClassifier.forward`."""
-    if mode == "loss":
-        return dict(loss=F.cross_entropy(logits.float(), data_samples))
-    return list(logits.float()) if mode == "predict" else logits
+        logits = super().forward(inputs)
+        if mode == "loss":
+            return dict(loss=F.cross_entropy(logits.float(), data_samples))
+        return list(logits.float()) if mode == "predict" else logits
 
 
 @MODELS.register_module(name="ARMClassifier")
-class ARMClassifier(_Classifier, classifier.ARMClassifier, BaseModel):
+class ARMClassifier(Classifier, classifier.ARMClassifier, BaseModel):
     """`arm_backbone.classifier.ARMClassifier` for OpenMMLab.
 
     Args:
@@ -164,7 +160,7 @@ class VMamba(_Backbone, vmamba.VMamba, BaseModule):
 
 
 @MODELS.register_module(name="VMambaClassifier")
-class VMambaClassifier(_Classifier, vmamba_classifier.VMambaClassifier, BaseModel):
+class VMambaClassifier(Classifier, vmamba_classifier.VMambaClassifier, BaseModel):
     """`arm_backbone.vmamba_classifier.VMambaClassifier` for OpenMMLab, as `ARMClassifier` is for ARM."""
 
 
@@ -181,30 +177,17 @@ class _TimmWeights:
 
 
 @MODELS.register_module(name="TimmBackbone")
-class TimmBackbone(_TimmWeights, timm_backbone.TimmBackbone, BaseModule):
+class TimmBackbone(_TimmWeights, _Backbone, timm_backbone.TimmBackbone, BaseModule):
     """`arm_backbone.timm_backbone.TimmBackbone` for OpenMMLab; `init_cfg` as in `_TimmWeights`."""
-
-    def __init__(self, *args, init_cfg: dict | None = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.init_cfg = _checked_init_cfg(init_cfg)
 
 
 @MODELS.register_module(name="TimmClassifier")
-class TimmClassifier(_TimmWeights, timm_backbone.TimmClassifier, BaseModel):
+class TimmClassifier(_TimmWeights, Classifier, timm_backbone.TimmClassifier, BaseModel):
     """`arm_backbone.timm_backbone.TimmClassifier` for OpenMMLab; `init_cfg` as in `_TimmWeights`.
 
     Args:
         data_preprocessor: configuration of mmengine's data preprocessor.
     """
-
-    def __init__(self, *args, data_preprocessor: dict | None = None, init_cfg: dict | None = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.data_preprocessor = MODELS.build(data_preprocessor or dict(type="BaseDataPreprocessor"))
-        self.init_cfg = _checked_init_cfg(init_cfg)
-
-    def forward(self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"):
-        """Loss or logits of images, as in `ARMClassifier`."""
-        return classified(super().forward(inputs), data_samples, mode)
 
 
 @MODELS.register_module(name="ARMPyramid")

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arm import default_out_indices
 from .checkpoint.accounting import describe_mismatch, describe_values, shorten
-from .checkpoint.errors import CheckpointError
+from .checkpoint.errors import CheckpointError, in_one_line
 from .checkpoint.files import model_state, read_checkpoint
 from .ops.library import check_images
 
@@ -26,6 +26,8 @@ NORM_EPS = 1e-6
 # arguments that let a timm model take images of any size, or of sizes other than its own
 ANY_SIZE = dict(dynamic_img_size=True, always_partition=True)
 HEADS = ("head", "head.fc", "head.linear", "fc", "classifier")
+# arguments of timm.create_model that load weights
+_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 class TimmModel(nn.Module):
@@ -44,6 +46,12 @@ class TimmModel(nn.Module):
         super().__init__()
         if not isinstance(name, str) or not timm.is_model(name):
             raise ValueError(f"name={name!r} is not a model of timm; see timm.list_models()")
+        for key in _WEIGHTS:
+            if arguments.pop(key, None):
+                raise ValueError(
+                    f"{key} is not accepted with name={name!r}: weights come from init_cfg=dict(type='Pretrained', "
+                    "checkpoint=FILE), with checkpoint='timm' for timm's own"
+                )
         if drop_path_rate:
             arguments["drop_path_rate"] = drop_path_rate
         self.name, self.arguments = name, arguments
@@ -52,7 +60,7 @@ class TimmModel(nn.Module):
         try:
             return timm.create_model(self.name, **self.arguments | arguments)
         except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{self.name} cannot be built with {self.arguments}: {_one_line(error)}") from error
+            raise ValueError(f"{self.name} cannot be built with {self.arguments}: {in_one_line(error)}") from error
 
     def _set_model(self, model: nn.Module, with_cp: bool) -> None:
         self.model = model
@@ -81,6 +89,13 @@ class TimmModel(nn.Module):
         """Names that the timm model exempts from weight decay: position embeddings, tokens, bias tables."""
         exempt = getattr(self.model, "no_weight_decay", set)()
         return {f"model.{name}" for name, _ in self.model.named_parameters() if name in exempt}
+
+    def named_as_here(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a file of timm's by the names of this model; those of other files are returned as they are."""
+        ours = self.state_dict().keys()
+        if state.keys() & ours or not {f"model.{name}" for name in state} & ours:
+            return state
+        return {f"model.{name}": tensor for name, tensor in state.items()}
 
     def load(self, path: str | os.PathLike) -> str:
         """Load weights: every tensor of the encoder must be in the file, and the file may hold no other than a head's.
@@ -117,9 +132,9 @@ class TimmModel(nn.Module):
             whole = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
         except Exception as error:  # noqa: BLE001 filters of unknown layouts raise anything, and so do downloads
             if path == TIMM:
-                message = f"timm's weights of {self.name} cannot be had ({_one_line(error)}); give a file"
+                message = f"timm's weights of {self.name} cannot be had ({in_one_line(error)}); give a file"
             else:
-                message = f"{path} does not fit {self.name}: {_one_line(error)}"
+                message = f"{path} does not fit {self.name}: {in_one_line(error)}"
             raise CheckpointError(message) from error
         given, target = whole.state_dict(), self.model.state_dict()
         fits = {key for key in given if key in target and given[key].shape[:1] == target[key].shape[:1]}
@@ -141,6 +156,7 @@ class TimmClassifier(TimmModel):
 
     def __init__(self, name: str, *, num_classes: int = 1000, with_cp: bool = False, **arguments) -> None:
         super().__init__(name, num_classes=num_classes, **arguments)
+        self.num_classes = num_classes
         self._set_model(self._build(), with_cp)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -193,16 +209,31 @@ class TimmBackbone(TimmModel):
         """
         check_images(images)
         height, width = images.shape[2:]
-        step = self._multiple
-        images = F.pad(images, (0, -width % step, 0, -height % step))
-        maps = self.model.forward_intermediates(images, indices=list(self.out_indices), **_INTERMEDIATES)
+        bottom, right = (_times(size, self._multiple) * self._multiple - size for size in (height, width))
+        maps = self.model.forward_intermediates(
+            F.pad(images, (0, right, 0, bottom)), indices=list(self.out_indices), **_INTERMEDIATES
+        )
         result = []
         for x, norm, stride in zip(maps, self.out_norms, self.strides, strict=True):
-            x = x[:, :, : -(-height // stride), : -(-width // stride)]
+            if stride < self._multiple:
+                x = _cut(x, _times(height, stride), _times(width, stride))
             if not isinstance(norm, nn.Identity):
                 x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             result.append(x.contiguous())
         return tuple(result)
+
+
+def _times(size: int, step: int) -> int:
+    """How many steps cover a size; without negative numbers, whose integer division ONNX rounds towards zero."""
+    return (size + step - 1) // step
+
+
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of maps (B, C, H, W)."""
+    if torch.compiler.is_exporting():  # a slice's strides would ask whether anything is cut, and fix the answer
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[:, :, :height, :width]
 
 
 _INTERMEDIATES = dict(stop_early=True, output_fmt="NCHW", intermediates_only=True)
@@ -214,7 +245,7 @@ def _with_any_size(name: str, arguments: dict) -> dict:
         try:
             model = model_entrypoint(name)()
         except Exception as error:  # noqa: BLE001 whatever a model of the registry raises
-            raise ValueError(f"{name} cannot be built by timm: {_one_line(error)}") from error
+            raise ValueError(f"{name} cannot be built by timm: {in_one_line(error)}") from error
     known = {key for kind in type(model).__mro__ for key in inspect.signature(kind.__init__).parameters}
     return {key: value for key, value in ANY_SIZE.items() if key in known} | arguments
 
@@ -249,7 +280,7 @@ def _maps(
     try:
         maps = model.eval().forward_intermediates(images, indices=list(out_indices), **_INTERMEDIATES)
     except Exception as error:  # noqa: BLE001 models with one size fail in many ways
-        raise ValueError(f"{name} takes no images of {size[0]} x {size[1]} pixels: {_one_line(error)}") from error
+        raise ValueError(f"{name} takes no images of {size[0]} x {size[1]} pixels: {in_one_line(error)}") from error
     strides = tuple(reductions[i] for i in out_indices)
     for x, stride in zip(maps, strides, strict=True):
         if x.ndim != 4 or tuple(x.shape[2:]) != (size[0] // stride, size[1] // stride):
@@ -268,8 +299,3 @@ def _load(model: nn.Module, state: dict[str, Tensor], where: str | os.PathLike) 
 
 def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + " ..."

@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .arm import ARM, TRUNKS, ARMTrunk
-from .block import NORM_EPS
+from .block import NORM_EPS, linear_rates
 from .classifier import CLASSIFIERS, ARMClassifier
 from .mixer import MambaMixer
 from .ops.norm import layer_norm
@@ -28,11 +28,6 @@ ARCHS = {
     "huge": dict(embed_dims=1536, num_layers=48),
 }
 EXPAND = 2  # inner channels of the mixer, as a multiple of C
-
-
-def drop_path_rates(rate: float, num_layers: int) -> list[float]:
-    """Rates of the blocks, from 0 for the first to `rate` for the last."""
-    return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
 
 
 class VimBlock(nn.Module):
@@ -89,7 +84,7 @@ class VimTrunk(ARMTrunk):
     archs = ARCHS
     most_scans = 2
     norm_type = nn.RMSNorm
-    drop_path_rates = staticmethod(drop_path_rates)
+    drop_path_rates = staticmethod(linear_rates)
 
     def __init__(self, *args, scans: int = 2, reference_init: bool = True, **kwargs) -> None:
         super().__init__(*args, scans=scans, reference_init=reference_init, **kwargs)

@@ -10,6 +10,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .block import linear_rates
 from .ops.library import check_images
 from .ops.norm import add_layer_norm, layer_norm
 from .ops.orders import ScanOrders
@@ -150,8 +151,7 @@ class VMambaTrunk(nn.Module):
         self.stem = nn.Sequential(
             ConvNorm(in_chans, half, **factory), nn.GELU(), ConvNorm(half, self.widths[0], **factory)
         )
-        last = max(self.num_layers - 1, 1)
-        rates = iter([drop_path_rate * i / last for i in range(self.num_layers)])
+        rates = iter(linear_rates(drop_path_rate, self.num_layers))
         self.stages = nn.ModuleList(
             Stage(dim, dim_next, arch["expand"], [next(rates) for _ in range(depth)], **factory)
             for dim, dim_next, depth in zip(self.widths, (*self.widths[1:], None), self.depths, strict=True)

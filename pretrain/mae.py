@@ -16,6 +16,7 @@ from arm_backbone.scan_order import grid_orders, restrict_orders
 from .mae_decoder import MAEDecoder
 from .masking import kept_patches, mask_patches
 from .positions import fix_positions
+from .protocol import Reconstruction
 from .targets import normalized_pixels, patch_statistics, patchify, target_name, unpatchify
 
 
@@ -26,7 +27,7 @@ class MAEPretrainer(BaseModel):
     Positions are added before patches are dropped. The kept tokens stay in raster order; with several scans each
     direction reads its order restricted to them. A class token stays in the place that finetuning gives it.
 
-    Implements `arm_toolkit.engine.fsdp.Shardable`.
+    Implements `arm_pretrain.protocol.Reconstructs` and `arm_toolkit.engine.fsdp.Shardable`.
 
     Args:
         arch: size of the encoder, see `ARCHS` of `arm_backbone.arm` or `arm_backbone.vim`.
@@ -48,6 +49,8 @@ class MAEPretrainer(BaseModel):
         ValueError: if the image does not divide into patches, for a mask ratio that leaves no patch, or for another
             argument out of range.
     """
+
+    images_per_sequence, units_per_image, predicts_pixels = 1, None, True  # for `Reconstructs`
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class MAEPretrainer(BaseModel):
 
     def forward_methods(self) -> tuple[str, ...]:
         """Methods besides `forward` that compute with the weights, for fully sharded training."""
-        return ("encode", "predict_patches")
+        return ("losses_by_position", "reconstruct")
 
     def draw_noise(self, images: Tensor) -> Tensor:
         """(B, M) numbers in [0, 1); the patches with the smallest are kept."""
@@ -190,6 +193,33 @@ class MAEPretrainer(BaseModel):
             predictions = predictions * deviation + mean
         pixels = torch.where(mask.unsqueeze(2).bool(), predictions, pixels)
         return unpatchify(pixels, self.encoder.patch_size, self.encoder.grid_size)
+
+    @torch.no_grad()
+    def losses_by_position(self, images: Tensor) -> dict[str, float]:
+        """Mean loss of the masked patches in each row of patches, "row_1" to "row_Gh", of images (B, 3, H, W)."""
+        predictions, mask = self.predict_patches(images, self.draw_noise(images))
+        losses = self.patch_losses(images, predictions) * mask
+        sums, counts = (x.unflatten(1, self.encoder.grid_size).sum((0, 2)).tolist() for x in (losses, mask))
+        rows = enumerate(zip(sums, counts, strict=True), 1)
+        return {f"row_{row}": total / count for row, (total, count) in rows if count}
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, given: None = None) -> Reconstruction:
+        """Mask patches at random, and predict them; in what the model sees they are grey.
+
+        Args:
+            images: normalized (B, 3, H, W).
+            given: nothing, because all masked patches are predicted at once.
+        """
+        predictions, mask = self.predict_patches(images, self.draw_noise(images))
+        pixels = patchify(images, self.encoder.patch_size) * (1 - mask.unsqueeze(2))
+        seen = unpatchify(pixels, self.encoder.patch_size, self.encoder.grid_size)
+        patches, is_normalized = mask.shape[1], self.target == "normalized_pixels"
+        return Reconstruction(
+            {"predicted": self.fill_in(images, predictions, mask)},
+            "each predicted patch takes its mean and deviation from the true one" if is_normalized else "",
+            {f"{kept_patches(patches, self.mask_ratio)} of {patches} patches": seen},
+        )
 
     def _check_size(self, images: Tensor) -> None:
         if tuple(images.shape[2:]) != self.encoder.img_size:

@@ -14,6 +14,7 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor, nn
 
+from arm_backbone.arm import trunk_class
 from arm_backbone.classifier import CLASSIFIERS
 from arm_backbone.ops.library import without_autocast
 
@@ -92,13 +93,11 @@ class MoCoPretrainer(BaseModel):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
-        if encoder not in CLASSIFIERS:
-            raise ValueError(f"encoder={encoder!r} is unknown; give one of {', '.join(CLASSIFIERS)}")
+        kind = CLASSIFIERS[trunk_class(encoder).encoder_name]  # raises for another encoder
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: give a number above 0")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum={momentum}: give a number from 0 to 1")
-        kind = CLASSIFIERS[encoder]
         self.base_encoder = kind(
             arch,
             img_size,

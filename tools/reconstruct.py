@@ -1,7 +1,8 @@
 """Draw what a pretrained model predicts.
 
-Each row is an image: the input, each cluster predicted from the true clusters before it, the free-running prediction
-from the first --given clusters, and the error of the second column.
+Each row is an image. Of autoregressive pretraining: the input, each cluster predicted from the true clusters before it,
+the free-running prediction from the first --given clusters, and the error of the second column. Of MAE: the input, the
+patches that the encoder reads (the masked ones are grey), these with the predictions of the others, and their error.
 
 Example:
     python tools/reconstruct.py work_dirs/arm_ti/epoch_20.pth photographs/ --out work_dirs/reconstruction.png --given 3
@@ -14,7 +15,7 @@ import torch
 
 from arm_backbone.checkpoint.writing import replacing
 from arm_pretrain import ImageCrops
-from arm_toolkit.analysis.reconstruction import draw, load_images, load_pretrainer
+from arm_toolkit.analysis.reconstruction import draw, given_units, load_images, load_pretrainer
 from arm_toolkit.engine.environment import check_environment
 from arm_toolkit.errors import ConfigError, run_tool
 
@@ -30,11 +31,10 @@ def main() -> None:
     parser.add_argument(
         "--given",
         type=int,
-        default=1,
         metavar="N",
-        help="true clusters that free-running starts from (%(default)s)",
+        help="true clusters that free-running starts from (1); not for MAE",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of a random cluster order (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of a random order or mask (%(default)s)")
     parser.add_argument(
         "--trust", action="store_true", help="unpickle any object in the checkpoint and execute its configuration"
     )
@@ -49,9 +49,10 @@ def main() -> None:
     count = min(args.count, len(crops))
     torch.manual_seed(args.seed)
     try:
-        png = draw(model, load_images(model, crops, range(count)), args.given)
+        given = given_units(model, args.given, 1)
+        png = draw(model, load_images(model, crops, range(count)), given)
     except ValueError as error:
-        raise ConfigError(f"{args.checkpoint} with --given {args.given}: {error}") from None
+        raise ConfigError(f"{args.checkpoint}: {error}") from None
     with replacing(args.out) as partial:
         partial.write_bytes(png)
     print(f"{args.out}: {count} images")

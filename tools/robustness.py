@@ -41,8 +41,7 @@ def main() -> None:
     from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, open_sets, results_table, top1
 
     check_environment()
-    cls_token = None if args.cls_token == "none" else args.cls_token
-    model, accounting = load_classifier(args.checkpoint, args.model, args.global_pool, cls_token)
+    model, accounting = load_classifier(args.checkpoint, args.model, args.global_pool, args.cls_token)
     sets = open_sets(args.sets, args.data, eval_transform(model, args.keep_ratio), args.val)
     print(f"{args.checkpoint}:\n{accounting}", file=sys.stderr)
     if args.out:
@@ -80,11 +79,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--keep-ratio",
         action="store_true",
-        help="resize the short side; by default the image is squashed to a square, as in the reference code",
+        help="resize the short side, as for Vim and VMamba by default; for ARM the image is squashed to a square by "
+        "default, as in the reference code",
     )
-    parser.add_argument("--global-pool", choices=("avg", "token"), default="avg", help="the model's pooling (avg)")
+    parser.add_argument("--global-pool", choices=("avg", "token"), help="the model's pooling (ARM: avg, Vim: token)")
     parser.add_argument(
-        "--cls-token", choices=("middle", "tail", "none"), default="middle", help="position of its class token (middle)"
+        "--cls-token", choices=("middle", "tail", "none"), help="position of its class token (ARM, Vim: middle)"
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch (64)")
     parser.add_argument("--workers", type=int, default=4, help="processes that load images; 0 loads in this one (4)")

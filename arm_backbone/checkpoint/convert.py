@@ -16,7 +16,7 @@ from torch import Tensor
 from ..arm import trunk_class
 from ..pos_embed import resize_pos_embed
 from .accounting import Accounting, describe_mismatch, describe_values, shorten
-from .files import CheckpointError
+from .errors import CheckpointError, in_one_line
 from .official import (
     encoder_of,
     from_official,
@@ -117,7 +117,7 @@ class Weights:
             try:
                 state, renamed = from_official(state, cls_token)
             except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last three: from wrong shapes
-                raise CheckpointError(f"{self.kind} checkpoint: {str(error).splitlines()[0]}") from None
+                raise CheckpointError(f"{self.kind} checkpoint: {in_one_line(error)}") from None
             self._sources = {ours: [t for t, o in renamed.items() if o == ours] for ours in state}
             self._sources["cls_pos_embed"] = ["pos_embed"]
             how = {o: "copied" if len(s) == 1 else f"{len(s)} directions stacked" for o, s in self._sources.items()}
@@ -318,7 +318,7 @@ def arch_of(state: dict[str, Tensor]) -> dict:
         with torch.device("meta"):
             trunk_class(weights.encoder)(**arguments)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"no {weights.encoder} has these shapes: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"no {weights.encoder} has these shapes: {in_one_line(error)}") from None
     return arguments
 
 

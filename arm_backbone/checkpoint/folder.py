@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, in_one_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KEY = "arm"  # of our dict in config.json
@@ -32,7 +32,7 @@ def read_config(folder: Path) -> dict:
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        detail = str(error).splitlines()[0]
+        detail = in_one_line(error)
         raise CheckpointError(f"{file} is not JSON ({detail}); download or publish the folder again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not an object; give a published folder")

@@ -91,13 +91,21 @@ def load_exact(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load a complete model; file and model must have the same tensors.
 
     Args:
+        state: by the model's names, or by others that it knows (see `named_as_in`).
         where: name of the file, for messages.
 
     Raises:
         CheckpointError: if a tensor is missing, unknown to the model or has another shape; the model is unchanged.
     """
+    state = named_as_in(model, state)
     require_match(model.state_dict(), state, where)
     model.load_state_dict(state)
+
+
+def named_as_in(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by a model's names, if it has a method `named_as_here`, as a timm model has for timm's names."""
+    rename = getattr(model, "named_as_here", None)
+    return state if rename is None else rename(state)
 
 
 def require_match(
@@ -115,17 +123,26 @@ def require_match(
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
     problem = describe_mismatch(*shapes, may_miss or {})
     if problem:
-        raise CheckpointError(f"{where} does not fit the model: {problem}. {_remedy(state)}")
+        raise CheckpointError(f"{where} does not fit the model: {problem}. {_remedy(target, state)}")
     problem = describe_values(target, state)
     if problem:
         raise CheckpointError(f"{where} cannot be used: {problem}. Give an earlier checkpoint, or save it again.")
 
 
-def _remedy(state: dict[str, Tensor]) -> str:
+def _remedy(target: dict[str, Tensor], state: dict[str, Tensor]) -> str:
     try:
         kind = detect_kind(state)
     except CheckpointError:
-        return "It holds no ARM weights: give a checkpoint of this model."
+        return "Give a checkpoint of this model."
+    try:
+        detect_kind(target)
+    except CheckpointError:
+        return f"It holds {encoder_of(state)} ({kind}): give a checkpoint of this model."
+    if encoder_of(state) != encoder_of(target):
+        return (
+            f"It holds {encoder_of(state)} ({kind}), but the model is {encoder_of(target)}: give a checkpoint of "
+            f"{encoder_of(target)}, or build {encoder_of(state)}."
+        )
     if kind != "dense":
         return (
             f"It is a {kind} checkpoint: to start training from it, set it as init_cfg.checkpoint of the backbone or "

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from arm_backbone.arm import ARM
 from arm_backbone.checkpoint.convert import arch_of
-from arm_backbone.checkpoint.files import model_state, naming, read_checkpoint
+from arm_backbone.checkpoint.files import CheckpointError, model_state, naming, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 from arm_backbone.checkpoint.official import encoder_of
 from arm_backbone.vim import Vim
@@ -37,6 +37,8 @@ def load_encoder(path: str, scans: int | None = None) -> ARM:
         CheckpointError: if the file has no such weights, or its scans do not fit.
     """
     state = model_state(read_checkpoint(path), where=path)
+    if encoder_of(state) == "VMamba":
+        raise CheckpointError(f"{path} holds VMamba, whose stages have no common grid; give a checkpoint of ARM or Vim")
     with naming(path):
         arguments, backbone = arch_of(state) | dict(in_chans=3), dict(ARM=ARM, Vim=Vim)[encoder_of(state)]
     if scans is not None:

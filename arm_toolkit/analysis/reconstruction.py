@@ -1,4 +1,5 @@
-"""Draws what a pretraining model predicts: a row per image, with the input, the predictions and the error.
+"""Draws what a pretraining model predicts: a row per image, with the input, what the model sees of it if that is less,
+the predictions and the error.
 
 The model must implement `arm_pretrain.protocol.Reconstructs`.
 
@@ -26,7 +27,7 @@ from arm_pretrain.protocol import Reconstructs
 
 from ..engine.config import config_from_text
 from ..engine.config_text import buildable
-from ..errors import one_line, user_errors
+from ..errors import ConfigError, one_line, user_errors
 
 SIDE = 1.6  # inches of an image
 
@@ -54,7 +55,8 @@ def load_pretrainer(path: Path, trust: bool = False) -> tuple[BaseModel, Config]
             draft = MODELS.build(copy.deepcopy(parts))
         if not isinstance(draft, Reconstructs):
             raise CheckpointError(
-                f"{path}: {kind} cannot show reconstructions; give a checkpoint of a pretraining model"
+                f"{path}: {kind} cannot show reconstructions, because it predicts no images; give a checkpoint of "
+                "ARMPretrainer or MAEPretrainer"
             )
         state = model_state(checkpoint, where=path)
         require_match(draft.state_dict(), state, str(path))
@@ -74,13 +76,32 @@ def load_images(model: BaseModel, crops: ImageCrops, indices: Iterable[int]) -> 
     return model.data_preprocessor(dict(inputs=[crops[i]["inputs"] for i in indices]), False)["inputs"]
 
 
-def draw(model: BaseModel, images: Tensor, given: int) -> bytes:
+def given_units(model: BaseModel, asked: int | None, usual: int) -> int | None:
+    """How many true units free-running prediction starts from; None for a model that predicts all at once.
+
+    Args:
+        model: implements `Reconstructs`.
+        asked: what the user gives, None if nothing; `usual` is then taken.
+
+    Raises:
+        ConfigError: for a number that the model cannot use.
+    """
+    if model.units_per_image is not None:
+        return usual if asked is None else asked
+    if asked is not None:
+        raise ConfigError(
+            f"given={asked}: {type(model).__name__} predicts all masked patches at once, so none is given; leave it out"
+        )
+    return None
+
+
+def draw(model: BaseModel, images: Tensor, given: int | None) -> bytes:
     """A PNG with one row per image.
 
     Args:
         model: implements `Reconstructs`.
         images: normalized (B, 3, H, W).
-        given: number of true units that free-running prediction starts from.
+        given: number of true units that free-running prediction starts from, see `given_units`.
 
     Raises:
         ValueError: if the model cannot reconstruct images, or `given` is out of range.
@@ -88,7 +109,7 @@ def draw(model: BaseModel, images: Tensor, given: int) -> bytes:
     result = model.reconstruct(images, given)
     first = next(iter(result.columns))
     error = (result.columns[first] - images).abs().mean(1)  # (B, H, W), of normalized values
-    columns = {title: to_pixels(model, x) for title, x in dict(input=images, **result.columns).items()}
+    columns = {title: to_pixels(model, x) for title, x in dict(input=images, **result.seen, **result.columns).items()}
     columns[f"error, {first}"] = error.cpu().numpy()
     height, width = images.shape[2:]
     figure = Figure(

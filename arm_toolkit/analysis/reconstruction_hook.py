@@ -17,7 +17,9 @@ from arm_pretrain import ImageCrops
 from arm_pretrain.protocol import Reconstructs
 
 from ..errors import ConfigError
-from .reconstruction import draw, load_images
+from .reconstruction import draw, given_units, load_images
+
+GIVEN = 3  # usual number of true units
 
 
 @HOOKS.register_module()
@@ -33,7 +35,8 @@ class ReconstructionHook(Hook):
         interval: in epochs.
         count: number of images that the losses are averaged over; rounded down to whole sequences.
         drawn: number of images in the figure.
-        given: number of true units that free-running prediction starts from, limited to those of an image.
+        given: number of true units that free-running prediction starts from, limited to those of an image. None: 3, or
+            none of a model that predicts all at once (MAE).
         keep_best: write `best.pth` whenever the mean of the losses is the lowest so far. It has no optimizer state: use
             it for finetuning, not for resuming. With a moving average of the weights (`WeightEMAHook`) it holds the
             average, although the losses are those of the weights themselves.
@@ -50,10 +53,10 @@ class ReconstructionHook(Hook):
         interval: int = 10,
         count: int = 64,
         drawn: int = 4,
-        given: int = 3,
+        given: int | None = None,
         keep_best: bool = False,
     ) -> None:
-        if min(interval, count, drawn, given) < 1:
+        if min(interval, count, drawn, 1 if given is None else given) < 1:
             raise ValueError(
                 f"interval={interval}, count={count}, drawn={drawn}, given={given}: give at least 1 of each"
             )
@@ -68,6 +71,7 @@ class ReconstructionHook(Hook):
                 f"ReconstructionHook: {type(model).__name__} does not implement arm_pretrain.protocol.Reconstructs; "
                 "remove the hook from custom_hooks"
             )
+        given_units(model, self.given, GIVEN)  # raises for a number that the model cannot use
         crops = self._crops(runner.train_dataloader.dataset)
         per_sequence = model.images_per_sequence
         count = min(self.count, len(crops)) // per_sequence * per_sequence
@@ -122,7 +126,9 @@ class ReconstructionHook(Hook):
             losses = model.losses_by_position(images)
             figure = None
             if model.predicts_pixels:
-                figure = draw(model, images[: self.drawn], min(self.given, model.units_per_image))
+                given = given_units(model, self.given, GIVEN)
+                given = None if given is None else min(given, model.units_per_image)
+                figure = draw(model, images[: self.drawn], given)
         model.train()
         return losses, figure
 

@@ -25,7 +25,7 @@ from ..errors import ConfigError
 
 @runtime_checkable
 class Shardable(Protocol):
-    """The methods that a model needs to be sharded; `arm_pretrain.ARMPretrainer` has them."""
+    """The methods that a model needs to be sharded; `ARMPretrainer` and `MAEPretrainer` of `arm_pretrain` have them."""
 
     def sharded_parts(self) -> Iterable[nn.Module]:
         """Submodules to shard one by one, such as blocks: each gathers its weights only while it computes."""
@@ -34,17 +34,17 @@ class Shardable(Protocol):
         """Names of methods, other than `forward`, that compute with the weights."""
 
 
-def shard(model: nn.Module) -> nn.Module:
-    """Shard a model over all processes, in place: its parts one by one, then the rest.
-
-    Raises:
-        ConfigError: if the model is not `Shardable`.
-    """
+def require_shardable(model: nn.Module) -> None:
+    """Raise a ConfigError unless a model is `Shardable`."""
     if not isinstance(model, Shardable):
         raise ConfigError(
-            f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: only pretraining models can "
-            "be sharded (see arm_toolkit.engine.fsdp.Shardable); remove model_wrapper_cfg"
+            f"model_wrapper_cfg.type=fully_shard with model.type={type(model).__name__}: only ARMPretrainer and "
+            "MAEPretrainer can be sharded (see arm_toolkit.engine.fsdp.Shardable); remove model_wrapper_cfg"
         )
+
+
+def shard(model: Shardable) -> nn.Module:
+    """Shard a model over all processes, in place: its parts one by one, then the rest."""
     processes = get_world_size()
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
 

@@ -37,6 +37,7 @@ from .fsdp import (
     gather_weights,
     is_sharded,
     load_weights,
+    require_shardable,
     shard,
     shard_like,
     shard_optimizer_state,
@@ -219,6 +220,7 @@ class ARMRunner(Runner):
                 "custom_hooks has an EMA hook and model_wrapper_cfg the type fully_shard: a moving average copies the "
                 "model, which a sharded model does not support; remove one of them"
             )
+        require_shardable(model)
         return shard(model.to(get_device())) if self.distributed else model.to(get_device())
 
     def _init_model_weights(self) -> None:

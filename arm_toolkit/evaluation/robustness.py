@@ -20,34 +20,41 @@ from arm_backbone.checkpoint.files import CheckpointError, model_state, read_che
 from arm_backbone.checkpoint.load import load_trunk
 from arm_backbone.classifier import ARMClassifier
 from arm_backbone.timm_models import default_cfgs
+from arm_backbone.vmamba_classifier import VMambaClassifier
 from arm_images.errors import DataError
 
 from ..datasets.imagenet_sets import NUM_CLASSES, ROBUSTNESS, TITLES, ImageNetSet, SetNotFound, open_set
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 from ..tables import markdown_table
 
 
 def load_classifier(
-    checkpoint: str, model_name: str, global_pool: str = "avg", cls_token: str | None = "middle"
-) -> tuple[ARMClassifier, Accounting]:
+    checkpoint: str, model_name: str, global_pool: str | None = None, cls_token: str | None = None
+) -> tuple[ARMClassifier | VMambaClassifier, Accounting]:
     """Build a classifier of the 1000 ImageNet classes and load all its weights.
 
     Args:
         checkpoint: file of any kind that contains a classifier.
         model_name: a name of `arm_backbone.timm_models`.
-        global_pool: "avg" or "token".
-        cls_token: "middle", "tail", or None.
+        global_pool: "avg" or "token"; None: the model's own.
+        cls_token: "middle", "tail" or "none"; None: the model's own.
 
     Returns:
         the model, and what became of every tensor of the file.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or what the model does not have.
         CheckpointError: if the file cannot be read or does not fit, or contains no classifier of 1000 classes.
     """
     if model_name not in default_cfgs:
         raise ConfigError(f"--model {model_name} is unknown; give one of {', '.join(default_cfgs)}")
-    model = model_entrypoint(model_name)(global_pool=global_pool, cls_token=cls_token)  # create_model drops a None
+    options = {"global_pool": global_pool, "cls_token": cls_token}
+    options = {key: value for key, value in options.items() if value is not None}
+    said = "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
+    try:
+        model = model_entrypoint(model_name)(**options)
+    except (TypeError, ValueError) as error:  # VMamba has no class token
+        raise ConfigError(f"--model {model_name}{said}: {one_line(error)}") from None
     state = model_state(read_checkpoint(checkpoint), where=checkpoint)
     head = state.get("head.weight")
     if head is not None and len(head) != NUM_CLASSES:
@@ -58,7 +65,7 @@ def load_classifier(
     try:
         accounting = load_trunk(model, state, checkpoint)
     except CheckpointError as error:
-        raise CheckpointError(f"--model {model_name} --cls-token {cls_token or 'none'}: {error}") from None
+        raise CheckpointError(f"--model {model_name}{said}: {error}") from None
     if any(name.startswith(("head.", "norm.")) for name in accounting.new):
         raise CheckpointError(f"{checkpoint} has no classifier; give a checkpoint finetuned on ImageNet-1k")
     if "cls_token" in accounting.new:
@@ -70,11 +77,10 @@ def eval_transform(model: nn.Module, keep_ratio: bool = False) -> Callable[[Imag
     """timm's test preprocessing for a model.
 
     Args:
-        keep_ratio: resize the short side to size / crop_pct; False squashes the image to a square of that side, as the
-            reference code does. Both crop the centre.
+        keep_ratio: resize the short side to size / crop_pct; False does what the model's authors do: for ARM squash the
+            image to a square of that side, for Vim and VMamba resize the short side. All crop the centre.
     """
-    crop_mode = "center" if keep_ratio else "squash"
-    return create_transform(**resolve_data_config(dict(crop_mode=crop_mode), model=model))
+    return create_transform(**resolve_data_config(dict(crop_mode="center") if keep_ratio else {}, model=model))
 
 
 def open_sets(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from arm_backbone.checkpoint.errors import CheckpointError
 from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.hub import local_path
-from arm_backbone.checkpoint.load import load_exact, require_match
+from arm_backbone.checkpoint.load import load_exact, named_as_in, require_match
 
 from ..engine.checks import config_errors, dicts
 from ..engine.config import config_from_text, load_config
@@ -125,7 +125,7 @@ def _check_sizes(trained: Trained) -> None:
         if "meta" in str(error):
             return  # some constructors compute with numbers, which a meta tensor does not have
         raise
-    require_match(draft.state_dict(), trained.state, trained.where)
+    require_match(draft.state_dict(), named_as_in(draft, trained.state), trained.where)
 
 
 @contextmanager

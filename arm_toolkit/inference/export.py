@@ -64,7 +64,7 @@ def export(
     module = make_part(source.module, part, source.where)
     if pixels:
         module = FromPixels(module, source.mean, source.std, source.channels).eval()
-    batches, what = _batches(source, images, size, pixels)
+    batches, what = _batches(source, images, size, pixels, module.multiple)
     metadata = describe(source, module, size, pixels)
     check_writable(file)
     print(f"recording {source.where}", flush=True)
@@ -101,7 +101,7 @@ def describe(source: Source, part: Part, size: tuple[int, int] | None, pixels: b
         dtype="uint8" if pixels else "float32",
         channels="RGB" if pixels else source.channels,
         resize=dict(source.resize or {}),
-        pad_size_divisor=source.divisor,
+        pad_size_divisor=max(source.divisor, part.multiple),
     )
     if not pixels:
         given |= dict(mean=source.mean, std=source.std, scale="(pixel from 0 to 255 - mean) / std")
@@ -149,14 +149,15 @@ def _report(file: Path, names: list[str], metadata: dict, checked: str) -> None:
 
 
 def _batches(
-    source: Source, given: Sequence[str], size: tuple[int, int] | None, pixels: bool
+    source: Source, given: Sequence[str], size: tuple[int, int] | None, pixels: bool, multiple: int
 ) -> tuple[list[Tensor], str]:
-    """Batches of the model's size, and of another one if it takes any, with a word for what the images are."""
+    """Batches of the model's size, and of others if it takes any, with a word for what the images are."""
     files = _files(given) if given else find_images(source.images)[:COMPARED] if source.images else []
     height, width = size or source.size
     sizes = [(2, height, width)]
     if size is None:
-        sizes += [(1, height * 4 // 5 + 1, width * 4 // 3 + 3), (1, height * 5 // 4, width * 3 // 2)]
+        others = (height * 4 // 5 + 1, width * 4 // 3 + 3), (height * 5 // 4, width * 3 // 2)
+        sizes += [(1, *(-(-side // multiple) * multiple for side in sides)) for sides in others]
     generator = np.random.default_rng(0)
     batches, used = [], iter(files * 4)
     for number, height, width in sizes:

@@ -5,10 +5,12 @@ Legend: B batch, H, W image height and width.
 
 import torch
 import torch.nn.functional as F
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from arm_backbone.arm import ARM
-from arm_backbone.classifier import ARMClassifier
+from arm_backbone.timm_backbone import TimmBackbone, TimmClassifier
+from arm_backbone.vmamba import VMamba
 
 from ..errors import ConfigError
 
@@ -21,6 +23,7 @@ class Part(nn.Module):
     Attributes:
         outputs: a name and a description for each tensor.
         task: "classification", "segmentation", "detection" or "features".
+        multiple: sides of images must be multiples of this, as a vision transformer of timm wants whole patches.
     """
 
     outputs: dict[str, str]
@@ -29,6 +32,7 @@ class Part(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.multiple = max(to_2tuple(getattr(getattr(model, "patch_embed", None), "patch_size", 1)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
@@ -92,9 +96,9 @@ class Backbone(Maps):
 
 
 class LastMap(Part):
-    """The last block's tokens of a classifier after its norm, as a map."""
+    """The last map of a classifier, after its norm."""
 
-    outputs = {"map0": "(batch, channels, height, width), the last block's patches after the last norm"}
+    outputs = {"map0": "(batch, channels, height, width), the last block's or stage's output after the last norm"}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True))
@@ -111,15 +115,18 @@ def make_part(model: nn.Module, part: str | None, where: str) -> Part:
     Raises:
         ConfigError: for a part that the model does not have or that cannot be exported; it says why.
     """
+    if isinstance(model, TimmClassifier):
+        model = model.model
+    classifies = hasattr(model, "reset_classifier")  # as every model of timm
     segments, detects = hasattr(model, "decode_head"), hasattr(model, "rpn_head") or hasattr(model, "bbox_head")
     if part == "backbone" and hasattr(model, "backbone"):
         model = model.backbone
         return Backbone(model, len(getattr(model, "out_indices", (0,))), "the backbone")
-    if part in (None, "backbone") and isinstance(model, ARM):
+    if part in (None, "backbone") and isinstance(model, (ARM, VMamba, TimmBackbone)):
         return Backbone(model, len(model.out_indices), "the backbone")
-    if part == "backbone" and isinstance(model, ARMClassifier):
+    if part == "backbone" and classifies and hasattr(model, "forward_intermediates"):
         return LastMap(model)
-    if part in (None, "model") and isinstance(model, ARMClassifier):
+    if part in (None, "model") and classifies:
         return Classify(model) if model.num_classes else Pooled(model)
     if part in (None, "model") and segments:
         return Segment(model)
@@ -155,7 +162,7 @@ class FromPixels(Part):
 
     def __init__(self, part: Part, mean: list[float], std: list[float], channels: str) -> None:
         super().__init__(part)
-        self.outputs, self.task, self.flip = part.outputs, part.task, channels == "BGR"
+        self.outputs, self.task, self.multiple, self.flip = part.outputs, part.task, part.multiple, channels == "BGR"
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

@@ -73,8 +73,9 @@ def find_source(model: str, checkpoint: str | None = None) -> Source:
         return _from_timm(model, checkpoint)
     trained = find(model, checkpoint)
     module = build_module(trained)
-    size, images = _usual_size(module), _test_images(trained)
-    return Source(trained.where, module, **_preprocessing(trained), size=size, images=images, trained=trained)
+    given, images = _preprocessing(trained), _test_images(trained)
+    size = _usual_size(module, given["resize"])
+    return Source(trained.where, module, **given, size=size, images=images, trained=trained)
 
 
 def _from_timm(name: str, checkpoint: str | None) -> Source:
@@ -122,9 +123,13 @@ def _preprocessing(trained: Trained) -> dict:
     return found
 
 
-def _usual_size(module: nn.Module) -> tuple[int, int]:
+def _usual_size(module: nn.Module, resize: dict) -> tuple[int, int]:
+    """(height, width) of the position table, or as a classifier's images are cropped."""
     trunk = find_trunk(module)[1]
-    return LIKELY_SIZE if trunk is None else to_2tuple(trunk.img_size)
+    if trunk is not None:
+        return to_2tuple(trunk.img_size)
+    size = resize.get("input_size", LIKELY_SIZE)
+    return to_2tuple(size if isinstance(size, int) else tuple(size)[-2:])  # timm also takes (channels, height, width)
 
 
 def _test_images(trained: Trained) -> Path | None:

@@ -32,6 +32,7 @@ class Card:
         name: of the model.
         model: what it is, in words ("MaskRCNN").
         task: as in `Published`.
+        tags: names of the encoder on the hub.
         in_timm: whether timm reads the folder.
         classes: names by label.
         preprocessing: how an image is prepared, a line each.
@@ -48,6 +49,7 @@ class Card:
     name: str
     model: str
     task: str | None
+    tags: list[str]
     in_timm: bool
     classes: list[str]
     preprocessing: list[str]
@@ -83,7 +85,7 @@ def _header(card: Card) -> ModelCardData:
         library_name="timm" if card.in_timm else "arm_toolkit",
         pipeline_tag=PIPELINES[card.task],
         license=card.licence or "unknown",
-        tags=["arm", "mamba", *(["timm"] if card.in_timm else []), *([card.task] if card.task else ["backbone"])],
+        tags=[*card.tags, *(["timm"] if card.in_timm else []), *([card.task] if card.task else ["backbone"])],
         datasets=[_hub_id(name) for name in card.datasets] or None,
         model_name=card.name if results else None,
         eval_results=results or None,

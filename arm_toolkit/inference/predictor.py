@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from arm_backbone.openmmlab import ARMClassifier
+from arm_backbone.openmmlab import Classifier
 from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
@@ -230,7 +230,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _task(trained: Trained, model: torch.nn.Module) -> str:
-    if isinstance(model, ARMClassifier) and model.num_classes:
+    if isinstance(model, Classifier) and model.num_classes:
         return "classification"
     if trained.scope not in TASKS or not hasattr(model, "test_step"):
         raise ConfigError(

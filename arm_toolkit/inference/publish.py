@@ -15,11 +15,13 @@ from torch import Tensor
 from arm_backbone import __version__
 from arm_backbone.checkpoint.convert import detect_kind
 from arm_backbone.checkpoint.errors import CheckpointError
-from arm_backbone.checkpoint.files import find_file, model_state, read_checkpoint, write_checkpoint
+from arm_backbone.checkpoint.files import find_file, model_state, naming, read_checkpoint, write_checkpoint
 from arm_backbone.checkpoint.folder import CONFIG, KEY, WEIGHTS, read_config, sha256_of
+from arm_backbone.checkpoint.load import load_exact
 from arm_backbone.checkpoint.writing import WriteError, replacing
+from arm_backbone.timm_backbone import TimmClassifier
 
-from ..engine.checks import dicts
+from ..engine.checks import config_errors, dicts
 from ..engine.config import config_from_text, load_config
 from ..engine.structure import TASKS
 from ..errors import ConfigError
@@ -188,9 +190,13 @@ def _collect(contents: dict, meta: dict, cfg: Config | None, where: str) -> _Mod
             )
         task = TASKS.get(scope, "classification")
         return _Model(state, published_config(cfg, where), task, classes, palette)
-    if kind in ("ARMClassifier", "VimClassifier"):
+    if kind in ("ARMClassifier", "VimClassifier", "VMambaClassifier"):
         return _classifier(state, meta, cfg, where)
-    if detect_kind(state) == "dense":
+    if kind == "TimmClassifier":
+        return _classifier_of_timm(state, meta, cfg, where)
+    with naming(where):
+        dense = detect_kind(state) == "dense"
+    if dense:
         raise ConfigError(
             f"{where} is a detector or segmentor that does not hold its configuration; give the one of the training "
             "with --config"
@@ -219,10 +225,25 @@ def _classifier(state: dict[str, Tensor], meta: dict, cfg: Config, where: str) -
     return _in_timm(state, config["model"], dataset.get("transform"), classes, "classification", where)
 
 
+def _classifier_of_timm(state: dict[str, Tensor], meta: dict, cfg: Config, where: str) -> _Model:
+    """A model of timm's own; its weights are written under timm's names, which our loaders know too."""
+    config = published_config(cfg, where)
+    arguments = {key: value for key, value in config["model"].items() if key not in TRAINING_ONLY}
+    with config_errors(cfg, "model"):
+        module = TimmClassifier(**{key: value for key, value in arguments.items() if key != "data_preprocessor"})
+    load_exact(module.eval(), state, where)
+    config["model"] = dict(type="TimmClassifier") | arguments
+    transform = config["test_dataloader"]["dataset"].get("transform")
+    classes, _ = _classes(meta, cfg)
+    return _Model(module.model.state_dict(), config, "classification", classes, None, module.model, transform)
+
+
 def _encoder(state: dict[str, Tensor], where: str) -> _Model:
     """A backbone, or a classifier without its configuration."""
-    arguments = arguments_of(state)
-    transform = dict(input_size=max(arguments["img_size"]), interpolation="bicubic", crop_pct=0.875, crop_mode="squash")
+    with naming(where):
+        arguments = arguments_of(state)
+    transform = dict(input_size=max(arguments.get("img_size", (224,))), interpolation="bicubic", crop_pct=0.875)
+    transform["crop_mode"] = "squash" if "img_size" in arguments else "center"
     task = "classification" if arguments["num_classes"] else None
     return _in_timm(state, arguments, transform, [], task, where)
 
@@ -250,7 +271,7 @@ def _write_weights(model: _Model, folder: Path) -> str:
     """Write the weights, and timm's configuration if timm has the model; returns the SHA-256 of the weights."""
     if model.timm is not None:
         options = dict(label_names=model.classes) if model.classes else {}
-        data = data_config(model.transform, model.timm.img_size)
+        data = data_config(model.transform, getattr(model.timm, "img_size", None))
         save_for_hf(model.timm, str(folder), options, safe_serialization=True, data_config=data)
     else:
         write_checkpoint(folder / WEIGHTS, {key: tensor.clone() for key, tensor in model.state.items()}, {})
@@ -287,6 +308,7 @@ def _card(name: str, model: _Model, averaged: bool, digest: str, metrics: Metric
         name=name,
         model=_description(model.config["model"]),
         task=model.task,
+        tags=_tags(model.config["model"]),
         in_timm=model.timm is not None,
         classes=model.classes,
         preprocessing=_preprocessing(model.config),
@@ -304,10 +326,18 @@ def _card(name: str, model: _Model, averaged: bool, digest: str, metrics: Metric
 def _description(model: dict) -> str:
     """A model in words: "MaskRCNN with the backbone ARM base"."""
     encoder = model.get("backbone") or model
-    arch = encoder.get("arch", "")
+    arch, kind = encoder.get("arch", ""), str(encoder.get("type"))
     size = ", ".join(f"{key} {value}" for key, value in arch.items()) if isinstance(arch, dict) else arch
-    own = f"{str(encoder.get('type')).removesuffix('Classifier')} {size}".strip()
+    own = encoder["name"] if kind.startswith("Timm") else f"{kind.removesuffix('Classifier')} {size}".strip()
     return own if encoder is model else f"{model.get('type')} with the backbone {own}"
+
+
+def _tags(model: dict) -> list[str]:
+    """The encoder's names on the hub; none for a model of timm's own."""
+    kind = str((model.get("backbone") or model).get("type"))
+    if kind.startswith("Timm"):
+        return []
+    return [next((name for name in ("VMamba", "Vim") if kind.startswith(name)), "ARM").lower(), "mamba"]
 
 
 def _preprocessing(config: dict) -> list[str]:

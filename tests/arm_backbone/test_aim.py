@@ -4,8 +4,9 @@ import timm
 import torch
 from mmengine.registry import MODELS
 
-from arm_backbone.aim import prefix_mask, to_official
+from arm_backbone.aim import prefix_mask
 from arm_backbone.timm_backbone import TimmBackbone, TimmClassifier
+from tests.helpers.aim_names import to_official
 
 NAME, SMALL = "aim_600m_patch14_224", dict(embed_dim=32, depth=4, num_heads=2)
 

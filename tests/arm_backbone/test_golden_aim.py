@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from arm_backbone import aim
-from arm_backbone.aim import from_official, prefix_mask, to_official
+from arm_backbone.aim import from_official, prefix_mask
+from tests.helpers.aim_names import to_official
 
 FILES = ("aim_tiny_56", "aim_tiny_42x70")
 SIZES = {"600M": "600m", "1B": "1b", "3B": "3b", "7B": "7b"}

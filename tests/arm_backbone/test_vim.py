@@ -7,10 +7,11 @@ from mmengine.registry import MODELS
 
 from arm_backbone import Vim, VimClassifier
 from arm_backbone.arm import find_trunk, trunk_class
+from arm_backbone.block import linear_rates
 from arm_backbone.checkpoint.official import parameter_names
 from arm_backbone.ops import layer_norm
 from arm_backbone.optim import is_decayed
-from arm_backbone.vim import ARCHS, VimTrunk, drop_path_rates
+from arm_backbone.vim import ARCHS, VimTrunk
 
 
 def images(height=64, width=96, batch=2):
@@ -83,7 +84,7 @@ def test_one_scan_is_causal_and_two_are_not():
 
 
 def test_drop_path_rises_to_the_full_rate():
-    assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert linear_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
     rates = [getattr(block.drop_path, "drop_prob", 0) for block in small(drop_path_rate=0.3).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 

@@ -32,6 +32,26 @@ def pretrain_config(shapes: Path, validate: bool = False, **options) -> Config:
     return _finish(cfg, options)
 
 
+def mae_config(shapes: Path, **options) -> Config:
+    """MAE for 2 epochs of 4 iterations with 4 images each, with a class token."""
+    cfg = pretrain_config(shapes, **{"train_cfg.max_epochs": 2, "default_hooks.checkpoint.interval": 1} | options)
+    small = dict(arch=ARCH, img_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=4, cls_token="middle")
+    cfg.model = dict(type="MAEPretrainer", data_preprocessor=cfg.model.data_preprocessor, **small)
+    return cfg
+
+
+def moco_config(shapes: Path, **options) -> Config:
+    """MoCo v3 for 2 epochs of 4 iterations with 4 images each."""
+    cfg = pretrain_config(shapes, **{"train_cfg.max_epochs": 2} | options)
+    small = dict(arch=ARCH, img_size=64, hidden_dim=64, out_dim=16)
+    normalization = {key: cfg.model.data_preprocessor[key] for key in ("mean", "std")}
+    cfg.model = dict(type="MoCoPretrainer", data_preprocessor=dict(type="ViewsPreprocessor", **normalization), **small)
+    cfg.train_dataloader.dataset.update(type="ImageViews", size=64)
+    cfg.train_dataloader.dataset.pop("scale")
+    cfg.custom_hooks = [dict(type="FiniteHook"), dict(type="MomentumHook")]
+    return cfg
+
+
 def det_config(shapes: Path, validate: bool = False, **options) -> Config:
     """Mask R-CNN for 2 epochs of 8 iterations with 2 images each; random crops, drop path."""
     cfg = Config.fromfile(ROOT / "det_configs/quickstart_mask_rcnn.py")

@@ -8,7 +8,7 @@ from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 from arm_pretrain import MAEPretrainer
 from arm_pretrain.masking import mask_patches
-from tests.helpers.runs import ARCH, pretrain_config, train
+from tests.helpers.runs import ARCH, mae_config, train
 from tests.helpers.tools import invoke
 from tests.helpers.weights import assert_same_weights, weights
 
@@ -102,14 +102,6 @@ def test_bad_arguments_are_named(arguments, message):
 def test_images_of_another_size_are_an_error():
     with pytest.raises(ValueError, match="images of 96 x 96 pixels"):
         pretrainer()(torch.randn(1, 3, 96, 96), mode="loss")
-
-
-def mae_config(shapes, **options):
-    cfg = pretrain_config(shapes, **{"train_cfg.max_epochs": 2, "default_hooks.checkpoint.interval": 1} | options)
-    small = dict(arch=ARCH, img_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=4, cls_token="middle")
-    cfg.model = dict(type="MAEPretrainer", data_preprocessor=cfg.model.data_preprocessor, **small)
-    cfg.custom_hooks = [dict(type="FiniteHook")]
-    return cfg
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from arm_pretrain.moco import momentum_at
 from arm_pretrain.views import view_transform
 from arm_toolkit.errors import ConfigError
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import ARCH, logged, pretrain_config, train
+from tests.helpers.runs import ARCH, logged, moco_config, train
 from tests.helpers.tools import invoke
 from tests.helpers.weights import assert_same_weights, weights
 from tests.pretrain.moco_process import learn, pretrainer
@@ -155,17 +155,6 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- training, conversion
-
-
-def moco_config(shapes, **options):
-    cfg = pretrain_config(shapes, **{"train_cfg.max_epochs": 2} | options)
-    small = dict(arch=ARCH, img_size=64, hidden_dim=64, out_dim=16)
-    normalization = {key: cfg.model.data_preprocessor[key] for key in ("mean", "std")}
-    cfg.model = dict(type="MoCoPretrainer", data_preprocessor=dict(type="ViewsPreprocessor", **normalization), **small)
-    cfg.train_dataloader.dataset.update(type="ImageViews", size=64)
-    cfg.train_dataloader.dataset.pop("scale")
-    cfg.custom_hooks = [dict(type="FiniteHook"), dict(type="MomentumHook")]
-    return cfg
 
 
 @pytest.mark.slow

@@ -3,19 +3,25 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from arm_backbone.vim import VimClassifier
+from arm_backbone.vmamba import VMamba
+from arm_pretrain import MAEPretrainer
 from arm_toolkit.datasets.annotations import read_categories
 from arm_toolkit.datasets.samplers import SeededSampler
 from tests.helpers.json_files import change_json
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import CONFIGS, det_config, pretrain_config, seg_config, train
+from tests.helpers.runs import CONFIGS, det_config, mae_config, moco_config, pretrain_config, seg_config, train
+from tests.helpers.small_models import ARCH, VMAMBA_ARCH
 from tests.helpers.tools import call_tool, run_tool
 
 
@@ -211,6 +217,100 @@ def test_training_does_not_start_from_weights_that_do_not_fit(files, shapes, ref
     refused("train.py", config(Path("gone_pretrain.pth")), says=says)
     options = ("--cfg-options", "load_from=gone.pth")
     refused("train.py", config(files / "pretrain.pth"), *options, says="gone.pth does not exist")
+
+
+# ------------------------------------------------------------------- encoders and ways of pretraining
+
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
+def weights_of(kind: str) -> str:
+    """A file of another encoder, or of another way of pretraining."""
+    models = dict(
+        vim=lambda: VimClassifier(ARCH, img_size=96, num_classes=3),
+        vmamba=lambda: VMamba(VMAMBA_ARCH),
+        mae=lambda: MAEPretrainer(ARCH, 96, decoder_dim=32, decoder_depth=1, decoder_heads=2),
+    )
+    torch.save(models[kind]().state_dict(), f"{kind}.pth")
+    return f"{kind}.pth"
+
+
+@pytest.mark.parametrize(
+    ("given", "backbone", "says"),
+    [
+        ("vim", "ARM", "it holds Vim (classifier), but the model is ARM; give a checkpoint of ARM, or build Vim"),
+        ("pretrain", "Vim", "it holds ARM (pretrain), but the model is Vim; give a checkpoint of Vim, or build ARM"),
+        ("vmamba", "Vim", "it holds VMamba (backbone), but the model is Vim; give a checkpoint of Vim"),
+        slow("mae", "VMamba", "it holds ARM (mae), but the model is VMamba; give a checkpoint of VMamba"),
+        slow("vmamba", "TimmBackbone", "vmamba.pth does not fit deit_tiny_patch16_224"),
+    ],
+)
+def test_training_does_not_start_from_another_encoder(given, backbone, says, files, shapes, refused):
+    cfg = det_config(shapes)
+    sizes = dict(VMamba=dict(arch=VMAMBA_ARCH), TimmBackbone=dict(name="deit_tiny_patch16_224", depth=4))
+    checkpoint = str(files / "pretrain.pth") if given == "pretrain" else weights_of(given)
+    start = dict(type="Pretrained", checkpoint=checkpoint)
+    cfg.model.backbone = dict(type=backbone, init_cfg=start, **sizes.get(backbone, dict(arch=ARCH)))
+    cfg.dump("mine.py")
+    refused("train.py", "mine.py", says=[checkpoint, says])
+
+
+def test_a_detector_is_not_tested_with_another_encoder_or_a_pretraining(shapes, refused):
+    says = "It is a mae checkpoint: to start training from it, set it as init_cfg.checkpoint of the backbone"
+    refused("test.py", "det.py", weights_of("mae"), says=["mae.pth does not fit the model", says])
+    cfg = det_config(shapes, validate=True)
+    cfg.model.backbone = dict(type="Vim", arch=ARCH, img_size=96)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        torch.save(MODELS.build(cfg.model).state_dict(), "vim_detector.pth")
+    says = "It holds Vim (dense), but the model is ARM: give a checkpoint of ARM, or build Vim."
+    refused("test.py", "det.py", "vim_detector.pth", says=["vim_detector.pth does not fit the model", says])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(name="mixer_s16_224"), "mixer_s16_224 takes no images of 128 x 160 pixels"),
+        (dict(name="deit_tiny_patch16_224", pretrained=True), "pretrained is not accepted with name='deit_tiny_"),
+        slow(dict(name="deit_tiny_patch16_224", depht=3), "depht=3: TimmBackbone takes no such argument"),
+        slow(dict(name="deit_toy"), "name='deit_toy' is not a model of timm"),
+    ],
+)
+def test_wrong_models_of_timm(change, says, shapes, refused):
+    cfg = seg_config(shapes)
+    cfg.model.backbone = dict(type="TimmBackbone", **change)
+    cfg.dump("mine.py")
+    refused("train.py", "mine.py", says=says)
+
+
+NO_TRUNK = "give one of ARM, Vim"
+SHARDED = dict(model_wrapper_cfg=dict(type="fully_shard"))
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "says"),
+    [
+        (pretrain_config, {"model.encoder": "VMamba"}, ["encoder='VMamba' is hierarchical", NO_TRUNK]),
+        (mae_config, {"model.encoder": "VMamba"}, ["encoder='VMamba' is hierarchical", NO_TRUNK]),
+        (moco_config, {"model.encoder": "VMamba"}, ["encoder='VMamba' is hierarchical", NO_TRUNK]),
+        (mae_config, {"model.encoder": "AIM"}, ["encoder='AIM' is of timm", "TimmBackbone", NO_TRUNK]),
+        (moco_config, {"model.encoder": "deit_base_patch16_224"}, ["deit_base_patch16_224' is of timm", NO_TRUNK]),
+        (mae_config, {"model.mask_ratio": 1.0}, ["mask_ratio=1.0 leaves the encoder none of 36 patches to read"]),
+        (mae_config, {"custom_hooks.1.given": 3}, ["given=3: MAEPretrainer predicts all masked patches at once"]),
+        (moco_config, SHARDED, ["model.type=MoCoPretrainer", "remove model_wrapper_cfg"]),
+    ],
+)
+def test_pretraining_that_makes_no_sense(config, options, says, shapes, refused):
+    cfg = config(shapes)
+    cfg.merge_from_dict(options)
+    cfg.dump("mine.py")
+    refused("train.py", "mine.py", says=says)
+
+
+def test_moco_with_batches_of_one_image(shapes, refused):
+    moco_config(shapes).dump("mine.py")
+    option = "train_dataloader.batch_size=1"
+    refused("train.py", "mine.py", "--cfg-options", option, says=["a batch of one image", "at least 2"], started=True)
 
 
 # ------------------------------------------------------------------------------------------------- data

@@ -8,7 +8,9 @@ from torch.func import functional_call
 
 from arm_backbone.arm import ARM
 from arm_backbone.scan_order import scan_orders
-from arm_pretrain import ARMPretrainer
+from arm_backbone.vim import VimClassifier
+from arm_backbone.vmamba import VMamba
+from arm_pretrain import ARMPretrainer, MAEPretrainer, MoCoPretrainer
 from arm_toolkit.analysis.features import (
     _of_direction,
     direction_shares,
@@ -19,6 +21,7 @@ from arm_toolkit.analysis.features import (
     receptive_fields,
 )
 from tests.helpers.runs import pretrain_config, train
+from tests.helpers.small_models import VMAMBA_ARCH
 from tests.helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
@@ -108,6 +111,23 @@ def test_the_tool_draws_vim(shapes, tmp_path):
     assert (tmp_path / "two/directions.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    ("make", "scans"),
+    [
+        (lambda: MAEPretrainer(ARCH, 96, decoder_dim=32, decoder_depth=1, decoder_heads=2), 1),
+        (lambda: MoCoPretrainer(ARCH, 96, hidden_dim=32, out_dim=8), 4),
+        (lambda: VimClassifier(ARCH, img_size=96, num_classes=3), 2),
+    ],
+    ids=["MAE", "MoCo", "Vim"],
+)
+def test_the_tool_draws_other_ways_of_pretraining(make, scans, shapes, tmp_path):
+    torch.save(dict(state_dict=make().state_dict()), tmp_path / "weights.pth")
+    arguments = ("--out", tmp_path / "out", "--count", 1)
+    assert call_tool("visualize_features.py", tmp_path / "weights.pth", shapes / "coco/val2017", *arguments) == 0
+    assert (tmp_path / "out/directions.png").exists() == (scans > 1)
+    assert np.asarray(Image.open(tmp_path / "out/features.png")).std() > 10
+
+
 def test_unusable_files_are_one_line(shapes, tmp_path, capsys):
     train(pretrain_config(shapes, **{"train_cfg.max_epochs": 2}), tmp_path / "run")
     (tmp_path / "empty").mkdir()
@@ -118,3 +138,7 @@ def test_unusable_files_are_one_line(shapes, tmp_path, capsys):
     torch.save(dict(weight=torch.zeros(2)), tmp_path / "other.pth")
     assert call_tool("visualize_features.py", tmp_path / "other.pth", tmp_path, "--out", tmp_path / "out") == 2
     assert "no ARM weights" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    torch.save(VMamba(VMAMBA_ARCH).state_dict(), tmp_path / "vmamba.pth")
+    assert call_tool("visualize_features.py", tmp_path / "vmamba.pth", tmp_path, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "vmamba.pth holds VMamba" in error and "give a checkpoint of ARM or Vim" in error

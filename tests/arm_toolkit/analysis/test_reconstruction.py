@@ -1,18 +1,20 @@
 """Reconstructions: teacher-forced and free-running predictions, and their figure."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from PIL import Image
 
 from arm_pretrain import ARMPretrainer
 from arm_pretrain.protocol import Reconstruction, Reconstructs
 from arm_pretrain.targets import normalized_pixels, patchify
 from arm_toolkit.analysis.reconstruction import draw, load_pretrainer
-from tests.helpers.runs import pretrain_config, train
+from tests.helpers.runs import mae_config, moco_config, pretrain_config, train
 from tests.helpers.tools import call_tool
 
 ARCH = dict(embed_dims=32, num_layers=4)
@@ -88,6 +90,54 @@ def test_any_model_with_the_protocol_is_drawn():
     png = draw(model, torch.rand(2, 3, 32, 64), 4)
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert pixels.shape[1] > 2 * pixels.shape[0]  # three columns of wide images in two rows
+
+
+@pytest.fixture(scope="module")
+def masked(shapes, tmp_path_factory) -> Path:
+    """A MAE checkpoint with random weights, which a training wrote after one epoch."""
+    work = tmp_path_factory.mktemp("mae") / "run"
+    train(mae_config(shapes, **{"train_cfg.max_epochs": 1, "param_scheduler.warmup": 0}), work)
+    return work / "epoch_1.pth"
+
+
+def test_mae_shows_what_it_sees_and_predicts(masked, shapes, tmp_path):
+    """Grey where patches are masked, predictions only there; the seed decides what is masked."""
+    model, _ = load_pretrainer(masked)
+    images = torch.randn(2, 3, 96, 96)
+    result = model.reconstruct(images, None)
+    (seen,), (predicted,) = result.seen.values(), result.columns.values()
+    assert list(result.seen) == ["9 of 36 patches"]
+    grey = patchify(seen, 16).abs().amax(2) == 0
+    assert grey.sum(1).tolist() == [27, 27]
+    assert torch.equal(patchify(seen, 16)[~grey], patchify(images, 16)[~grey])
+    assert torch.equal(patchify(predicted, 16)[~grey], patchify(images, 16)[~grey])
+    assert (patchify(predicted, 16)[grey] - patchify(images, 16)[grey]).abs().amax(1).min() > 0.1
+    figures = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        out = tmp_path / f"{name}.png"
+        arguments = ("--out", out, "--count", 2, "--seed", seed)
+        assert call_tool("reconstruct.py", masked, shapes / "coco/val2017", *arguments) == 0
+        figures[name] = np.asarray(Image.open(out).convert("RGB"))
+    assert figures["one"].shape[1] > 4 * 100  # input, what is seen, prediction, error
+    assert np.array_equal(figures["one"], figures["same"]) and not np.array_equal(figures["one"], figures["other"])
+
+
+def test_the_hook_logs_mae_by_rows(masked):
+    line = (masked.parent / next(masked.parent.glob("*/vis_data/scalars.json"))).read_text()
+    assert all(f'"position/row_{row}"' in line for row in range(1, 7))
+    assert list(masked.parent.glob("*/vis_data/vis_image/reconstruction_*.png"))
+
+
+def test_what_reconstruct_cannot_draw_is_one_line(masked, shapes, tmp_path, capfd):
+    assert call_tool("reconstruct.py", masked, shapes / "coco/val2017", "--given", 2, "--out", tmp_path / "a.png") == 2
+    assert "given=2: MAEPretrainer predicts all masked patches at once" in capfd.readouterr().err
+    cfg = moco_config(shapes)
+    meta = dict(cfg=cfg.pretty_text)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta=meta), tmp_path / "moco.pth")
+    assert call_tool("reconstruct.py", tmp_path / "moco.pth", shapes / "coco/val2017", "--out", tmp_path / "a.png") == 2
+    error = capfd.readouterr().err
+    assert "MoCoPretrainer cannot show reconstructions, because it predicts no images" in error
+    assert len(error.strip().splitlines()) == 1 and not (tmp_path / "a.png").exists()
 
 
 def test_a_checkpoint_with_the_former_spelling_of_the_target(checkpoint, tmp_path):

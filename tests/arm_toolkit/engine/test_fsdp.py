@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from arm_toolkit.engine.fsdp import shard
+from arm_toolkit.engine.fsdp import require_shardable
 from arm_toolkit.errors import ConfigError
-from tests.helpers.runs import logged, pretrain_config, train
+from tests.helpers.runs import logged, mae_config, moco_config, pretrain_config, train
 from tests.helpers.tools import run_tool
 from tests.helpers.weights import assert_same_weights
 
@@ -39,6 +39,30 @@ def test_sharded_training_equals_ddp(shapes, tmp_path):
         for key in ("loss", "grad_norm"):
             assert sharded[step][key] == pytest.approx(ddp[step][key], rel=1e-4), (step, key)
     assert_same_weights(tmp_path / "ddp/epoch_2.pth", tmp_path / "sharded/epoch_2.pth", rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sharded_mae_equals_ddp(shapes, tmp_path):
+    """With the figures of ReconstructionHook, which computes outside of `forward`."""
+    short = {"train_cfg.max_epochs": 1, "param_scheduler.warmup": 0}
+    for name, options in (("ddp", {}), ("sharded", SHARDED)):
+        two_processes(mae_config(shapes, **short, **options), tmp_path / name)
+    ddp, sharded = logged(tmp_path / "ddp"), logged(tmp_path / "sharded")
+    assert sorted(ddp) == sorted(sharded) == list(range(1, 5))
+    for step in ddp:
+        assert sharded[step]["loss"] == pytest.approx(ddp[step]["loss"], rel=1e-4), step
+    assert_same_weights(tmp_path / "ddp/epoch_1.pth", tmp_path / "sharded/epoch_1.pth", rtol=1e-3, atol=1e-4)
+    assert list((tmp_path / "sharded").glob("*/vis_data/vis_image/reconstruction_*.png"))
+
+
+@pytest.mark.slow
+def test_sharded_moco_is_one_line(shapes, tmp_path):
+    moco_config(shapes, **SHARDED).dump(tmp_path / "moco.py")
+    result = run_tool("dist_train.sh", tmp_path / "moco.py", 2, "--work-dir", tmp_path / "moco")
+    assert result.returncode != 0
+    (error,) = re.findall("^error: .*$", result.stderr, re.M)
+    assert "model.type=MoCoPretrainer: only ARMPretrainer and MAEPretrainer can be sharded" in error
+    assert not list(tmp_path.glob("moco/*.pth"))
 
 
 @pytest.mark.slow
@@ -75,4 +99,4 @@ def test_resumes_in_the_middle_of_a_sum_of_gradients(options, shapes, tmp_path):
 
 def test_other_models_are_refused():
     with pytest.raises(ConfigError, match="model_wrapper_cfg.type=fully_shard with model.type=Linear"):
-        shard(torch.nn.Linear(2, 2))
+        require_shardable(torch.nn.Linear(2, 2))

@@ -14,7 +14,7 @@ from arm_backbone.checkpoint.files import write_checkpoint
 from arm_images.errors import DataError
 from arm_toolkit.datasets.imagenet_sets import SetNotFound, class_indices, open_set
 from arm_toolkit.errors import ConfigError
-from arm_toolkit.evaluation.robustness import eval_transform, top1
+from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, top1
 from tests.helpers.tools import call_tool, invoke
 
 MODEL = "arm_tiny_patch16_224"
@@ -350,12 +350,24 @@ def tool_refuses(tmp_path, capsys, monkeypatch):
         (["--batch-size", "0"], "--batch-size 0: give at least 1"),
         (["--workers", "-1"], "--workers -1: give 0 or more"),
         (["--out", "data"], "--out data is a folder"),
-        (["--sets", "r", "--model", "arm_small_patch16_224"], "--model arm_small_patch16_224 --cls-token middle: "),
+        (["--sets", "r", "--model", "arm_small_patch16_224"], "--model arm_small_patch16_224: "),
         (["--sets", "r", "--cls-token", "none"], "--cls-token none: "),
+        (["--model", "vmamba_tiny_224", "--cls-token", "middle"], "--model vmamba_tiny_224 --cls-token middle: "),
     ],
 )
 def test_wrong_arguments(arguments, says, checkpoint, tool_refuses):
     tool_refuses(checkpoint, *arguments, says=says)
+
+
+def test_another_encoder_is_evaluated_as_its_authors_do(tmp_path):
+    """Vim: the class token is read, and the shorter side is resized, which cuts off a border that squashing keeps."""
+    vim, arm = (timm.create_model(name) for name in ("vim_tiny_patch16_224", MODEL))
+    write_checkpoint(tmp_path / "vim.safetensors", vim.state_dict(), {})
+    assert load_classifier(str(tmp_path / "vim.safetensors"), "vim_tiny_patch16_224")[0].global_pool == "token"
+    image = Image.new("RGB", (400, 200))
+    image.paste((255, 255, 255), (0, 0, 80, 200))
+    shown = [eval_transform(model)(image)[0, 100, 0] for model in (vim, arm)]
+    assert shown[0] < 0 < shown[1]
 
 
 def test_checkpoints_without_a_classifier_of_imagenet(model, tmp_path, tool_refuses):
