@@ -14,6 +14,7 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 from .block import NORM_EPS, Block
+from .drop_path import late_rates
 from .ops.library import check_images
 from .ops.orders import ScanOrders
 from .optim import is_decayed
@@ -44,11 +45,6 @@ def resolve_arch(arch: str | dict, archs: dict[str, dict] = ARCHS) -> tuple[int,
     if set(arch) != {"embed_dims", "num_layers"}:
         raise ValueError(f"arch={dict(arch)!r}: a dict needs exactly the keys embed_dims and num_layers")
     return arch["embed_dims"], arch["num_layers"]
-
-
-def drop_path_rates(rate: float, num_layers: int) -> list[float]:
-    """`[0] + linspace(0, rate, num_layers)[:-1]`, as in the reference code: the last block stays below `rate`."""
-    return [0.0] + [rate * i / (num_layers - 1) for i in range(num_layers - 1)]
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: int, patch_stride: int) -> tuple[int, int]:
@@ -118,7 +114,7 @@ class ARMTrunk(nn.Module):
     archs = ARCHS
     most_scans = 4
     norm_type: type[nn.Module] = nn.LayerNorm
-    drop_path_rates = staticmethod(drop_path_rates)
+    drop_path_rates = staticmethod(late_rates)
 
     def __init__(
         self,

@@ -14,11 +14,6 @@ from .parameters import own_linears
 NORM_EPS = 1e-5
 
 
-def linear_rates(rate: float, num_layers: int) -> list[float]:
-    """Drop path rates of the blocks, from 0 for the first to `rate` for the last, as in Vim and VMamba."""
-    return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
-
-
 class SwiGLU(nn.Module):
     """`w3(silu(w1 x) * w2 x)` with biases; hidden width 8/3 dim, for as many parameters as an MLP with ratio 4."""
 

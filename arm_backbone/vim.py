@@ -13,8 +13,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .arm import ARM, TRUNKS, ARMTrunk
-from .block import NORM_EPS, linear_rates
+from .block import NORM_EPS
 from .classifier import CLASSIFIERS, ARMClassifier
+from .drop_path import linear_rates
 from .mixer import MambaMixer
 from .ops.norm import layer_norm
 from .ops.orders import ScanOrders

@@ -10,7 +10,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .block import linear_rates
+from .drop_path import linear_rates
 from .ops.library import check_images
 from .ops.norm import add_layer_norm, layer_norm
 from .ops.orders import ScanOrders

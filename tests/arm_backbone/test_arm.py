@@ -8,7 +8,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arm_backbone import ARCHS, ARM, ARMPyramid
-from arm_backbone.arm import default_out_indices, drop_path_rates, find_trunk
+from arm_backbone.arm import default_out_indices, find_trunk
+from arm_backbone.drop_path import late_rates
 from arm_backbone.pos_embed import resize_pos_embed
 
 
@@ -218,7 +219,7 @@ def test_levels_and_drop_path_by_depth():
     assert default_out_indices(12) == (3, 5, 7, 11)
     assert default_out_indices(24) == (7, 11, 15, 23)
     assert default_out_indices(4) == (0, 1, 2, 3)
-    assert drop_path_rates(0.2, 4) == pytest.approx([0.0, 0.0, 0.2 / 3, 0.4 / 3])
+    assert late_rates(0.2, 4) == pytest.approx([0.0, 0.0, 0.2 / 3, 0.4 / 3])
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from mmengine.registry import MODELS
 
 from arm_backbone import Vim, VimClassifier
 from arm_backbone.arm import find_trunk, trunk_class
-from arm_backbone.block import linear_rates
 from arm_backbone.checkpoint.official import parameter_names
+from arm_backbone.drop_path import linear_rates
 from arm_backbone.ops import layer_norm
 from arm_backbone.optim import is_decayed
 from arm_backbone.vim import ARCHS, VimTrunk
