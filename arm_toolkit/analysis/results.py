@@ -147,7 +147,8 @@ COMPARISONS = (
         ),
         "FastVim's rows differ from the others in more than the epochs: a norm after the scan, a decoder of two Mamba\n"
         "blocks, the class token in the middle of the kept tokens, batch 4096, and another finetuning. With as many\n"
-        "epochs ARM-B has 83.2 and ARM-L 84.5, so at equal schedules it is open whether autoregression beats masking.",
+        "epochs ARM-B has 83.2 and ARM-L 84.5, so at equal schedules it is open whether autoregression beats masking.\n"
+        "\nThe hours do not follow from what each computes for an image ([encoders](encoders.md#what-they-cost)).",
     ),
     Comparison(
         "Autoregressive image models (ARM, Table 10)",

@@ -39,6 +39,7 @@ def work_of(run: Callable[[], Tensor], images: int, backward: bool = False) -> W
     """
     formulas = {_OPERATORS.cross_scan: _steps, _OPERATORS.cross_scan_backward: _nothing}
     formulas |= {_OPERATORS.cross_conv: _nothing, _OPERATORS.cross_conv_backward: _nothing}
+    formulas |= {torch.ops.aten.convolution_backward: _convolution_backward}
     # plain operators: the scan is then a registered one; attention as matrix products, which are always counted
     with (
         scan_backend("torch"),
@@ -56,6 +57,13 @@ def work_of(run: Callable[[], Tensor], images: int, backward: bool = False) -> W
 
 def _steps(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
     return math.prod(u_shape) * A_shape[2]
+
+
+def _convolution_backward(grad_shape, x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
+    """As many as the forward for each of the gradients of x and w; PyTorch's formula ignores groups."""
+    transposed, output_mask = args[4], args[7]
+    flops = 2 * math.prod(x_shape if transposed else grad_shape) * math.prod(w_shape[1:])
+    return flops * sum(output_mask[:2])
 
 
 def _nothing(*args, out_shape=None, **kwargs) -> int:

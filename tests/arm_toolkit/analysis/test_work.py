@@ -47,8 +47,16 @@ def pretraining(config: str) -> Work:
     return work_of(training_loss(model.train(), images), 2, backward=True)
 
 
+def documented(row: str) -> list[str]:
+    """The cells of a row of docs/encoders.md, without its title."""
+    lines = (ROOT / "docs/encoders.md").read_text().splitlines()
+    (cells,) = (line.strip("| ").split(" | ")[1:] for line in lines if line.startswith(f"| {row}"))
+    return cells
+
+
 def test_vim_beside_arm():
     """Vim-B has 1.14 times the products and twice the scan steps of ARM-B."""
+    assert documented("Vim-B | 37")[:4] == ["37.4", "1.14", "232", "2.00"]
     ours, theirs = classifier("arm_base_patch16_224"), classifier("vim_base_patch16_224")
     assert ours.forward / 1e9 == pytest.approx(trunk(TOKENS) + 2 * 768e3 / 1e9, rel=1e-6)
     assert theirs.forward / 1e9 == pytest.approx(trunk(TOKENS, "Vim") + 2 * 768e3 / 1e9, rel=1e-6)
@@ -62,6 +70,7 @@ def test_vim_beside_arm():
 def test_models_without_a_scan(name, gflop):
     work = classifier(name)
     assert work.forward / 1e9 == pytest.approx(gflop, rel=0.01) and work.scan_steps == 0
+    assert work.backward == pytest.approx(2 * work.forward, rel=0.01)  # also of RegNetY's convolutions in groups
 
 
 def test_vmamba():
@@ -70,21 +79,25 @@ def test_vmamba():
     stages = zip((56, 28, 14, 7), (128, 256, 512, 1024), (2, 2, 15, 2), strict=True)
     assert work.scan_steps == sum(depth * 4 * side**2 * 2 * width for side, width, depth in stages)
     assert work.forward / 1e9 == pytest.approx(30.14, rel=0.001)
+    assert work.backward == pytest.approx(2 * work.forward, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("config", "by_hand"),
+    ("config", "by_hand", "row"),
     [
-        ("pretrain/configs/arm_b.py", trunk(8 * 16, scans=1, patches=144) + 5.0),
-        ("pretrain/configs/vim_b_300e.py", trunk(8 * 16, "Vim", 1, 144) + 5.0),
-        ("pretrain/configs/mae/mae_arm_b_300e.py", trunk(49, scans=1) + attention_decoder(196, 49)),
-        ("pretrain/configs/mae/mae_vim_b_300e.py", trunk(50, "Vim", 1) + attention_decoder(197, 50)),
-        ("pretrain/configs/moco/moco_arm_b_300e.py", 4 * trunk(TOKENS)),
-        ("cls_configs/mambamlp_b_in1k.py", trunk(TOKENS)),
+        ("pretrain/configs/arm_b.py", trunk(8 * 16, scans=1, patches=144) + 5.0, "AR,"),
+        ("pretrain/configs/vim_b_300e.py", trunk(8 * 16, "Vim", 1, 144) + 5.0, "AR,"),
+        ("pretrain/configs/mae/mae_arm_b_300e.py", trunk(49, scans=1) + attention_decoder(196, 49), "MAE,"),
+        ("pretrain/configs/mae/mae_vim_b_300e.py", trunk(50, "Vim", 1) + attention_decoder(197, 50), "MAE,"),
+        ("pretrain/configs/moco/moco_arm_b_300e.py", 4 * trunk(TOKENS), "MoCo v3,"),
+        ("cls_configs/mambamlp_b_in1k.py", trunk(TOKENS), "supervised,"),
     ],
 )
-def test_paradigms(config, by_hand):
+def test_paradigms(config, by_hand, row):
     work = pretraining(config)
+    cells = [f"{(work.forward + work.backward) / 1e9:.1f}", f"{work.scan_steps / 1e6:.0f}"]
+    first = 2 if "vim" in config else 0
+    assert documented(row)[first : first + 2] == cells
     assert work.forward / 1e9 == pytest.approx(by_hand, rel=0.01)
     trained = 0.5 if "moco" in config else 1  # the momentum encoder has no gradients
     assert work.backward == pytest.approx(2 * trained * work.forward, rel=0.02)
@@ -104,6 +117,14 @@ def test_only_the_forward_without_gradients():
     images = torch.empty(3, 3, 32, 32, device="meta")
     once, twice = work_of(lambda: model(images), 3), work_of(lambda: model(images).sum(), 3, backward=True)
     assert once.backward == 0 and twice.backward > 0 and once.forward == twice.forward
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d(4, 8, 3, groups=2), torch.nn.ConvTranspose2d(4, 8, 3, groups=2)])
+def test_convolutions_in_groups(layer):
+    layer, x = layer.to("meta"), torch.empty(2, 4, 9, 7, device="meta", requires_grad=True)
+    work = work_of(lambda: layer(x).sum(), 2, backward=True)
+    cells = 9 * 7 if isinstance(layer, torch.nn.ConvTranspose2d) else 7 * 5
+    assert work.forward == 2 * cells * 9 * 4 * 8 / 2 and work.backward == 2 * work.forward
 
 
 def test_image_sizes():
