@@ -61,10 +61,10 @@ def pretrain_cases(
         case.size = max(case.size, height * width)
         if not several:
             case.title = f"{title}, {case.title}"
-        if data is not None and "path" in cfg.train_dataloader.dataset:
+        if data is not None and "path" in ((cfg.get("train_dataloader") or {}).get("dataset") or {}):
             loaders.append((cfg, title))
         elif data is not None:
-            case.notes.append(f"data loader of {config}: it reads class folders")
+            case.notes.append(f"data loader of {config}: its data set is not a folder of images")
     yield case
     for cfg, title in loaders:
         yield _loader_case(cfg, title, data, setting)

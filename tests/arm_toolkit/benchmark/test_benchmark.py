@@ -306,10 +306,12 @@ def paradigms(tmp_path) -> list[Path]:
     return [tmp_path / f"{name}.py" for name in PARADIGMS]
 
 
-def test_paradigms_are_raced_per_image(paradigms, tmp_path):
+def test_paradigms_are_raced_per_image(paradigms, tmp_path, capsys):
     file = tmp_path / "race.json"
-    assert call_tool("benchmark.py", "pretrain", *paradigms, "--batch", 2, "--json", file, *SHORT) == 0
+    options = ("--batch", 2, "--data", tmp_path, "--json", file)
+    assert call_tool("benchmark.py", "pretrain", *paradigms, *options, *SHORT) == 0
     rows = rows_of(file)
+    assert f"Not run: data loader of {paradigms[3]}: its data set is not a folder" in capsys.readouterr().out
     sizes = (64, 32, 32, 32)
     found = [f"{config}, {size} x {size} pixels" for config, size in zip(paradigms, sizes, strict=True)]
     assert names(rows, "training step") == found
