@@ -22,7 +22,8 @@ test_pipeline = _base_.test_pipeline
 test_pipeline[1] = dict(type="Resize", scale=(1024, 1024), keep_ratio=True)
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1]["transforms"][0] = [
-    dict(type="Resize", scale=(edge, edge), keep_ratio=True) for edge in (768, 1024, 1280)
+    dict(type="Resize", scale=(edge, edge), keep_ratio=True)
+    for edge in (768, 896, 1024)  # no larger: padded to 1024 x 1024
 ]
 train_dataloader = dict(
     batch_size=8,  # per GPU

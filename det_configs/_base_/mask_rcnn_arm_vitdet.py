@@ -2,10 +2,9 @@
 # two convolutions in the RPN, and four convolutions and one linear layer before the boxes.
 _base_ = "mask_rcnn_arm.py"
 model = dict(
-    data_preprocessor=dict(
-        # training images have one size, as in large-scale jittering
-        batch_augments=[dict(type="BatchFixedSizePad", size=(1024, 1024), img_pad_value=0, pad_mask=True)],
-    ),
+    # Every image is padded to 1024 x 1024, in testing too, as in ViTDet. The position embedding is resized to the whole
+    # grid: on a grid of another shape than in training each patch would get another position.
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(out_indices=[11]),  # the last block
     neck=dict(_delete_=True, type="ARMSimpleFPN", in_channels=768, out_channels=256, num_outs=5),
     rpn_head=dict(num_convs=2),

@@ -38,8 +38,7 @@ def narrow_detector(model, width: int = 16):
     if necks[-1].type == "FPN":
         necks[-1].in_channels = channels
     necks[-1].out_channels = width
-    for augment in model.data_preprocessor.get("batch_augments") or ():
-        augment.size = (128, 128)
+    model.data_preprocessor.pad_size_divisor = min(model.data_preprocessor.pad_size_divisor, 128)
     model.rpn_head.update(in_channels=width, feat_channels=width)
     model.roi_head.bbox_roi_extractor.out_channels = model.roi_head.mask_roi_extractor.out_channels = width
     boxes = model.roi_head.bbox_head
