@@ -164,6 +164,15 @@ class TimmClassifier(TimmModel):
         check_images(images)
         return self.model(images)
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> tokens or map, in timm's form."""
+        check_images(images)
+        return self.model.forward_features(images)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens or map -> logits (B, num_classes), or what the last layer reads (B, C) if `pre_logits`."""
+        return self.model.forward_head(x, pre_logits=pre_logits)
+
 
 class TimmBackbone(TimmModel):
     """A timm model that maps images of any size to feature maps.

@@ -218,7 +218,7 @@ class MAEPretrainer(BaseModel):
         return Reconstruction(
             {"predicted": self.fill_in(images, predictions, mask)},
             "each predicted patch takes its mean and deviation from the true one" if is_normalized else "",
-            {f"{kept_patches(patches, self.mask_ratio)} of {patches} patches": seen},
+            {f"seen, {kept_patches(patches, self.mask_ratio)} of {patches} patches": seen},
         )
 
     def _check_size(self, images: Tensor) -> None:

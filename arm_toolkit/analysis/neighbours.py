@@ -5,8 +5,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from arm_backbone.openmmlab import load_pretrained
-
 from ..engine.checks import check_data_paths, config_errors
 from ..errors import ConfigError
 from ..evaluation.knn import knn_accuracy
@@ -31,11 +29,10 @@ def measure_images(cfg: Config, checkpoint: str | None, k: int, temperature: flo
             "cls_configs/ or seg_configs/"
         )
     check_data_paths(cfg, ("test_dataloader",))
-    cfg.model.update(init_cfg=None, with_cp=False)
+    cfg.model.update(init_cfg=_start(checkpoint), with_cp=False)
     with config_errors(cfg, "model"):
         model = MODELS.build(cfg.model)
-    if checkpoint is not None:
-        load_pretrained(model, checkpoint)
+    model.init_weights()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return {"top-1": knn_accuracy(model, cfg.test_dataloader, k, temperature)}
 
@@ -52,10 +49,13 @@ def measure_patches(cfg: Config, checkpoint: str | None, k: int, temperature: fl
         DataError: if data is missing.
     """
     check_data_paths(cfg, ("train_dataloader", "test_dataloader"))
-    start = None if checkpoint is None else dict(type="Pretrained", checkpoint=checkpoint)
-    cfg.model.backbone.update(init_cfg=start, with_cp=False)
+    cfg.model.backbone.update(init_cfg=_start(checkpoint), with_cp=False)
     with config_errors(cfg, "model"), DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     model.backbone.init_weights()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return dict(mIoU=float(np.nanmean(knn_iou(model, cfg, k, temperature))))
+
+
+def _start(checkpoint: str | None) -> dict | None:
+    return None if checkpoint is None else dict(type="Pretrained", checkpoint=checkpoint)

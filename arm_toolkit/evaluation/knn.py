@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from arm_backbone.checkpoint.files import CheckpointError
-from arm_backbone.classifier import ARMClassifier
+from arm_backbone.openmmlab import Classifier
 
 from .accuracy import ranks
 
 
-def knn_accuracy(model: ARMClassifier, dataloader: ConfigDict, k: int, temperature: float) -> float:
+def knn_accuracy(model: Classifier, dataloader: ConfigDict, k: int, temperature: float) -> float:
     """Top-1 accuracy in percent of the test images, each classified by its k nearest training images.
 
     Args:
@@ -53,7 +53,7 @@ def top1(votes: Tensor, labels: Tensor) -> float:
 
 
 @torch.inference_mode()
-def extract_features(model: ARMClassifier, loader: DataLoader) -> tuple[Tensor, Tensor]:
+def extract_features(model: Classifier, loader: DataLoader) -> tuple[Tensor, Tensor]:
     """Pooled features of unit length (N, C), and labels (N,), on the CPU; shows a progress bar."""
     device = next(model.parameters()).device
     features, labels = [], []

@@ -106,7 +106,7 @@ def test_mae_shows_what_it_sees_and_predicts(masked, shapes, tmp_path):
     images = torch.randn(2, 3, 96, 96)
     result = model.reconstruct(images, None)
     (seen,), (predicted,) = result.seen.values(), result.columns.values()
-    assert list(result.seen) == ["9 of 36 patches"]
+    assert list(result.seen) == ["seen, 9 of 36 patches"]
     grey = patchify(seen, 16).abs().amax(2) == 0
     assert grey.sum(1).tolist() == [27, 27]
     assert torch.equal(patchify(seen, 16)[~grey], patchify(images, 16)[~grey])

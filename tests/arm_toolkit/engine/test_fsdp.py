@@ -7,7 +7,7 @@ import torch
 
 from arm_toolkit.engine.fsdp import require_shardable
 from arm_toolkit.errors import ConfigError
-from tests.helpers.runs import logged, mae_config, moco_config, pretrain_config, train
+from tests.helpers.runs import logged, mae_config, pretrain_config, train
 from tests.helpers.tools import run_tool
 from tests.helpers.weights import assert_same_weights
 
@@ -53,16 +53,6 @@ def test_sharded_mae_equals_ddp(shapes, tmp_path):
         assert sharded[step]["loss"] == pytest.approx(ddp[step]["loss"], rel=1e-4), step
     assert_same_weights(tmp_path / "ddp/epoch_1.pth", tmp_path / "sharded/epoch_1.pth", rtol=1e-3, atol=1e-4)
     assert list((tmp_path / "sharded").glob("*/vis_data/vis_image/reconstruction_*.png"))
-
-
-@pytest.mark.slow
-def test_sharded_moco_is_one_line(shapes, tmp_path):
-    moco_config(shapes, **SHARDED).dump(tmp_path / "moco.py")
-    result = run_tool("dist_train.sh", tmp_path / "moco.py", 2, "--work-dir", tmp_path / "moco")
-    assert result.returncode != 0
-    (error,) = re.findall("^error: .*$", result.stderr, re.M)
-    assert "model.type=MoCoPretrainer: only ARMPretrainer and MAEPretrainer can be sharded" in error
-    assert not list(tmp_path.glob("moco/*.pth"))
 
 
 @pytest.mark.slow
