@@ -173,7 +173,7 @@ COMPARISONS = (
 
 
 def ours(configurations: tuple[str, ...], logs: Path = LOGS) -> str:
-    """What our runs of these configurations reached, in points; "–" if there is no log."""
+    """The results of our runs of these configurations, in points; "–" without a log."""
     cells = []
     for configuration in configurations:
         log = logs / f"{Path(configuration).stem}.json"

@@ -164,19 +164,19 @@ def registered(scope: str) -> dict[str, object]:
     Args:
         scope: the one whose names need no "SCOPE." before them.
     """
-    if scope != "mmengine":
-        import_module(f"{scope}.registry")
     found: dict[str, object] = {}
-    pending = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
-    while pending:
-        registry = pending.pop()
-        with quiet_imports():
+    with quiet_imports():
+        if scope != "mmengine":
+            import_module(f"{scope}.registry")
+        pending = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+        while pending:
+            registry = pending.pop()
             registry.import_from_location()
-        for name, kind in registry.module_dict.items():
-            found[f"{registry.scope}.{name}"] = kind
-            if registry.scope in ("mmengine", scope):
-                found[name] = kind
-        pending += registry.children.values()
+            for name, kind in registry.module_dict.items():
+                found[f"{registry.scope}.{name}"] = kind
+                if registry.scope in ("mmengine", scope):
+                    found[name] = kind
+            pending += registry.children.values()
     return found
 
 

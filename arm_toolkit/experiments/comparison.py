@@ -19,10 +19,9 @@ from arm_images.errors import DataError
 from ..tables import markdown_table
 from .charts import smooth
 from .files import read_json
-from .generated import precision
 from .runs import read_losses
 from .segmentation_scores import class_iou
-from .steps import Spent, Step, run_steps
+from .steps import Spent, Step, precision, run_steps
 from .studies import MEASURES, Choice, Study
 
 EQUAL_COMPUTE = "none_equal_compute"
@@ -93,17 +92,18 @@ class Comparison:
             with replacing(self.folder / f"{name}.txt") as partial:
                 partial.write_text("".join(f"{line}\n" for line in content))
 
-    def cells(self) -> Iterator[tuple[str, Choice, int]]:
-        """Name, choice and seed of each cell except equal compute, all choices of the first seed first."""
+    def cells(self) -> Iterator[tuple[str, int]]:
+        """Choice and seed of each cell except equal compute, all choices of the first seed first."""
         for number, seed in enumerate(self.seeds):
             for name, choice in self.study.choices.items():
                 if choice.seeds is None or number < choice.seeds:
-                    yield f"{name}_{seed}", choice, seed
+                    yield name, seed
 
     def steps(self) -> list[Step]:
         """The steps of all cells except equal compute, which depends on their times."""
         steps = []
-        for cell, choice, seed in self.cells():
+        for name, seed in self.cells():
+            cell, choice = f"{name}_{seed}", self.study.choices[name]
             if choice.config is None:
                 steps += self._judged(cell, choice, seed, None, self.study.measures, self.finetune_iters)
                 continue
@@ -164,8 +164,8 @@ class Comparison:
             DataError: if a file of results is incomplete.
         """
         results: dict[str, dict[int, dict]] = {name: {} for name in self.study.choices}
-        for cell, _, seed in self.cells():
-            results[cell.rpartition("_")[0]][seed] = self._cell_results(cell, spent)
+        for name, seed in self.cells():
+            results[name][seed] = self._cell_results(f"{name}_{seed}", spent)
         if self.study.equal_compute:
             seed = self.seeds[0]
             results[EQUAL_COMPUTE] = {seed: self._cell_results(f"{EQUAL_COMPUTE}_{seed}", spent)}

@@ -17,7 +17,7 @@ import torch
 from arm_backbone.checkpoint.writing import make_folder, replacing, write_errors
 
 from ..errors import ConfigError
-from ..machine import available_cores
+from ..machine import available_cores, cpu_multiplies_bfloat16
 from ..parent import ENDS_WITH_PARENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,11 @@ class Spent(NamedTuple):
     seconds: float
     cpu_seconds: float
     run: str
+
+
+def precision() -> tuple[str, ...]:
+    """bfloat16 where the processor multiplies it faster: it saves a fifth to a third of the time."""
+    return ("--amp",) if not torch.cuda.is_available() and cpu_multiplies_bfloat16() else ()
 
 
 def run_steps(steps: list[Step], folder: Path) -> dict[str, Spent]:

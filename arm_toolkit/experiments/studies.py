@@ -13,7 +13,7 @@ class Choice:
     """One choice of pretraining (an arm of the experiment).
 
     Attributes:
-        config: configuration of the pretraining; None is no pretraining.
+        config: configuration of the pretraining; None trains from scratch.
         baseline: the choice without pretraining that it is compared with.
         seeds: how many of the comparison's seeds it is run with, the first ones; None is all.
         finetune, probe: configurations of the trainings that judge it.

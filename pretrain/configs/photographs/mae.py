@@ -15,4 +15,3 @@ model = dict(
 )
 train_dataloader = dict(dataset=dict(size=224))
 optim_wrapper = dict(clip_grad=None)
-custom_hooks = [dict(type="FiniteHook")]
