@@ -1,4 +1,4 @@
-"""Checks the toolkit on a machine with a GPU: short trainings at real sizes, and their evaluation.
+"""Checks the toolkit on a machine with a GPU: short trainings at real sizes, their evaluation, kernels and speed.
 
 Each phase runs in a process of its own with a limit of time, and its result is written at once. This file imports
 nothing that may be missing, and names what is.
@@ -16,159 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, run_tool
 from ..parent import ENDS_WITH_PARENT
+from .gpu_phases import FULL, ROOT, SMALL, Phase, Sizes, plan
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# Modules that a phase imports, by the names that Python and pip know
-BASE = {name: name for name in ("torch", "torchvision", "timm", "numpy", "safetensors")} | {"PIL": "pillow"}
-OPENMMLAB = BASE | {
-    "cv2": "opencv-python-headless",
-    "mmengine": "onedl-mmengine",
-    "mmcv": "onedl-mmcv",
-    "yaml": "pyyaml",
-    **{name: name for name in ("addict", "matplotlib", "prettytable", "rich", "termcolor", "yapf", "pycocotools")},
-}
-DETECTION = OPENMMLAB | {"mmdet": "onedl-mmdetection", "imgaug": "imaug"}
-DETECTION |= {name: name for name in ("scipy", "shapely", "six", "terminaltables", "tqdm")}
-SEGMENTATION = OPENMMLAB | {"mmseg": "onedl-mmsegmentation", "ftfy": "ftfy", "regex": "regex", "scipy": "scipy"}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is trained, and how much of it."""
-
-    detector: str
-    segmentor: str
-    side: int  # of an image, in pixels
-    batch: int
-    iterations: int
-    rate: float  # learning rate
-
-
-FULL = Sizes("det_configs/mask_rcnn_arm_b.py", "seg_configs/upernet_arm_b.py", 800, 2, 30, 1e-4)
-SMALL = Sizes("det_configs/quickstart_mask_rcnn.py", "seg_configs/quickstart_upernet.py", 96, 2, 12, 1e-3)
-TEST_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One check.
-
-    Attributes:
-        command: of `python`, paths relative to this repository.
-        needs: module -> package that it imports.
-        seconds: after which it is ended.
-        judge: reads the figures that it left; raises ConfigError if they are not what they should be.
-        after: names of phases without which it cannot run.
-    """
-
-    name: str
-    command: Callable[[], list[str]]
-    needs: dict[str, str]
-    seconds: int
-    judge: Callable[[], dict] = dict
-    after: tuple[str, ...] = ()
-
-
-def detector_config(out: Path, sizes: Sizes) -> str:
-    """A configuration that trains the detector on the generated shapes for a few iterations."""
-    classes, data = ("disc", "square", "triangle"), f"{out}/shapes/coco/"
-    return f"""_base_ = {str(ROOT / sizes.detector)!r}
-model = dict(
-    backbone=dict(init_cfg=None),
-    roi_head=dict(bbox_head=dict(num_classes={len(classes)}), mask_head=dict(num_classes={len(classes)})),
-)
-dataset = dict(data_root={data!r}, metainfo=dict(classes={classes}))
-train_dataloader = dict(batch_size={sizes.batch}, dataset=dict(indices=None, **dataset))
-test_dataloader = dict(dataset=dataset)
-test_evaluator = dict(ann_file={data + "annotations/instances_val2017.json"!r})
-del dataset
-train_cfg = dict(max_epochs=1)
-{_short(sizes)}"""
-
-
-def segmentor_config(out: Path, sizes: Sizes) -> str:
-    """A configuration that trains the segmentor on the generated shapes for a few iterations."""
-    return f"""_base_ = {str(ROOT / sizes.segmentor)!r}
-model = dict(backbone=dict(init_cfg=None))
-dataset = dict(data_root={f"{out}/shapes/ade/"!r})
-train_dataloader = dict(batch_size={sizes.batch}, dataset=dict(indices=None, **dataset))
-test_dataloader = dict(dataset=dataset)
-del dataset
-train_cfg = dict(max_iters={sizes.iterations})
-{_short(sizes)}"""
-
-
-def _short(sizes: Sizes) -> str:
-    """The part that both share: a learning rate that is constant after a third, every loss logged, no validation."""
-    return f"""val_cfg = val_dataloader = val_evaluator = None
-optim_wrapper = dict(optimizer=dict(lr={sizes.rate}))
-param_scheduler = [dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end={sizes.iterations // 3})]
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
-log_processor = dict(window_size=1)
-"""
-
-
-def plan(out: Path, sizes: Sizes) -> list[Phase]:
-    """The phases, in the order of their value. Writes the configurations that they train."""
-    shapes = ["tools/prepare_data.py", "shapes", f"{out}/shapes", "--train", str(sizes.iterations * sizes.batch)]
-    shapes += ["--val", str(TEST_IMAGES), "--size", str(sizes.side)]
-    phases = [Phase("images", lambda: shapes, BASE | {"pycocotools": "pycocotools"}, 60)]
-    for name, text, needs in (
-        ("mask_rcnn", detector_config(out, sizes), DETECTION),
-        ("upernet", segmentor_config(out, sizes), SEGMENTATION),
-    ):
-        config, work_dir = out / f"{name}.py", out / name
-        config.write_text(text)
-        phases += _train_and_test(name, config, work_dir, needs, sizes)
-    return phases
-
-
-def _train_and_test(name: str, config: Path, work_dir: Path, needs: dict[str, str], sizes: Sizes) -> list[Phase]:
-    training = f"{name}: training"
-
-    def train() -> list[str]:
-        return ["tools/train.py", str(config), "--work-dir", str(work_dir)]
-
-    def test() -> list[str]:
-        checkpoint = (work_dir / "last_checkpoint").read_text().strip()
-        return ["tools/test.py", str(config), checkpoint, "--work-dir", str(work_dir / "test")]
-
-    return [
-        Phase(training, train, needs, 120, lambda: _trained(work_dir, sizes), ("images",)),
-        Phase(f"{name}: test", test, needs, 60, lambda: _tested(work_dir / "test"), (training,)),
-    ]
-
-
-def _trained(work_dir: Path, sizes: Sizes) -> dict:
-    """Losses, speed and memory of a training; its losses must have fallen."""
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    lines = [line for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
-    losses = [line["loss"] for line in lines]
-    part = max(1, len(losses) // 5)
-    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
-    times = sorted(line["time"] for line in lines[part:])
-    figures = dict(iterations=len(losses), first_loss=round(first, 4), last_loss=round(last, 4))
-    figures["images_per_second"] = round(sizes.batch / times[len(times) // 2], 2)
-    if "memory" in lines[-1]:
-        figures["peak_GiB"] = round(lines[-1]["memory"] / 1024, 2)
-    if len(losses) != sizes.iterations or not last < first:
-        raise ConfigError(f"the loss did not fall in {sizes.iterations} iterations: {figures}")
-    return figures
-
-
-def _tested(work_dir: Path) -> dict:
-    """The scores of an evaluation."""
-    log = max(work_dir.glob("*/*.json"))
-    scores = json.loads(log.read_text().splitlines()[-1])
-    kept = ("coco/bbox_mAP", "coco/segm_mAP", "mIoU")
-    return {name.rpartition("/")[2]: scores[name] for name in kept if name in scores}
+LEAST_SECONDS = 10  # with less than this nothing is started
 
 
 def missing_imports(needs: dict[str, str]) -> list[str]:
@@ -180,8 +34,12 @@ def missing_imports(needs: dict[str, str]) -> list[str]:
     return missing
 
 
-def run(phase: Phase, out: Path, environment: dict[str, str]) -> dict:
-    """Run a phase; return its result: status "passed" or "failed", seconds, figures or the reason."""
+def run(phase: Phase, out: Path, environment: dict[str, str], limit: float) -> dict:
+    """Run a phase, not longer than `limit` seconds.
+
+    Returns:
+        status "passed" or "failed", seconds, and figures or the reason.
+    """
     log = out / "logs" / f"{phase.name.replace(': ', '_')}.log"
     log.parent.mkdir(exist_ok=True)
     start = time.perf_counter()
@@ -191,7 +49,7 @@ def run(phase: Phase, out: Path, environment: dict[str, str]) -> dict:
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status = process.wait(phase.seconds)
+            status = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
         finally:
@@ -203,9 +61,9 @@ def run(phase: Phase, out: Path, environment: dict[str, str]) -> dict:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         return dict(status="failed", seconds=seconds, reason=f"{''.join(last)} (see {log})")
     if status is None:
-        return dict(status="failed", seconds=seconds, reason=f"not finished after {phase.seconds} s (see {log})")
+        return dict(status="failed", seconds=seconds, reason=f"not finished after {limit:.0f} s (see {log})")
     try:
-        return dict(status="passed", seconds=seconds, **phase.judge())
+        return dict(status="passed", seconds=seconds, **phase.judge(log))
     except (ConfigError, ValueError, LookupError) as error:
         return dict(status="failed", seconds=seconds, reason=f"{error} (see {log})")
 
@@ -213,6 +71,7 @@ def run(phase: Phase, out: Path, environment: dict[str, str]) -> dict:
 def check(out: Path, sizes: Sizes, environment: dict[str, str]) -> bool:
     """Run all phases and print a table; return whether all passed. Each result is appended to out/results.jsonl."""
     results: dict[str, dict] = {}
+    start = time.perf_counter()
     with (out / "results.jsonl").open("w") as file:
         for phase in plan(out, sizes):
             missing = missing_imports(phase.needs)
@@ -221,16 +80,19 @@ def check(out: Path, sizes: Sizes, environment: dict[str, str]) -> bool:
                 result = dict(status="not run", reason=f"missing: {', '.join(missing)}")
             elif without:
                 result = dict(status="not run", reason=f"needs: {', '.join(without)}")
+            elif (left := sizes.seconds - (time.perf_counter() - start)) < LEAST_SECONDS:
+                result = dict(status="not run", reason=f"{sizes.seconds} s are over")
             else:
-                result = run(phase, out, environment)
+                result = run(phase, out, environment, min(phase.seconds, left))
             results[phase.name] = result
             line = json.dumps(dict(phase=phase.name, **result))
             print(line, flush=True)
             print(line, file=file, flush=True)
     print()
     for name, result in results.items():
-        shown = [f"{key.replace('_', ' ')} {value}" for key, value in result.items() if key != "status"]
-        print(f"{name:20} {result['status']:8} {', '.join(shown)}")
+        named = {key.replace("_", " ") if key.isidentifier() else f"{key}:": value for key, value in result.items()}
+        shown = [f"{key} {value}" for key, value in named.items() if key != "status"]
+        print(f"{name:35} {result['status']:8} {', '.join(shown)}")
     return all(result["status"] == "passed" for result in results.values())
 
 
