@@ -92,8 +92,8 @@ class GateKernels(Protocol):
 class NormKernels(Protocol):
     """`norm.py` of a back end: LayerNorm (`centered`) or RMSNorm, of x or of x + branch."""
 
-    def supports_norm(self, x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
-        """Whether the kernels support these input dtypes and the output dtype `dtype`."""
+    def supports_norm(self, x: Tensor, branch: Tensor | None, centered: bool, dtype: torch.dtype) -> bool:
+        """Whether the kernels support these input dtypes and the output dtype `dtype`, faster than PyTorch."""
 
     def norm_forward(
         self,
@@ -350,7 +350,9 @@ def direct_gate(x: Tensor, z: Tensor, *others: Tensor | None) -> GateKernels | N
     return _part(backend, "gate") if backend else None
 
 
-def direct_norm(x: Tensor, branch: Tensor | None, *others: Tensor | None, dtype: torch.dtype) -> NormKernels | None:
+def direct_norm(
+    x: Tensor, branch: Tensor | None, *others: Tensor | None, centered: bool, dtype: torch.dtype
+) -> NormKernels | None:
     """Norm kernels that can be called directly on x and branch with output dtype `dtype`, or None.
 
     Args:
@@ -358,7 +360,7 @@ def direct_norm(x: Tensor, branch: Tensor | None, *others: Tensor | None, dtype:
     """
     backend = _direct(x, branch, *others, dtype=dtype) if x.ndim > 1 else None
     kernels = _part(backend, "norm") if backend else None
-    return kernels if kernels and kernels.supports_norm(x, branch, dtype) else None
+    return kernels if kernels and kernels.supports_norm(x, branch, centered, dtype) else None
 
 
 def direct_inner(*tensors: Tensor, taps: int, dtype: torch.dtype) -> tuple[ConvKernels, ScanKernels] | None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .checks import CAST_FLOATS
 from .dispatch import GateKernels, direct_gate
-from .library import compute_dtype, is_plain, no_double_backward
+from .library import compute_dtype, is_plain, needs_grad, no_double_backward
 
 
 def silu_gate(x: Tensor, z: Tensor) -> Tensor:
@@ -15,7 +15,9 @@ def silu_gate(x: Tensor, z: Tensor) -> Tensor:
     Kernels compute it in one pass and save only x and z for the backward. torch.compile fuses the plain expression.
     """
     kernels = direct_gate(x, z)
-    return x * F.silu(z) if kernels is None else _Gate.apply(x, z, kernels)
+    if kernels is None:
+        return x * F.silu(z)
+    return _Gate.apply(x, z, kernels) if needs_grad(x, z) else kernels.gate_forward(x, z)
 
 
 def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:

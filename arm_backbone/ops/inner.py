@@ -9,7 +9,7 @@ from torch import Tensor
 from .checks import check_positive, check_real, check_tensors
 from .conv import cross_conv
 from .dispatch import ConvKernels, ScanKernels, direct_inner
-from .library import compute_dtype, no_double_backward
+from .library import compute_dtype, needs_grad, no_double_backward
 from .orders import ScanOrders, are_per_image, image_orders, order_tensor
 from .per_image import outputs_by_direction, reduced
 from .scan import cross_scan
@@ -59,7 +59,7 @@ def mamba_inner(
     whole = A_log.shape[2] > 0  # kernels are for whole vectors of states
     kernels = direct_inner(*tensors, taps=conv_weight.shape[2], dtype=dtype) if x.dtype == dtype and whole else None
     if kernels is not None:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if needs_grad(*tensors):
             return _MambaInner.apply(*tensors, orders, kernels)
         return _forward(*tensors, orders, kernels, keep=False)[0]
     orders = ScanOrders.trusted(orders)

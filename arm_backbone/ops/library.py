@@ -153,6 +153,11 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be (B, C, H, W), not {tuple(images.shape)}; for one image give image[None]")
 
 
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def is_eager(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nothing observes operators on these tensors, so that kernels may run without the dispatcher.
 

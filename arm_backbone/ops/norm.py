@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from .checks import CAST_FLOATS
 from .dispatch import NormKernels, direct_norm
-from .library import compute_dtype, is_plain, no_double_backward
+from .library import compute_dtype, is_plain, needs_grad, no_double_backward
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """`norm(x)`; kernels, which run under autocast only, compute in float32 and return autocast's dtype.
+    """`norm(x)`; kernels compute in float32 and return autocast's dtype. Without autocast only an RMSNorm on a CPU has one.
 
     Args:
         norm: `nn.LayerNorm` (with or without bias) or `nn.RMSNorm` over the last axis can use kernels; any other
@@ -18,7 +18,7 @@ def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
     kernels = _kernels(norm, x, None)
     if kernels is None:
         return norm(x)
-    return _Norm.apply(x, None, norm.weight, _bias(norm), _eps(norm, x), type(norm) is nn.LayerNorm, kernels)[1]
+    return _run(norm, x, None, kernels)[1]
 
 
 def add_layer_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,14 @@ def add_layer_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, 
     if kernels is None:
         x = x + branch
         return x, norm(x)
-    return _Norm.apply(x, branch, norm.weight, _bias(norm), _eps(norm, x), type(norm) is nn.LayerNorm, kernels)
+    return _run(norm, x, branch, kernels)
+
+
+def _run(norm: nn.Module, x: Tensor, branch: Tensor | None, kernels: NormKernels) -> tuple[Tensor | None, Tensor]:
+    bias, eps, centered = _bias(norm), _eps(norm, x), type(norm) is nn.LayerNorm
+    if needs_grad(x, branch, norm.weight, bias):
+        return _Norm.apply(x, branch, norm.weight, bias, eps, centered, kernels)
+    return kernels.norm_forward(x, branch, norm.weight, bias, eps, centered, compute_dtype(x))[:2]
 
 
 def _bias(norm: nn.Module) -> Tensor | None:
@@ -39,9 +46,9 @@ def _eps(norm: nn.Module, x: Tensor) -> float:
 
 
 def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels | None:
-    """Kernels for this norm; None if the module must be called instead, as always without autocast."""
+    """Kernels for this norm; None if the module must be called instead."""
     dtype = compute_dtype(x)
-    if dtype == x.dtype or not any(is_plain(norm, kind) for kind in (nn.LayerNorm, nn.RMSNorm)):
+    if not any(is_plain(norm, kind) for kind in (nn.LayerNorm, nn.RMSNorm)):
         return None
     parameters = norm.weight, _bias(norm)
     if norm.weight is None or norm.normalized_shape != x.shape[-1:]:
@@ -50,7 +57,7 @@ def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels |
         return None
     if branch is not None and (branch.shape != x.shape or torch.promote_types(x.dtype, branch.dtype) != x.dtype):
         return None
-    return direct_norm(x, branch, *parameters, dtype=dtype)
+    return direct_norm(x, branch, *parameters, centered=type(norm) is nn.LayerNorm, dtype=dtype)
 
 
 class _Norm(torch.autograd.Function):

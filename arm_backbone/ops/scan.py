@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .checks import check_positive, check_real, check_tensors
 from .dispatch import differentiable_scan, plain_functions, resolve_backend, scan_kernels
 from .layout import empty_by_direction
-from .library import define_op, register_backward, without_autocast
+from .library import define_op, needs_grad, register_backward, without_autocast
 from .orders import ScanOrders, are_per_image, check_fit, image_orders, order_tensor
 from .per_image import outputs_by_direction, reduced
 from .scan_inputs import ScanInputs
@@ -101,8 +101,7 @@ def scan_with_state(
         return y, state.transpose(2, 3).unsqueeze(0)
     if 0 in A.shape:  # kernels are for whole vectors of channels and states
         backend = "torch"
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    keep = keep or torch.jit.is_tracing()  # a traced program may be trained, whatever traced it
+    keep = needs_grad(*inputs) or torch.jit.is_tracing()  # a traced program may be trained, whatever traced it
     if torch.compiler.is_exporting() and not keep:
         backend = "auto"  # the fastest where the program will run
     return _cross_scan(*inputs, delta_softplus, reduce, backend, keep)

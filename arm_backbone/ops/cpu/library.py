@@ -56,14 +56,16 @@ class Gate(Structure):
 
 
 class Norm(Structure):
-    _fields_ = [(name, c_int64) for name in ("rows", "channels", "centered", "row_x", "row_branch")] + [
+    _fields_ = [(name, c_int64) for name in ("rows", "channels", "centered", "row_x", "row_branch", "half")] + [
         (name, c_void_p) for name in ("x", "branch", "weight", "bias", "total", "out", "mean", "scale")
     ]
     _fields_ += [("eps", c_float)]
 
 
 class NormBackward(Structure):
-    _fields_ = [(name, c_int64) for name in ("rows", "channels", "centered", "row_grad", "row_total", "row_x")] + [
+    _fields_ = [
+        (name, c_int64) for name in ("rows", "channels", "centered", "row_grad", "row_total", "row_x", "half")
+    ] + [
         (name, c_void_p)
         for name in ("grad", "grad_total", "x", "weight", "mean", "scale", "grad_x", "grad_branch", "sums")
     ]

@@ -7,10 +7,13 @@ from ..layout import as_rows
 from .library import Norm, NormBackward, call, empty, pointer, to_float
 
 
-def supports_norm(x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
-    """Only autocast's case: float32 tokens, with or without a bfloat16 branch, to bfloat16."""
-    half = torch.bfloat16
-    return x.dtype == torch.float32 and dtype == half and (branch is None or branch.dtype == half)
+def supports_norm(x: Tensor, branch: Tensor | None, centered: bool, dtype: torch.dtype) -> bool:
+    """Float32 tokens to bfloat16 under autocast, and for RMSNorm to float32; a branch has the dtype of the result.
+
+    PyTorch computes a LayerNorm of float32 in one pass, too, but an RMSNorm in several.
+    """
+    results = (torch.bfloat16,) if centered else (torch.bfloat16, torch.float32)
+    return x.dtype == torch.float32 and dtype in results and (branch is None or branch.dtype == dtype)
 
 
 def norm_forward(
@@ -22,7 +25,7 @@ def norm_forward(
     centered: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x + branch in float32, its norm in bfloat16 (`dtype`), and the mean and scale of each row."""
+    """x + branch in float32, its norm in bfloat16 or float32 (`dtype`), and the mean and scale of each row."""
     width = x.shape[-1]
     count = x.numel() // width
     total = x if branch is None else x.new_empty(x.shape)
@@ -30,7 +33,8 @@ def norm_forward(
     mean, scale = empty(2, count).unbind()
     (x, row_x), (branch, row_branch) = as_rows(x), (None, 0) if branch is None else as_rows(branch)
     tensors = (x, branch, to_float(weight), to_float(bias), total, out, mean, scale)
-    call("norm", Norm(count, width, int(centered), row_x, row_branch, *(pointer(t) for t in tensors), eps))
+    sizes = (count, width, int(centered), row_x, row_branch, int(dtype == torch.bfloat16))
+    call("norm", Norm(*sizes, *(pointer(t) for t in tensors), eps))
     return total, out, mean, scale
 
 
@@ -52,7 +56,7 @@ def norm_backward(
     (grad, row_grad), (total, row_x) = as_rows(grad), as_rows(total)
     grad_total, row_total = (None, 0) if grad_total is None else as_rows(grad_total)
     tensors = (grad, grad_total, total, to_float(weight), mean, scale, grad_x, grad_branch, sums)
-    sizes = (count, width, int(centered), row_grad, row_total, row_x)
+    sizes = (count, width, int(centered), row_grad, row_total, row_x, int(grad.dtype == torch.bfloat16))
     call("norm_backward", NormBackward(*sizes, *(pointer(t) for t in tensors)))
     grad_weight, grad_bias = sums.sum(0).to(weight.dtype).unbind()
     return grad_x, grad_branch, grad_weight, grad_bias

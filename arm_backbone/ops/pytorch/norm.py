@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def supports_norm(x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
+def supports_norm(x: Tensor, branch: Tensor | None, centered: bool, dtype: torch.dtype) -> bool:
     """Any dtypes."""
     return True
 

@@ -69,9 +69,9 @@ def _backward(
     tl.store(sums + (2 * tl.program_id(0) + 1) * width + column, sum_bias, there)
 
 
-def supports_norm(x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
-    """Any dtypes."""
-    return True
+def supports_norm(x: Tensor, branch: Tensor | None, centered: bool, dtype: torch.dtype) -> bool:
+    """Any dtypes, under autocast; PyTorch has a kernel for a result of the dtype of x."""
+    return dtype != x.dtype
 
 
 @device_guard

@@ -70,11 +70,12 @@ def test_gate_of_extreme_numbers(isa):
 @pytest.mark.parametrize("of_sum", [False, True], ids=["alone", "after a sum"])
 @pytest.mark.parametrize("used", ["norm", "norm and sum"])
 @pytest.mark.parametrize("kind", ["layer", "layer without bias", "rms"])
-def test_norm(isa, width, of_sum, used, kind):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_norm(isa, width, of_sum, used, kind, dtype):
     torch.manual_seed(0)
     # each tensor has another row stride
     x, branch, grad, grad_total = (torch.randn(3, 5, width + more) + 2 for more in (1, 2, 3, 4))
-    branch, grad = branch.bfloat16(), grad.bfloat16()
+    branch, grad = branch.to(dtype), grad.to(dtype)
     x, branch, grad, grad_total = (t[..., :width] for t in (x, branch, grad, grad_total))
     weight, bias = torch.randn(width), torch.randn(width) if kind == "layer" else None
     if used == "norm":
@@ -86,22 +87,35 @@ def test_norm(isa, width, of_sum, used, kind):
     else:
         expected = F.layer_norm(total, (width,), *exact[2:], **{} if bias is not None else dict(bias=None), eps=EPS)
     centered = kind != "rms"
-    given = (x, branch if of_sum else None, weight, bias, EPS, centered, torch.bfloat16)
+    given = (x, branch if of_sum else None, weight, bias, EPS, centered, dtype)
+    rounding = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
     got_total, out, *statistics = cpu_norm.norm_forward(*given)
     close(got_total, total, 1e-7)
-    assert out.dtype == torch.bfloat16
-    close(out, expected, 2.0**-8)
+    assert out.dtype == dtype
+    close(out, expected, rounding)
     objective = (expected * grad.double()).sum()
     if grad_total is not None:
         objective = objective + (total * grad_total.double()).sum()
     wanted = list(torch.autograd.grad(objective, exact, allow_unused=True))
-    branch_type = torch.bfloat16 if of_sum else None
+    branch_type = dtype if of_sum else None
     results = cpu_norm.norm_backward(grad, grad_total, got_total, weight, *statistics, centered, branch_type)
     for name, got, want in zip(("x", "branch", "weight", "bias"), results, wanted):
         if want is None:
             assert got is None
             continue
-        close(got, want, 2.0**-8 if name == "branch" else 1e-5)
+        close(got, want, max(rounding, 1e-5) if name == "branch" else 1e-5)
+
+
+def test_kernels_take_the_rms_norm_of_float32():
+    """PyTorch computes a LayerNorm in one pass, but an RMSNorm in several."""
+    x, branch = torch.randn(2, 5, 24).requires_grad_(), torch.randn(2, 5, 24)
+    for kind, taken in ((nn.RMSNorm, True), (nn.LayerNorm, False)):
+        layer = kind(24)
+        total, normed = add_layer_norm(x, branch, layer)
+        for result, expected in ((layer_norm(x, layer), layer(x)), (normed, layer(x + branch))):
+            close(result, expected, 1e-6 if taken else 0)
+            assert ("_NormBackward" in names(result.grad_fn)) == taken
+        assert torch.equal(total, x + branch)
 
 
 def test_nan_stays_nan_in_bfloat16(isa):

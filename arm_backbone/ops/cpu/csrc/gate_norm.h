@@ -46,13 +46,14 @@ INLINE float lane_sum(vec x) {
     return sum;
 }
 
-void norm(const Norm &n, int64_t, int64_t first, int64_t end) {
+template <typename T>
+void norm_rows(const Norm &n, int64_t first, int64_t end) {
     const float width = n.channels;
     for (int64_t r = first; r < end; r++) {
         const float *x = n.x + r * n.row_x;
         vec sum = {};
         if (n.branch) {
-            const bf16 *branch = static_cast<const bf16 *>(n.branch) + r * n.row_branch;
+            const T *branch = static_cast<const T *>(n.branch) + r * n.row_branch;
             float *total = n.total + r * n.channels;
             each_vector(n.channels, [&](int64_t c, int lanes) {
                 const vec value = load_some(x + c, lanes) + load_some(branch + c, lanes);
@@ -60,7 +61,7 @@ void norm(const Norm &n, int64_t, int64_t first, int64_t end) {
                 sum = sum + value;
             });
             x = total;
-        } else {
+        } else if (n.centered) {
             each_vector(n.channels, [&](int64_t c, int lanes) { sum = sum + load_some(x + c, lanes); });
         }
         const float mean = n.centered ? lane_sum(sum) / width : 0;
@@ -70,7 +71,7 @@ void norm(const Norm &n, int64_t, int64_t first, int64_t end) {
             squares = squares + d * d;
         });
         const float scale = 1 / __builtin_sqrtf(lane_sum(squares) / width + n.eps);
-        bf16 *out = static_cast<bf16 *>(n.out) + r * n.channels;
+        T *out = static_cast<T *>(n.out) + r * n.channels;
         each_vector(n.channels, [&](int64_t c, int lanes) {
             const vec normed = (load_some(x + c, lanes) - splat(mean)) * splat(scale);
             store_some(out + c, normed * load_some(n.weight + c, lanes) + load_optional(n.bias, c, lanes), lanes);
@@ -80,13 +81,16 @@ void norm(const Norm &n, int64_t, int64_t first, int64_t end) {
     }
 }
 
-void norm_backward(const NormBackward &n, int64_t part, int64_t first, int64_t end) {
+void norm(const Norm &n, int64_t, int64_t first, int64_t end) { (n.half ? norm_rows<bf16> : norm_rows<float>)(n, first, end); }
+
+template <typename T>
+void norm_backward_rows(const NormBackward &n, int64_t part, int64_t first, int64_t end) {
     const float width = n.channels;
     float *grad_weight = n.sums + part * 2 * n.channels, *grad_bias = grad_weight + n.channels;
     std::memset(grad_weight, 0, 2 * n.channels * sizeof(float));
     for (int64_t r = first; r < end; r++) {
         const float *x = n.x + r * n.row_x, *total = n.grad_total ? n.grad_total + r * n.row_total : nullptr;
-        const bf16 *grad = static_cast<const bf16 *>(n.grad) + r * n.row_grad;
+        const T *grad = static_cast<const T *>(n.grad) + r * n.row_grad;
         const vec mean = splat(n.mean[r]), scale = splat(n.scale[r]);
         vec sum = {}, product = {};
         each_vector(n.channels, [&](int64_t c, int lanes) {
@@ -100,7 +104,7 @@ void norm_backward(const NormBackward &n, int64_t part, int64_t first, int64_t e
         });
         const vec a = splat(n.centered ? lane_sum(sum) / width : 0), b = splat(lane_sum(product) / width);
         float *grad_x = n.grad_x + r * n.channels;
-        bf16 *grad_branch = n.grad_branch ? static_cast<bf16 *>(n.grad_branch) + r * n.channels : nullptr;
+        T *grad_branch = n.grad_branch ? static_cast<T *>(n.grad_branch) + r * n.channels : nullptr;
         each_vector(n.channels, [&](int64_t c, int lanes) {
             const vec normed = (load_some(x + c, lanes) - mean) * scale;
             vec to_x = (load_some(grad + c, lanes) * load_some(n.weight + c, lanes) - a - normed * b) * scale;
@@ -109,6 +113,10 @@ void norm_backward(const NormBackward &n, int64_t part, int64_t first, int64_t e
             if (grad_branch) store_some(grad_branch + c, to_x, lanes);
         });
     }
+}
+
+void norm_backward(const NormBackward &n, int64_t part, int64_t first, int64_t end) {
+    (n.half ? norm_backward_rows<bf16> : norm_backward_rows<float>)(n, part, first, end);
 }
 
 }  // namespace

@@ -68,11 +68,12 @@ struct Norm {
     int64_t rows, channels;
     int64_t centered;           // subtract the mean: LayerNorm, otherwise RMSNorm
     int64_t row_x, row_branch;
+    int64_t half;               // branch and out are bfloat16, otherwise float32
     const float *x;
-    const void *branch;         // bfloat16, or null
+    const void *branch;         // or null
     const float *weight, *bias; // bias: or null
     float *total;               // x + branch; not written without a branch
-    void *out;                  // bfloat16
+    void *out;
     float *mean, *scale;        // (rows)
     float eps;
 };
@@ -81,11 +82,12 @@ struct NormBackward {
     int64_t rows, channels;
     int64_t centered;
     int64_t row_grad, row_total, row_x;
-    const void *grad;          // bfloat16
+    int64_t half;              // grad and grad_branch are bfloat16, otherwise float32
+    const void *grad;
     const float *grad_total;   // or null
     const float *x, *weight, *mean, *scale;
     float *grad_x;
-    void *grad_branch;         // bfloat16, or null
+    void *grad_branch;         // or null
     float *sums;               // (P, 2, channels): gradients of weight and bias from each of P parts of the rows
 };
 

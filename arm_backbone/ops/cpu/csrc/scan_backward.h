@@ -38,16 +38,16 @@ INLINE void backward_states(const Segment &segment, const BackwardStates &states
                             int64_t n, int v, Step *steps) {
     vec a[NB], h[NB];
     for (int i = 0; i < NB; i++) {
-        a[i] = load_some(states.A + (n + i) * D + c, lanes) * splat(LOG2E);
+        a[i] = limited(load_some(states.A + (n + i) * D + c, lanes) * splat(LOG2E), FAR);
         h[i] = load_some(states.saved + (n + i) * D + c, lanes);
     }
     for (int t = 0; t < segment.count; t++) {  // recompute the forward
         Step &step = steps[t];
-        const vec d = step.of[v].delta, x = step.of[v].input;
+        const vec d = at_most(step.of[v].delta, splat(FAR)), x = step.of[v].input;
         const float *b = segment.B + t * N + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
-            const vec decay = exp2v(d * a[i]);
+            const vec decay = exp2_product(d, a[i]);
             step.before[i] = h[i];
             step.decay[i] = decay;
             h[i] = decay * h[i] + x * splat(b[i]);

@@ -10,7 +10,7 @@ constexpr int64_t SUMS = 1 << 21;  // about the size, in floats, of a thread's b
 
 // What the forward keeps per token of a segment, for one vector of channels.
 struct ForwardToken {
-    vec delta, input, out;
+    vec delta, input, out;  // delta: at most FAR
 };
 
 // Runs states n to n + NB through a segment, for vector v of V. A and the states before and after are (N, D).
@@ -20,7 +20,7 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
     vec h[NB], a[NB];
     for (int i = 0; i < NB; i++) {
         h[i] = load_some(before + (n + i) * D, lanes);
-        a[i] = load_some(A + (n + i) * D, lanes) * splat(LOG2E);
+        a[i] = limited(load_some(A + (n + i) * D, lanes) * splat(LOG2E), FAR);
     }
     for (int t = 0; t < segment.count; t++) {
         ForwardToken &token = tokens[t][v];
@@ -29,7 +29,7 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
         const float *b = segment.B + t * N + n, *c = segment.C + t * N + n;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; i++) {
-            h[i] = exp2v(d * a[i]) * h[i] + x * splat(b[i]);
+            h[i] = exp2_product(d, a[i]) * h[i] + x * splat(b[i]);
             sum = sum + h[i] * splat(c[i]);
         }
         token.out = sum;
@@ -62,7 +62,7 @@ INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &s
             const vec raw = load_some(rows.delta + at, lanes) + bias[v];
             const vec u = load_some(rows.u + at, lanes);
             const vec delta = s.softplus ? softplus(raw) : raw;
-            tokens[t][v] = {delta, delta * u, skip[v] * u};
+            tokens[t][v] = {at_most(delta, splat(FAR)), delta * u, skip[v] * u};
         }
     }
     if (segment.next && after != before)

@@ -212,13 +212,13 @@ int main(int, char **argv) {
         }
     }
     Floats norm_total(R * D), mean(R), factor(R), norm_x(R * D), sums(2 * 2 * D), halves(R * D);
-    const Norm norm = {R,           D,   1, D, D, value.data(), branch.data(), gain.data(), shift.data(), norm_total.data(),
+    const Norm norm = {R,           D,   1, D, D, 1, value.data(), branch.data(), gain.data(), shift.data(), norm_total.data(),
                        norm_out.data(), mean.data(), factor.data(), (float)eps};
     arm_norm(kernels, &norm, 2, nullptr);
     compare("sum", norm_total, total);
     for (int64_t i = 0; i < R * D; i++) halves[i] = from_half(norm_out[i]);
     compare("norm", halves, normed, 4e-3);
-    const NormBackward norm_backward = {R, D, 1, D, D, D, grad_norm.data(), grad_total.data(), norm_total.data(), gain.data(),
+    const NormBackward norm_backward = {R, D, 1, D, D, D, 1, grad_norm.data(), grad_total.data(), norm_total.data(), gain.data(),
                                         mean.data(), factor.data(), norm_x.data(), to_branch.data(), sums.data()};
     arm_norm_backward(kernels, &norm_backward, 2, nullptr);
     compare("grad sum", norm_x, to_x);
