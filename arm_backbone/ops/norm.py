@@ -9,7 +9,9 @@ from .library import compute_dtype, is_plain, needs_grad, no_double_backward
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """`norm(x)`; kernels compute in float32 and return autocast's dtype. Without autocast only an RMSNorm on a CPU has one.
+    """`norm(x)`; kernels compute in float32 and return autocast's dtype.
+
+    Without autocast only an RMSNorm of float32 on a CPU has a kernel.
 
     Args:
         norm: `nn.LayerNorm` (with or without bias) or `nn.RMSNorm` over the last axis can use kernels; any other
