@@ -69,6 +69,11 @@ def _fit_trunk(model: ARMTrunk, state: dict[str, Tensor]) -> tuple[dict[str, Ten
     weights.fit_in_chans(model.patch_embed.proj.in_channels)
     if "cls_pos_embed" in target:
         weights.add_cls_position()
+    elif "cls_pos_embed" in weights.trunk:
+        raise CheckpointError(
+            "it has a class token, and the model has none (cls_token=None); drop it with tools/convert_checkpoint.py "
+            "--to backbone --cls-token none, or set the model's cls_token"
+        )
     rest = weights.keep([name for name in weights.rest if name in target])
     for name in ("head.weight", "head.bias"):
         if name in rest and len(rest[name]) != len(target[name]):

@@ -17,6 +17,7 @@ class Choice:
         baseline: the choice without pretraining that it is compared with.
         seeds: how many of the comparison's seeds it is run with, the first ones; None is all.
         finetune, probe: configurations of the trainings that judge it.
+        convert: further arguments of the conversion into a backbone.
     """
 
     config: str | None
@@ -24,6 +25,7 @@ class Choice:
     seeds: int | None = None
     finetune: str = FINETUNE
     probe: str = PROBE
+    convert: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ STUDIES = {
             "arm": Choice("pretrain/configs/photographs/arm.py"),
             "mae": Choice("pretrain/configs/photographs/mae.py"),
             "none": Choice(None),
-            "moco": Choice("pretrain/configs/photographs/moco.py", seeds=1),
+            # the backbones that judge it have no class token
+            "moco": Choice("pretrain/configs/photographs/moco.py", seeds=1, convert=("--cls-token", "none")),
             "vim_arm": Choice("pretrain/configs/photographs/vim.py", **_VIM),
             "vim_none": Choice(None, **_VIM),
         },

@@ -129,7 +129,7 @@ def test_without_a_class_token(states):
 
 def test_a_class_token_is_never_lost_silently(states):
     """A backbone without a class token refuses a classifier that has one."""
-    with pytest.raises(CheckpointError, match="unknown to the model .*cls_token"):
+    with pytest.raises(CheckpointError, match="has a class token, and the model has none .*--cls-token none"):
         load_trunk(ARM(ARCH, img_size=192), states["classifier"], "in1k.pth")
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_images.errors import DataError
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.errors import ConfigError
@@ -16,6 +18,7 @@ from arm_toolkit.experiments.steps import Spent, Step, finished_steps, run_steps
 from arm_toolkit.experiments.studies import PROBE, STUDIES
 from arm_toolkit.machine import available_cores
 from tests.helpers.paths import ROOT
+from tests.helpers.tools import run_tool
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
 
@@ -148,6 +151,24 @@ def test_every_cell_is_a_run_of_its_configuration(comparison, study, seeds, numb
         start = cfg.model.backbone.init_cfg
         assert start is None if "none" in name else start.checkpoint.endswith("/backbone.pth")
         assert ("frozen_stages" in cfg.model.backbone) == ("probe" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arm", "mae", "moco", "vim_arm"])
+def test_every_pretraining_converts_into_the_backbone_that_judges_it(name, tmp_path):
+    choice = STUDIES["paradigms"].choices[name]
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        pretrained = MODELS.build(load_config(str(ROOT / choice.config)).model)
+    torch.save(pretrained.state_dict(), tmp_path / "pretrained.pth")
+    words = (tmp_path / "pretrained.pth", tmp_path / "backbone.pth", "--to", "backbone", *choice.convert)
+    done = run_tool("convert_checkpoint.py", *words)
+    assert done.returncode == 0, done.stderr
+    start = {"model.backbone.init_cfg.checkpoint": str(tmp_path / "backbone.pth")}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        backbone = MODELS.build(load_config(str(ROOT / choice.probe), start).model).backbone
+    backbone.init_weights()
+    name = "blocks.0.mixer.in_proj.weight"
+    assert torch.equal(backbone.state_dict()[name], model_state(read_checkpoint(tmp_path / "backbone.pth"))[name])
 
 
 @pytest.mark.parametrize("config", [PROBE, STUDIES["paradigms"].choices["vim_none"].probe])
