@@ -1,4 +1,4 @@
-"""Any timm model as a backbone for dense prediction, or as a classifier, beside ARM.
+"""A model of timm as a backbone for dense prediction, or as a classifier, beside ARM.
 
 Plain models (DeiT, AIMv2, DINOv2 and others) return the outputs of chosen blocks at one stride, hierarchical ones
 (RegNetY, ConvNeXt, Swin) those of their stages.

@@ -1,6 +1,6 @@
 """Compare ways of pretraining by what models learn from them. A second run skips the finished steps.
 
-With --generated: the quickstart with and without pretraining, three seeds, about 30 minutes on two CPU cores.
+With --generated: the quickstart with and without pretraining, three seeds, about 25 minutes on two CPU cores.
 
 Otherwise, on photographs: with --study variants ARM, STAR, random order, patch units, raw pixels and none; with --study
 paradigms ARM, MAE, MoCo v3 and none, and a Vim. The measure is semantic segmentation of a held-out drive, which is

@@ -6,7 +6,7 @@ images must be (normalization, order of channels, size) and the names of the cla
 
 Examples:
   a segmentor, as its training wrote it, compared on images:
-    python tools/export.py work_dirs/camvid/iter_300.pth camvid.onnx --images PHOTOS
+    python tools/export.py work_dirs/mine/iter_400.pth mine.onnx --images IMAGES
   a classifier in timm's registry, with weights, for images of one size:
     python tools/export.py arm_base_patch16_224 arm.onnx --checkpoint checkpoints/arm_b_in1k.pth --img-size 224
   a detector's backbone and pyramid, as a program that runs our kernels:

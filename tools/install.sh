@@ -8,7 +8,7 @@ Usage: bash tools/install.sh [--mmcv-ops] [--mamba-ssm] [--help]
 
 Creates .venv in this repository and installs PyTorch, OpenMMLab and this project into it. If a virtual environment is
 active, installs into that one instead. Only what is missing or outdated is installed: run this again after an
-interruption or an update. With a complete environment it ends after a few seconds. Takes about 2 minutes and 5 GB, with
+interruption or an update. With a complete environment it ends after a few seconds. Takes about 2 minutes and 6 GB, with
 or without a GPU. Versions are locked in tools/versions.txt.
 
 Only this project's CPU kernels are compiled, in about 20 seconds. Without a C++ compiler, pip gets one for that

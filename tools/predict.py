@@ -1,7 +1,7 @@
 """Predict images and videos with a trained detector, segmentor or classifier.
 
 Examples:
-    python tools/predict.py work_dirs/nuts/epoch_12.pth photos/ --out predicted
+    python tools/predict.py work_dirs/mine/iter_400.pth IMAGES --out predicted
     python tools/predict.py seg_configs/upernet_arm_b.py --checkpoint iter_160000.pth "photos/*.jpg" --out predicted
     python tools/predict.py hf://OWNER/NAME film.mp4 --out predicted --score-thr 0.5
 """

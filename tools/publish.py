@@ -4,8 +4,8 @@ CHECKPOINT is a detector, segmentor or classifier of tools/train.py, or a backbo
 reads the folder. Nothing in the folder is executed when it is loaded. See docs/publishing.md.
 
 Examples:
-    python tools/publish.py work_dirs/mine/epoch_12.pth published/mine --license cc-by-4.0 --dataset my-images
-    python tools/publish.py work_dirs/mine/epoch_12.pth published/mine --push OWNER/NAME
+    python tools/publish.py work_dirs/mine/iter_400.pth published/mine --license cc-by-4.0 --dataset my-images
+    python tools/publish.py work_dirs/mine/iter_400.pth published/mine --push OWNER/NAME
 """
 
 import argparse

@@ -197,12 +197,12 @@ def test_pages_are_written(folder, shapes):
 def test_models_are_published_and_named_on_the_hub(folder, shapes, monkeypatch):
     """`tools/predict.py` is run as written, too; the hub is a server on this machine."""
     Path("work_dirs/mine").mkdir()
-    save_checkpoint("det", shapes, Path("work_dirs/mine/epoch_12.pth"))
+    save_checkpoint("det", shapes, Path("work_dirs/mine/iter_400.pth"))
     Path("IMAGE.jpg").write_bytes(next(Path("IMAGES").iterdir()).read_bytes())
     hub = Hub(files={"OWNER/NAME": {"checkpoint-1599.pth": Path("work_dirs/arm_b/epoch_1600.pth").read_bytes()}})
     with serve(hub):
         use(monkeypatch, folder / "cache", hub.url)
-        publishing = "python tools/publish.py work_dirs/mine/epoch_12.pth published/mine"
+        publishing = "python tools/publish.py work_dirs/mine/iter_400.pth published/mine"
         run(f"{publishing} --license cc-by-4.0 --dataset my-images --example IMAGE.jpg")
         run("python tools/predict.py published/mine IMAGES --out predictions")
         run(f"{publishing} --push OWNER/NAME --private")
