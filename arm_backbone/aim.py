@@ -3,6 +3,7 @@
 Legend: B batch, L tokens, C channels, Gh, Gw grid height and width in tokens.
 """
 
+import logging
 import re
 from functools import partial
 
@@ -13,7 +14,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .checkpoint.load import require_match
 from .pos_embed import sincos_pos_embed
+
+_logger = logging.getLogger(__name__)
 
 NORM_EPS = 1e-6
 AVERAGED = 6  # blocks whose outputs are averaged
@@ -85,7 +89,7 @@ class AttentiveHead(nn.Module):
 class AIM(VisionTransformer):
     """Patch embedding with a norm, fixed sin-cos positions, blocks, mean over the outputs of several blocks, head.
 
-    Images of any size: the table is computed for their grid.
+    Images of any size that is a multiple of the patch size, 14: the table is computed for their grid.
 
     Args:
         causal: a token sees itself and the tokens before it (row by row); else all tokens, as in the released models.
@@ -116,7 +120,7 @@ class AIM(VisionTransformer):
         **arguments,
     ) -> None:
         if not dynamic_img_size:
-            raise ValueError("dynamic_img_size=False: AIM takes images of any size; leave the argument out")
+            raise ValueError("dynamic_img_size=False: AIM takes images of many sizes; leave the argument out")
         norm_layer = partial(nn.LayerNorm, eps=NORM_EPS)
         super().__init__(
             img_size=img_size,
@@ -147,9 +151,13 @@ class AIM(VisionTransformer):
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a new one. The pooling is the head's; `global_pool` is for timm and may be "avg" or "".
+        """Replace the head by a new one; a head pools by attention.
 
-        The last norm, and blocks after the last averaged one, get no gradient from a head, so they are frozen.
+        With a head the last norm, and the blocks after the last averaged one, get no gradient, so they are frozen.
+
+        Args:
+            num_classes: 0 for no head.
+            global_pool: of the features without a head, "avg" or "" (none); None keeps it.
 
         Raises:
             ValueError: for another pooling.
@@ -157,14 +165,17 @@ class AIM(VisionTransformer):
         if global_pool not in (None, "avg", ""):
             raise ValueError(f"global_pool={global_pool!r}: AIM's head pools by attention; leave the argument out")
         self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        unused = (self.norm, *self.blocks[max(self.probe_layers) + 1 :])
+        for module in unused:
+            module.requires_grad_(not num_classes)
         if not num_classes:
             self.head = nn.Identity()
             return
         example, heads = self.patch_embed.proj.weight, self.blocks[0].attn.num_heads
         self.head = AttentiveHead(self.embed_dim, heads, num_classes, example.device, example.dtype)
         self.head.train(self.training)
-        for unused in (self.norm, *self.blocks[max(self.probe_layers) + 1 :]):
-            unused.requires_grad_(False)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """(B, Gh, Gw, C) -> tokens (B, L, C) with positions."""
@@ -191,9 +202,12 @@ class AIM(VisionTransformer):
         return torch.stack(outputs).mean(0)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, L, C) -> logits (B, num_classes); without a head, or if `pre_logits`, pooled features (B, C)."""
+        """Tokens (B, L, C) -> logits (B, num_classes); without a head, or if `pre_logits`, pooled features (B, C).
+
+        Without a head and with `global_pool` "" they are returned as they are.
+        """
         if not self.num_classes:
-            return x.mean(1)
+            return x.mean(1) if self.global_pool else x
         return self.head(self.head_drop(x), pre_logits)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -214,9 +228,30 @@ def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint_filter_fn(checkpoint: dict[str, Tensor], model: AIM) -> dict[str, Tensor]:
-    """Rename a file of AIM's for `model`, without the head if the model has none; timm calls this before loading."""
-    state = from_official(checkpoint)
-    return state if model.num_classes else {key: value for key, value in state.items() if not key.startswith("head.")}
+    """Fit a file of AIM's to `model`; timm calls this before loading.
+
+    A head that the file lacks, or has for other classes, keeps its initial values, with a warning.
+
+    Returns:
+        a complete state dict of `model`.
+
+    Raises:
+        CheckpointError: if another tensor is missing, unknown or of another shape.
+    """
+    state, target = from_official(checkpoint), model.state_dict()
+    heads = {name for name in target if name.startswith("head.")}
+    new = {name for name in heads if name not in state or state[name].shape != target[name].shape}
+    given = {name: tensor for name, tensor in state.items() if not name.startswith("head.") or name in heads - new}
+    first = "patch_embed.proj.weight"  # timm adapts it to other image channels afterwards
+    same_channels = model.patch_embed.proj.in_channels == 3
+    checked = {name: tensor for name, tensor in given.items() if same_channels or name != first}
+    expected = {name: tensor for name, tensor in target.items() if same_channels or name != first}
+    require_match(expected, checked, "the checkpoint", dict.fromkeys(new))
+    if new:
+        _logger.warning("initial values kept, the checkpoint has none that fit: %s", ", ".join(sorted(new)))
+    elif heads:  # else timm drops a head for another number of classes than the default
+        model.pretrained_cfg["num_classes"] = model.num_classes
+    return target | given
 
 
 def _cfg() -> dict:

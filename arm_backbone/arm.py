@@ -240,7 +240,8 @@ class ARM(ARMTrunk):
         cls_token: as in `ARMTrunk`, to load a finetuned classifier; the feature maps do not contain it.
         out_indices: blocks (from 0) whose outputs are returned. None: four levels by depth, blocks 3, 5, 7, 11 of 12
             and 7, 11, 15, 23 of 24.
-        frozen_stages: -1 trains everything, 0 freezes the embeddings, n freezes them and the first n blocks.
+        frozen_stages: -1 trains everything, 0 freezes the embeddings, n freezes them and the first n blocks. Blocks
+            after the last of `out_indices` are not run, and frozen.
 
     The other arguments are as in `ARMTrunk`.
 
@@ -284,6 +285,8 @@ class ARM(ARMTrunk):
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {self.num_layers} (all blocks)")
         self.frozen_stages = frozen_stages
         self._freeze()
+        for block in self.blocks[self.out_indices[-1] + 1 :]:  # not run
+            block.requires_grad_(False)
 
     def _frozen_modules(self) -> list[nn.Module]:
         return [self.patch_embed, *self.blocks[: self.frozen_stages]] if self.frozen_stages >= 0 else []

@@ -105,7 +105,7 @@ class SS2D(nn.Module):
         """Tokens u (B, L, D) -> the sum over the directions (B, L, D), at least float32, as `out_norm` wants it."""
         delta, B, C = self.scan_inputs(u)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype.itemsize < 4 else self.A_log)
-        u = u.to(torch.promote_types(u.dtype, self.D.dtype))  # the result has the dtype of u
+        u = u.float() if u.dtype.itemsize < 4 else u  # the result has the dtype of u
         u = u.unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
         return cross_scan(u, delta, A, B, C, self.D, self.dt_proj_bias, orders, reduce="sum")
 
@@ -114,5 +114,5 @@ class SS2D(nn.Module):
         height, width = x.shape[1:3]
         x = self.in_proj(x).permute(0, 3, 1, 2)
         u = F.silu(self.conv(x)).permute(0, 2, 3, 1).flatten(1, 2)
-        y = layer_norm(self.scan(u, orders), self.out_norm)
+        y = layer_norm(self.scan(u, orders).to(self.out_norm.weight.dtype), self.out_norm)
         return self.out_proj(y).unflatten(1, (height, width))

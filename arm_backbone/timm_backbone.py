@@ -35,14 +35,15 @@ class TimmModel(nn.Module):
 
     Args:
         name: of a model in timm's registry, perhaps with the tag of its weights ("deit_base_patch16_224.fb_in1k").
-        drop_path_rate: stochastic depth rate, which timm lets rise linearly with depth.
+        drop_path_rate: stochastic depth rate, which timm lets rise linearly with depth. None: the model's own, which
+            is 0 for most.
         arguments: further arguments of the timm model.
 
     Raises:
         ValueError: for an unknown name, or an argument that the model does not have.
     """
 
-    def __init__(self, name: str, *, drop_path_rate: float = 0.0, **arguments) -> None:
+    def __init__(self, name: str, *, drop_path_rate: float | None = None, **arguments) -> None:
         super().__init__()
         if not isinstance(name, str) or not timm.is_model(name):
             raise ValueError(f"name={name!r} is not a model of timm; see timm.list_models()")
@@ -52,7 +53,7 @@ class TimmModel(nn.Module):
                     f"{key} is not accepted with name={name!r}: weights come from init_cfg=dict(type='Pretrained', "
                     "checkpoint=FILE), with checkpoint='timm' for timm's own"
                 )
-        if drop_path_rate:
+        if drop_path_rate is not None:
             arguments["drop_path_rate"] = drop_path_rate
         self.name, self.arguments = name, arguments
 
@@ -122,6 +123,7 @@ class TimmModel(nn.Module):
                 return f"{len(own)} tensors copied"
             if all(key.startswith("model.") for key in state):  # a classifier of this toolkit
                 state = {key.removeprefix("model."): value for key, value in state.items()}
+            state = _of_encoder(state)
             heads = [state[f"{head}.weight"] for head in HEADS if f"{head}.weight" in state]
             classes = len(heads[0]) if heads else 0  # as in the file, because timm is strict only then
             overlay = dict(state_dict=state, num_classes=classes, custom_load=False)
@@ -137,6 +139,12 @@ class TimmModel(nn.Module):
                 message = f"{path} does not fit {self.name}: {in_one_line(error)}"
             raise CheckpointError(message) from error
         given, target = whole.state_dict(), self.model.state_dict()
+        lost = [key for key in state if key.startswith(HEADS) and key not in given] if classes == 0 else []
+        if lost:
+            raise CheckpointError(
+                f"{path} does not fit {self.name}: it has parts of a head without its last layer ({shorten(lost)}); "
+                "give the whole head or none"
+            )
         fits = {key for key in given if key in target and given[key].shape[:1] == target[key].shape[:1]}
         new = [key for key in target if key.startswith(HEADS) and key not in fits]
         copied = {key: given[key] for key in target if key not in new}
@@ -198,6 +206,8 @@ class TimmBackbone(TimmModel):
     def __init__(
         self, name: str, *, out_indices: tuple[int, ...] | None = None, with_cp: bool = False, **arguments
     ) -> None:
+        if "num_classes" in arguments:
+            raise ValueError("num_classes: a backbone has no classes; leave the argument out, or take TimmClassifier")
         super().__init__(name, **arguments)
         self.arguments = _with_any_size(name, self.arguments)
         with torch.device("meta"):
@@ -230,6 +240,13 @@ class TimmBackbone(TimmModel):
                 x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             result.append(x.contiguous())
         return tuple(result)
+
+
+def _of_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what only pretraining has in the files of MAE and MoCo v3: decoder, momentum encoder and their heads."""
+    moco = any(key.startswith("base_encoder.") for key in state)
+    skipped = ("momentum_encoder.", "predictor.", "base_encoder.head.") if moco else ("decoder", "mask_token")
+    return {key.removeprefix("base_encoder."): value for key, value in state.items() if not key.startswith(skipped)}
 
 
 def _times(size: int, step: int) -> int:

@@ -28,7 +28,7 @@ VMAMBA_ARCHS = {
 
 
 def resolve_vmamba_arch(arch: str | dict) -> dict:
-    """The dict of `VMAMBA_ARCHS` of this name; a dict with exactly its three keys is returned as it is."""
+    """The dict of `VMAMBA_ARCHS` of this name; a dict with exactly its three keys is returned with whole numbers."""
     if isinstance(arch, str) and arch in VMAMBA_ARCHS:
         return VMAMBA_ARCHS[arch]
     if not isinstance(arch, dict) or set(arch) != {"widths", "depths", "expand"}:
@@ -37,7 +37,13 @@ def resolve_vmamba_arch(arch: str | dict) -> dict:
         )
     if not len(arch["widths"]) == len(arch["depths"]) == len(STRIDES):
         raise ValueError(f"arch={dict(arch)!r}: widths and depths need {len(STRIDES)} numbers each, one per stage")
-    return dict(arch)
+    numbers = (*arch["widths"], *arch["depths"], arch["expand"])
+    if not all(isinstance(n, (int, float)) and n >= 1 and n == int(n) for n in numbers) or arch["widths"][0] % 2:
+        raise ValueError(
+            f"arch={dict(arch)!r}: give whole numbers from 1, and an even first width (the stem halves it)"
+        )
+    widths, depths = (tuple(int(n) for n in arch[key]) for key in ("widths", "depths"))
+    return dict(widths=widths, depths=depths, expand=int(arch["expand"]))
 
 
 class ConvNorm(nn.Module):
@@ -208,7 +214,8 @@ class VMamba(VMambaTrunk):
 
     Args:
         out_indices: stages (from 0) whose outputs are returned, each normalized by its own LayerNorm.
-        frozen_stages: -1 trains everything, 0 freezes the stem, n freezes it and the first n stages.
+        frozen_stages: -1 trains everything, 0 freezes the stem, n freezes it and the first n stages. What follows the
+            last of `out_indices` is not run, and frozen.
 
     The other arguments are as in `VMambaTrunk`.
 
@@ -234,7 +241,9 @@ class VMamba(VMambaTrunk):
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {len(STRIDES)} (all stages)")
         self.out_norms = nn.ModuleList(nn.LayerNorm(self.widths[i], eps=NORM_EPS) for i in self.out_indices)
         self.frozen_stages = frozen_stages
-        for module in self._frozen_modules():
+        last = self.out_indices[-1]
+        unused = [self.stages[last].downsample, *self.stages[last + 1 :]]
+        for module in filter(None, (*self._frozen_modules(), *unused)):
             module.requires_grad_(False)
 
     def _frozen_modules(self) -> list[nn.Module]:

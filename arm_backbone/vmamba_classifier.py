@@ -158,6 +158,7 @@ class VMambaClassifier(VMambaTrunk):
         taken, last = feature_take_indices(len(self.stages), indices)
         shorter = last + 1 < len(self.stages)
         self.stages = self.stages[: last + 1]
+        self.stages[-1].downsample = None  # its result would not be used
         self.num_features = self.head_hidden_size = self.widths[last]
         if prune_norm or shorter:
             self.norm = nn.Identity()

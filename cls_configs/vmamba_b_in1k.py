@@ -1,6 +1,6 @@
 # VMamba-B on ImageNet-1K, 224 x 224, 300 epochs from scratch. VMamba's authors: 83.9 top-1. Learning rate (5e-4 per 512
 # images), warm-up, weight decay and what it spares, clipping, drop path, mixup, moving average and the test's crop are as
-# they published them; the other augmentation and the floor of the learning rate are ARM's.
+# they published them; the other augmentation is ARM's, and so is the share of the learning rate that remains at the end.
 #
 #   bash tools/dist_train.sh cls_configs/vmamba_b_in1k.py 8
 #

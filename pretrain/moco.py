@@ -169,9 +169,14 @@ class MoCoPretrainer(BaseModel):
 
 @HOOKS.register_module()
 class MomentumHook(Hook):
-    """Sets the momentum of `MoCoPretrainer` before each iteration: half a cosine from its `momentum` to 1."""
+    """Sets the momentum of `MoCoPretrainer` before each iteration: half a cosine from its `momentum` to 1.
+
+    With gradient accumulation the momentum encoder moves once per optimizer step, in its first iteration.
+    """
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.current_momentum = momentum_at(runner.iter / runner.max_iters, model.momentum)
-        runner.message_hub.update_scalar("train/momentum", model.current_momentum)
+        momentum = momentum_at(runner.iter / runner.max_iters, model.momentum)
+        begins = runner.iter % runner.optim_wrapper._accumulative_counts == 0  # no public name
+        model.current_momentum = momentum if begins else 1.0
+        runner.message_hub.update_scalar("train/momentum", momentum)

@@ -59,7 +59,7 @@ _REST = {  # prefixes of the keys outside the trunk, and what they hold
     "mae": (("decoder.", "mask_token"), "belongs to pretraining only"),
     "moco": (("base_encoder.", "momentum_encoder.", "predictor."), "belongs to pretraining only"),
     "dense": (("",), "belongs to the neck or the heads"),
-    "classifier": (("norm.", "head."), "belongs to the classification head"),
+    "classifier": (("norm.", "head.", "attn_pool."), "belongs to the classification head"),
     "backbone": (("out_norms.",), "belongs to the levels of a backbone"),
 }
 

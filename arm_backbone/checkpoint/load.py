@@ -56,7 +56,8 @@ def fit_state(
         reason = next((reason for prefix, reason in MAY_START_FRESH.items() if name.startswith(prefix)), None)
         if reason is not None:
             accounting.new[name] = reason
-    require_match(target, result, where, accounting.new)
+    remedy = "Build the model as the file's was (arch, patch size, in_chans), or give another checkpoint."
+    require_match(target, result, where, accounting.new, remedy)
     return result, accounting
 
 
@@ -114,12 +115,17 @@ def named_as_in(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def require_match(
-    target: dict[str, Tensor], state: dict[str, Tensor], where: str, may_miss: dict | None = None
+    target: dict[str, Tensor],
+    state: dict[str, Tensor],
+    where: str,
+    may_miss: dict | None = None,
+    remedy: str | None = None,
 ) -> None:
     """Check that a file has the tensors of a model, in the same shapes, of the same type and with finite values.
 
     Args:
         may_miss: names that the file may lack.
+        remedy: what to do about tensors that do not match; None: what the kinds of file and model suggest.
 
     Raises:
         CheckpointError: names the tensors that are missing, unknown, of another shape or type, or not finite, and the
@@ -128,7 +134,7 @@ def require_match(
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (target, state)]
     problem = describe_mismatch(*shapes, may_miss or {})
     if problem:
-        raise CheckpointError(f"{where} does not fit the model: {problem}. {_remedy(target, state)}")
+        raise CheckpointError(f"{where} does not fit the model: {problem}. {remedy or _remedy(target, state)}")
     problem = describe_values(target, state)
     if problem:
         raise CheckpointError(f"{where} cannot be used: {problem}. Give an earlier checkpoint, or save it again.")

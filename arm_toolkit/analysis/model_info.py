@@ -190,16 +190,23 @@ def from_config(path: str, size: tuple[int, int] | None = None) -> tuple[nn.Modu
     """
     cfg = load_config(path)
     is_dense = "backbone" in cfg.model
-    if size and not is_dense:
-        cfg.model.img_size = size
     scope = cfg.get("default_scope", "mmengine")
     with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), config_errors(cfg, path):
         model = MODELS.build(cfg.model)
+        if size and not is_dense and _has_size(model):
+            cfg.model.img_size = size
+            model = MODELS.build(cfg.model)
     if size is None and not is_dense:
         size = image_size(model)
     elif size is None and scope == "mmseg":
         size = (cfg.model.get("data_preprocessor") or {}).get("size") or SEG_SIZE
     return model, (3, *(size or DET_SIZE))
+
+
+def _has_size(model: nn.Module) -> bool:
+    """Whether a pretraining model or a classifier is made for images of one size; VMamba and RegNets take any."""
+    encoder = getattr(model, "encoder", model)
+    return hasattr(encoder, "img_size") or hasattr(getattr(encoder, "model", None), "patch_embed")
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:

@@ -4,6 +4,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from arm_backbone.checkpoint.accounting import shorten
+from arm_backbone.checkpoint.errors import CheckpointError
 
 from ..engine.checks import check_data_paths, config_errors
 from ..errors import ConfigError
@@ -20,7 +24,8 @@ def measure_images(cfg: Config, checkpoint: str | None, k: int, temperature: flo
 
     Raises:
         ConfigError: if the configuration has no class folders as test data.
-        CheckpointError: if the weights do not fit, or the features are not finite.
+        CheckpointError: if the weights do not fit, lack what the features are read through, or the features are not
+            finite.
         DataError: if data is missing.
     """
     if cfg.get("test_dataloader") is None or cfg.test_dataloader.dataset.type != "ClassFolder":
@@ -32,9 +37,28 @@ def measure_images(cfg: Config, checkpoint: str | None, k: int, temperature: flo
     cfg.model.update(init_cfg=_start(checkpoint), with_cp=False)
     with config_errors(cfg, "model"):
         model = MODELS.build(cfg.model)
+    drawn = {name: tensor.clone() for name, tensor in model.named_parameters() if _reads(model, name)}
     model.init_weights()
+    if checkpoint is not None:
+        _require_loaded(model, drawn, checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return {"top-1": knn_accuracy(model, cfg.test_dataloader, k, temperature)}
+
+
+def _reads(model: nn.Module, name: str) -> bool:
+    """Whether features are read through this parameter: the class token, or a pooling by attention."""
+    if name == "cls_token":
+        return model.global_pool == "token"
+    return name.startswith(("attn_pool.", "model.attn_pool.", "model.head.cls_token", "model.head.k.", "model.head.v."))
+
+
+def _require_loaded(model: nn.Module, drawn: dict[str, Tensor], checkpoint: str) -> None:
+    random = [name for name, tensor in drawn.items() if torch.equal(tensor, model.get_parameter(name))]
+    if random:
+        raise CheckpointError(
+            f"{checkpoint} lacks {shorten(random)}, through which the features are read, so they would be random; pool "
+            "the patches: model.global_pool=avg (Vim: cls_configs/vim_b_linear.py), or model.num_classes=0 for AIM"
+        )
 
 
 def measure_patches(cfg: Config, checkpoint: str | None, k: int, temperature: float) -> dict[str, float]:

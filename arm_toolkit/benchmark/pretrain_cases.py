@@ -43,7 +43,7 @@ def pretrain_cases(
     """
     loaded = {config: load_config(config, options) for config in dict.fromkeys(configs)}
     for config, cfg in loaded.items():
-        if "backbone" in (cfg.get("model") or dict(backbone=None)):
+        if not cfg.get("model") or "backbone" in cfg.model:
             raise ConfigError(f"{config} is not a pretraining configuration, nor a classifier's; see pretrain/configs/")
     backends, several = resolved(setting, backends), len(loaded) > 1
     case = Case(TRAINING, 0, AXIS, f"batch {setting.batch}, {setting.type_name}", [], unit=RATE)

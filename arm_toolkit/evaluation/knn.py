@@ -91,7 +91,8 @@ def vote(train: Tensor, train_labels: Tensor, queries: Tensor, k: int, temperatu
     votes = []
     for part in queries.split(chunk):
         similarity, nearest = (part @ train.T).topk(min(k, len(train)), dim=1)
-        weights = torch.exp((similarity - 1) / temperature)  # the largest similarity is 1: no overflow
+        # relative to the nearest, which comes first: at a low temperature all weights would be 0
+        weights = torch.exp((similarity - similarity[:, :1]) / temperature)
         of_part = torch.zeros(len(part), classes).scatter_add_(1, train_labels[nearest], weights)
         votes.append(of_part.masked_fill_(~part.isfinite().all(1, keepdim=True), torch.nan))
     return torch.cat(votes)

@@ -45,7 +45,7 @@ def knn_iou(model: EncoderDecoder, cfg: Config, k: int, temperature: float) -> n
     features, labels = [], []
     for inputs, sample in _samples(model, _loader(cfg, train=True)):
         patches = patch_features(model, inputs)
-        shares = class_shares(_padded_labels(sample, inputs), patches.shape[:2])
+        shares = class_shares(_padded_labels(sample, covered(inputs, patches)), patches.shape[:2])
         known = shares.sum(-1) >= 0.5  # of the patch's pixels
         features.append(patches[known])
         labels.append(shares.argmax(-1)[known])
@@ -54,7 +54,8 @@ def knn_iou(model: EncoderDecoder, cfg: Config, k: int, temperature: float) -> n
     for inputs, sample in _samples(model, _loader(cfg, train=False)):
         patches = patch_features(model, inputs)
         votes = vote(bank, bank_labels, patches.flatten(0, 1), k, temperature, chunk=256)
-        found = _to_pixels(votes / votes.sum(1, keepdim=True), patches.shape[:2], sample, inputs)
+        votes = votes / votes.sum(1, keepdim=True)
+        found = _to_pixels(votes, patches.shape[:2], sample, covered(inputs, patches))
         truth = sample.gt_sem_seg.data[0].cpu()
         areas.append(IoUMetric.intersect_and_union(found, truth, model.num_classes, IGNORED))
     totals = [sum(parts) for parts in zip(*areas, strict=True)]
@@ -94,6 +95,12 @@ def patch_features(model: EncoderDecoder, inputs: Tensor) -> Tensor:
     return patches
 
 
+def covered(inputs: Tensor, patches: Tensor) -> tuple[int, int]:
+    """Height and width in pixels that the patches cover: more than the image where its size is no multiple of them."""
+    stride = max(-(-size // count) for size, count in zip(inputs.shape[-2:], patches.shape[:2], strict=True))
+    return tuple(count * stride for count in patches.shape[:2])
+
+
 def class_shares(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     """The share of each class in the pixels of each patch.
 
@@ -109,16 +116,16 @@ def class_shares(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(one_hot.permute(2, 0, 1).float(), grid).permute(1, 2, 0)
 
 
-def _padded_labels(sample: SegDataSample, inputs: Tensor) -> Tensor:
-    """The truth in the pixels of the padded image, (H, W)."""
+def _padded_labels(sample: SegDataSample, size: tuple[int, int]) -> Tensor:
+    """The truth in the pixels of the image padded to this size, (H, W)."""
     truth = sample.gt_sem_seg.data[None].float().cpu()
     resized = F.interpolate(truth, size=sample.img_shape[:2], mode="nearest")[0, 0]
-    height, width = inputs.shape[-2:]
+    height, width = size
     return F.pad(resized, (0, width - resized.shape[1], 0, height - resized.shape[0]), value=IGNORED)
 
 
-def _to_pixels(votes: Tensor, grid: tuple[int, int], sample: SegDataSample, inputs: Tensor) -> Tensor:
-    """Votes (h * w, K) -> class numbers of the original image's pixels."""
-    maps = F.interpolate(votes.T.unflatten(1, grid)[None], size=inputs.shape[-2:], mode="bilinear")
+def _to_pixels(votes: Tensor, grid: tuple[int, int], sample: SegDataSample, size: tuple[int, int]) -> Tensor:
+    """Votes (h * w, K) on an image of this size -> class numbers of the original image's pixels."""
+    maps = F.interpolate(votes.T.unflatten(1, grid)[None], size=size, mode="bilinear")
     height, width = sample.img_shape[:2]
     return F.interpolate(maps[..., :height, :width], size=sample.ori_shape[:2], mode="bilinear")[0].argmax(0)

@@ -308,17 +308,31 @@ def resumed(work_dir: Path, training: Training) -> dict:
 
 
 def _tested(work_dir: Path) -> dict:
-    """The scores of an evaluation."""
+    """The scores of an evaluation.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     log = max(work_dir.glob("*/*.json"))
     scores = json.loads(log.read_text().splitlines()[-1])
     kept = ("coco/bbox_mAP", "coco/segm_mAP", "mIoU", "accuracy/top1")
-    return {name.rpartition("/")[2]: scores[name] for name in kept if name in scores}
+    found = {name.rpartition("/")[2]: scores[name] for name in kept if name in scores}
+    if not found:
+        raise ConfigError(f"{log} has no score")
+    return found
 
 
 def _counted(log: Path) -> dict:
-    """How many tests passed, and how many were skipped."""
+    """How many tests passed, and how many were skipped.
+
+    Raises:
+        ConfigError: if none passed.
+    """
     counts = re.findall(r"(\d+) (passed|skipped)", log.read_text().splitlines()[-1])
-    return {name: int(count) for count, name in counts}
+    figures = {name: int(count) for count, name in counts}
+    if not figures.get("passed"):
+        raise ConfigError(f"no test ran: {figures}")
+    return figures
 
 
 def _measured(file: Path) -> dict:

@@ -36,8 +36,8 @@ class Study:
         choices: by name.
         measures: of `MEASURES`, those that are taken.
         pairs: (choice, other) whose difference gets a verdict.
-        least: measure -> smallest mean gain that counts, if every seed gains. None: a gain counts if the lowest result
-            of the choice is above the highest of the other.
+        least: measure -> smallest mean gain that counts, if every seed gains. None: a gain (or loss) counts if the
+            lowest result of the one is above the highest of the other.
         equal_compute: whether the first seed also trains from scratch for as long as pretraining and finetuning take.
     """
 
@@ -55,9 +55,11 @@ class Study:
         """
         gains = [a - b for a, b in zip(values, others, strict=True)]
         shown = ", ".join(f"{gain:+.2f}" for gain in gains)
+        if len(gains) < 2:
+            return f"{shown}; one seed, no verdict"
         if self.least is None:
-            beyond = min(values) > max(others) or max(values) < min(others)
-            return f"{shown}; {'beyond' if beyond else 'within'} the spread of the seeds"
+            found = "a gain" if min(values) > max(others) else "a loss" if max(values) < min(others) else None
+            return f"{shown}; {f'{found} beyond' if found else 'within'} the spread of the seeds"
         least = self.least[measure]
         met = min(gains) > 0 and statistics.mean(gains) >= least
         return f"{shown}; criterion (all positive, mean at least {least}): {'met' if met else 'not met'}"

@@ -1,10 +1,12 @@
 """AIM: what its attention sees, its files in the released layout, as a dense backbone and as a classifier."""
 
+import pytest
 import timm
 import torch
 from mmengine.registry import MODELS
 
 from arm_backbone.aim import prefix_mask
+from arm_backbone.checkpoint.errors import CheckpointError
 from arm_backbone.timm_backbone import TimmBackbone, TimmClassifier
 from tests.helpers.aim_names import to_official
 
@@ -74,6 +76,42 @@ def test_released_files_load_into_backbone_and_classifier(tmp_path):
         report = classifier.load(tmp_path / f"{name}.pth")
         assert ("new" in report) == (name == "backbone")
         assert torch.equal(classifier(x), whole(x)) == (name == "both")
+
+
+def test_a_head_replaced_by_none_frees_what_it_froze():
+    model = build(probe_layers=(1, 2))
+    model.reset_classifier(0, "")
+    assert all(p.requires_grad for p in model.parameters()) and model(images()).shape == (2, 6, 32)
+    model.reset_classifier(0, "avg")
+    assert model(images()).shape == (2, 32)
+
+
+def test_timm_loads_a_file_of_any_number_of_classes(tmp_path):
+    torch.save(to_official(build(num_classes=7).state_dict()), tmp_path / "seven.pth")
+
+    def load(**arguments):
+        return build(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "seven.pth")), **arguments)
+
+    seven, three = load(num_classes=7), load(num_classes=3)
+    assert torch.equal(seven.head.linear.weight, build(num_classes=7).float().double().head.linear.weight)
+    assert torch.equal(three.head.k.weight, seven.head.k.weight) and three.head.linear.weight.shape == (3, 32)
+    assert load(num_classes=7, in_chans=4).patch_embed.proj.weight.shape == (32, 4, 14, 14)
+
+
+@pytest.mark.parametrize("keep", ["head.", "blocks.0", "nothing"])
+def test_timm_refuses_a_file_that_does_not_fit(tmp_path, keep):
+    state = {name: tensor for name, tensor in build().state_dict().items() if name.startswith(keep)}
+    torch.save(state or {"other": torch.ones(1)}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match="does not fit the model: .* tensors of the model are missing"):
+        build(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "part.pth")))
+
+
+def test_a_head_without_its_last_layer_is_refused(tmp_path):
+    torch.save({k: v for k, v in build().state_dict().items() if k != "head.linear.weight"}, tmp_path / "part.pth")
+    with pytest.raises(
+        CheckpointError, match="part.pth does not fit .* parts of a head without its last layer .head.cls"
+    ):
+        TimmClassifier(NAME, **SMALL).load(tmp_path / "part.pth")
 
 
 def test_dense_maps_of_any_image():

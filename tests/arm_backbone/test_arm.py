@@ -9,8 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arm_backbone import ARCHS, ARM, ARMPyramid
 from arm_backbone.arm import default_out_indices, find_trunk
+from arm_backbone.checkpoint.load import load_trunk
+from arm_backbone.classifier import ARMClassifier
 from arm_backbone.drop_path import late_rates
 from arm_backbone.pos_embed import resize_pos_embed
+from arm_backbone.vmamba import VMamba
 
 
 @pytest.fixture
@@ -246,3 +249,21 @@ def test_pyramid_needs_four_maps_and_a_known_norm():
         ARMPyramid(32, dict(type="LN"))
     with pytest.raises(ValueError, match="4 maps, not 1"):
         ARMPyramid(32, dict(type="BN"))([torch.zeros(1, 32, 4, 4)])
+
+
+@pytest.mark.parametrize("kind", ["ARM", "VMamba"])
+def test_what_no_output_depends_on_is_frozen(kind):
+    """Otherwise distributed training stops at parameters without a gradient."""
+    if kind == "ARM":
+        model = ARM(dict(embed_dims=32, num_layers=4), img_size=32, out_indices=(0, 2))
+    else:
+        model = VMamba(dict(widths=(16, 32, 64, 128), depths=(1, 1, 1, 1), expand=1), out_indices=(0, 1, 2))
+    sum(x.square().sum() for x in model(torch.randn(1, 3, 32, 32))).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert any(not p.requires_grad for name, p in model.named_parameters() if "pos_embed" not in name)
+
+
+def test_a_classifier_that_pools_by_attention_loads():
+    first, second = (ARMClassifier(dict(embed_dims=32, num_layers=2), 32, global_pool="map") for _ in range(2))
+    load_trunk(second, first.state_dict(), "file")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

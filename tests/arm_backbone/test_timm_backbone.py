@@ -156,7 +156,7 @@ def test_a_name_on_the_hub_loads(tmp_path, monkeypatch):
     ("change", "complaint"),
     [
         (lambda s: s.pop("blocks.1.mlp.fc1.weight"), r"does not fit deit_base.*Missing key.*blocks\.1\.mlp\.fc1"),
-        (lambda s: s.update(decoder=torch.zeros(1)), r"does not fit deit_base.*Unexpected key.*decoder"),
+        (lambda s: s.update(other=torch.zeros(1)), r"does not fit deit_base.*Unexpected key.*other"),
         (lambda s: s.update({"blocks.0.norm1.bias": torch.full((32,), torch.nan)}), r"blocks\.0\.norm1\.bias 32 of 32"),
         (lambda s: s.update(cls_token=torch.zeros(1, 1, 48)), r"does not fit deit_base.*cls_token"),
     ],
@@ -168,6 +168,24 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, change, compl
     with pytest.raises(CheckpointError, match=complaint) as error:
         registered(str(tmp_path / "other.pth"))
     assert "\n" not in str(error.value) and "other.pth" in str(error.value)
+
+
+@pytest.mark.parametrize("paradigm", ["MAE", "MoCo v3"])
+def test_files_of_the_paradigms_authors_load(tmp_path, paradigm):
+    encoder = {name: tensor for name, tensor in timm_state(0).items() if not name.startswith("head.")}
+    one = torch.ones(1)
+    if paradigm == "MAE":
+        saved = dict(
+            model=encoder | {"mask_token": one, "decoder_embed.weight": one, "decoder_blocks.0.norm1.bias": one}
+        )
+    else:
+        others = {
+            f"module.{name}": one for name in ("base_encoder.head.0.weight", "momentum_encoder.x", "predictor.0.y")
+        }
+        saved = dict(state_dict={f"module.base_encoder.{name}": value for name, value in encoder.items()} | others)
+    torch.save(saved, tmp_path / "theirs.pth")
+    loaded = registered(str(tmp_path / "theirs.pth")).model.state_dict()
+    assert all(torch.equal(value, encoder[name]) for name, value in loaded.items())
 
 
 def test_weights_that_timm_cannot_download_are_one_line(tmp_path, monkeypatch):
@@ -209,6 +227,17 @@ def test_a_head_for_other_classes_starts_fresh_and_the_log_says_so(tmp_path):
     assert torch.equal(model.model.norm.weight, timm_state(10)["norm.weight"])
 
 
+def test_a_drop_path_rate_of_zero_is_not_the_models_default():
+    rates = [
+        max(
+            getattr(module, "drop_prob", 0)
+            for module in TimmClassifier("swin_tiny_patch4_window7_224", **given).modules()
+        )
+        for given in (dict(), dict(drop_path_rate=0.0))
+    ]
+    assert rates == [pytest.approx(0.1), 0]
+
+
 # ------------------------------------------------------------------------------------------------- refusals
 
 
@@ -221,6 +250,7 @@ def test_a_head_for_other_classes_starts_fresh_and_the_log_says_so(tmp_path):
         (dict(name="vgg11", drop_path_rate=0.1), "vgg11 cannot be built.*drop_path_rate"),
         (dict(name=DEIT[0], out_indices=(3, 12)), r"out_indices=\(3, 12\): give numbers from 0 to 11"),
         (dict(name=DEIT[0], out_indices=(5, 3)), "in ascending order"),
+        (dict(name=DEIT[0], num_classes=5), "a backbone has no classes"),
     ],
 )
 def test_a_model_without_maps_is_refused_in_one_line(arguments, complaint):

@@ -6,6 +6,8 @@ Against the public code: test_golden_moco.py.
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from arm_backbone.checkpoint.files import model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_trunk
 from arm_backbone.classifier import ARMClassifier
 from arm_pretrain import ImageViews, ViewsPreprocessor
-from arm_pretrain.moco import momentum_at
+from arm_pretrain.moco import MomentumHook, momentum_at
 from arm_pretrain.views import view_transform
 from arm_toolkit.errors import ConfigError
 from tests.helpers.paths import ROOT
@@ -53,6 +55,21 @@ def test_a_momentum_step_is_exact():
         expected = before[name] * 0.9 + ours * (1 - 0.9) if ours.requires_grad else before[name]
         assert torch.equal(after[name], expected), name
     assert all(torch.equal(before[name], buffer) for name, buffer in model.momentum_encoder.named_buffers())
+
+
+def test_with_accumulated_gradients_the_momentum_encoder_moves_once_per_step():
+    model, moved = pretrainer(momentum=0.5), []
+    runner = SimpleNamespace(
+        model=model, max_iters=6, optim_wrapper=SimpleNamespace(_accumulative_counts=3), message_hub=Mock()
+    )
+    with torch.no_grad():
+        model.base_encoder.patch_embed.requires_grad_(True).proj.bias += 1
+    for runner.iter in range(6):
+        MomentumHook().before_train_iter(runner, 0)
+        before = model.momentum_encoder.patch_embed.proj.bias.clone()
+        model.update_momentum_encoder()
+        moved.append(not torch.equal(before, model.momentum_encoder.patch_embed.proj.bias))
+    assert moved == [True, False, False, True, False, False]
 
 
 def test_it_starts_from_equal_encoders_and_the_schedule_ends_at_one():

@@ -10,7 +10,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from arm_backbone.checkpoint.errors import CheckpointError
-from arm_toolkit.evaluation.knn_patches import _padded_labels, _to_pixels, class_shares, knn_iou
+from arm_toolkit.evaluation.knn import vote
+from arm_toolkit.evaluation.knn_patches import _padded_labels, _to_pixels, class_shares, covered, knn_iou
 from tests.helpers.runs import seg_config
 from tests.helpers.tools import call_tool
 
@@ -70,7 +71,25 @@ def test_labels_keep_their_place():
     truth = torch.zeros(1, 8, 12, dtype=torch.long)
     truth[0, :, 6:] = 1
     sample = SegDataSample(metainfo=dict(img_shape=(4, 6), ori_shape=(8, 12)), gt_sem_seg=PixelData(data=truth))
-    padded = _padded_labels(sample, torch.zeros(1, 3, 4, 8))
+    padded = _padded_labels(sample, (4, 8))
     assert padded.tolist() == [[0, 0, 0, 1, 1, 1, 255, 255]] * 4
     votes = torch.eye(2)[torch.tensor([0] * 3 + [1] * 5)].repeat(4, 1)
-    assert torch.equal(_to_pixels(votes, (4, 8), sample, torch.zeros(1, 3, 4, 8)), truth[0])
+    assert torch.equal(_to_pixels(votes, (4, 8), sample, (4, 8)), truth[0])
+
+
+def test_patches_that_reach_beyond_the_image():
+    """37 patches of 14 pixels on 512: the last covers 8 pixels of the image, and all of these count."""
+    size = covered(torch.zeros(1, 3, 512, 512), torch.zeros(37, 37, 1))
+    assert size == (518, 518)
+    truth = torch.zeros(1, 512, 512, dtype=torch.long)
+    truth[0, :, 504:] = 1
+    sample = SegDataSample(metainfo=dict(img_shape=(512, 512), ori_shape=(512, 512)), gt_sem_seg=PixelData(data=truth))
+    shares = class_shares(_padded_labels(sample, size), (37, 37))
+    assert shares[0, 36].tolist() == pytest.approx([0, 8 / 14]) and shares[0, 35].tolist() == [1, 0]
+
+
+def test_votes_at_a_low_temperature():
+    train, labels = torch.eye(3), torch.tensor([0, 1, 2])
+    queries = torch.nn.functional.normalize(torch.tensor([[1.0, 0.9, 0.8]]))
+    assert vote(train, labels, queries, k=3, temperature=1e-3).argmax(1).tolist() == [0]
+    assert vote(train, labels, queries, k=3, temperature=1e-3).sum() >= 1

@@ -211,7 +211,10 @@ def test_the_table_and_the_criterion_of_the_mean():
 
 
 def test_the_criterion_of_the_spread():
-    """The lowest of one above the highest of the other, in either direction."""
+    """The lowest of one above the highest of the other, in either direction; one seed gets no verdict."""
+    spread = STUDIES["paradigms"].verdict
+    assert spread("finetune", [20.1], [20.0]) == "+0.10; one seed, no verdict"
+    assert spread("finetune", [20.1, 20.2], [20.3, 20.4]) == "-0.20, -0.20; a loss beyond the spread of the seeds"
     study = replace(STUDIES["paradigms"], measures=("finetune", "probe"))
     results = results_of(
         study, (20.0, 21.0), (10.0, 11.0), arm=((22.0, 21.1), (13.0, 11.0)), mae=((20.0, 21.0), (15.0, 16.0))

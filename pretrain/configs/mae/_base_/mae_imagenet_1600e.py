@@ -1,5 +1,6 @@
 # MAE on ARM's encoder: 224 x 224 pixels, 75 % of the patches masked and dropped, 1600 epochs of ImageNet-1K. The recipe
-# is MAE's: lr 1.5e-4 x batch / 256, 40 warm-up epochs, no clipping, crops of 0.2 to 1, flips, no colours.
+# is MAE's: lr 1.5e-4 x batch / 256, 40 warm-up epochs, no clipping, crops of 0.2 to 1, flips, no colours. A class token,
+# where there is one, is not decayed, as in ARM.
 _base_ = ["../../_base_/arm_imagenet_1600e.py"]
 
 model = dict(
