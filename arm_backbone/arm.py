@@ -83,7 +83,7 @@ class PatchEmbed(nn.Module):
 class ARMTrunk(nn.Module):
     """Patch embedding, position embedding and blocks: what pretraining, backbone and classifier share.
 
-    The class attributes, `drop_path_rates` and `make_block` say what another encoder has in the place of ARM's.
+    The class attributes and `drop_path_rates` say what another encoder has in the place of ARM's.
 
     Args:
         arch: name in `ARCHS`, or a dict with embed_dims and num_layers.
@@ -108,12 +108,14 @@ class ARMTrunk(nn.Module):
         archs: its sizes by name.
         most_scans: number of scan directions in finetuning.
         norm_type: class of the norm after the blocks.
+        block_type: class of the blocks.
     """
 
     encoder_name = "ARM"
     archs = ARCHS
     most_scans = 4
     norm_type: type[nn.Module] = nn.LayerNorm
+    block_type: type[nn.Module] = Block
     drop_path_rates = staticmethod(late_rates)
 
     def __init__(
@@ -155,14 +157,9 @@ class ARMTrunk(nn.Module):
             self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, self.embed_dims, **factory))
         ARMTrunk.reset_parameters(self)  # before the blocks are built: the order determines the weights of a seed
         self.blocks = nn.ModuleList(
-            self.make_block(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init, **factory)
+            self.block_type(self.embed_dims, scans, rate, self.num_layers, reference_init=reference_init, **factory)
             for rate in self.drop_path_rates(drop_path_rate, self.num_layers)
         )
-
-    @staticmethod
-    def make_block(*args, **kwargs) -> nn.Module:
-        """A block; the arguments are those of `arm_backbone.block.Block`."""
-        return Block(*args, **kwargs)
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that no submodule holds; `arm_backbone.init_parameters` does the whole model."""

@@ -28,6 +28,15 @@ class PoolError(ValueError, AssertionError):
     """A pooling that a model cannot have; also an AssertionError, because timm's models raise that."""
 
 
+def reset_head(head: nn.Module, std: float) -> None:
+    """Initialise the linear layers of a head: normal weights, zero biases."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:  # in a head of the user's own
+                nn.init.zeros_(module.bias)
+
+
 class ARMClassifier(ARMTrunk):
     """Trunk, norm, pooling and linear head.
 
@@ -106,7 +115,7 @@ class ARMClassifier(ARMTrunk):
         factory = dict(device=self.pos_embed.device, dtype=self.pos_embed.dtype)
         self.head = nn.Linear(self.embed_dims, num_classes, **factory) if num_classes else nn.Identity()
         self.head.train(self.training)
-        self._reset_head()
+        reset_head(self.head, self.head_std)
 
     def _check_pool(self, pool: str) -> None:
         if pool not in POOLS:
@@ -126,17 +135,10 @@ class ARMClassifier(ARMTrunk):
             for i in range(self.num_layers)
         ]
 
-    def _reset_head(self) -> None:
-        for module in self.head.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=self.head_std)
-                if module.bias is not None:  # in a head of the user's own
-                    nn.init.zeros_(module.bias)
-
     def reset_parameters(self) -> None:
         """Initialise the position embedding, the class token and the head."""
         super().reset_parameters()
-        self._reset_head()
+        reset_head(self.head, self.head_std)
 
     def init_weights(self) -> None:
         """Initialise every parameter, for example after `to_empty` of a model built on the meta device."""

@@ -126,7 +126,7 @@ class LinearProbe(ARMClassifier):
         self.head = nn.Sequential(
             nn.BatchNorm1d(self.embed_dims, affine=False, eps=1e-6), nn.Linear(self.embed_dims, self.num_classes)
         )
-        self._reset_head()
+        classifier.reset_head(self.head, self.head_std)
 
     def train(self, mode: bool = True) -> "LinearProbe":
         super().train(False)  # the frozen encoder stays in evaluation mode

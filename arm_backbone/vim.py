@@ -85,15 +85,11 @@ class VimTrunk(ARMTrunk):
     archs = ARCHS
     most_scans = 2
     norm_type = nn.RMSNorm
+    block_type = VimBlock
     drop_path_rates = staticmethod(linear_rates)
 
     def __init__(self, *args, scans: int = 2, reference_init: bool = True, **kwargs) -> None:
         super().__init__(*args, scans=scans, reference_init=reference_init, **kwargs)
-
-    @staticmethod
-    def make_block(*args, **kwargs) -> nn.Module:
-        """A block; the arguments are those of `VimBlock`."""
-        return VimBlock(*args, **kwargs)
 
     def block_outputs(self, x: Tensor, orders: ScanOrders | Tensor) -> Iterator[Tensor]:
         """As in `ARMTrunk`; between the blocks tokens are at least float32, also in a model of bfloat16 weights."""

@@ -7,7 +7,7 @@ import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .classifier import PoolError
+from .classifier import PoolError, reset_head
 from .parameters import init_parameters
 from .ss2d import NORM_EPS
 from .vmamba import STRIDES, VMambaTrunk
@@ -73,12 +73,8 @@ class VMambaClassifier(VMambaTrunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the head: normal weights with std 0.02, zero biases."""
-        for module in self.head.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:  # in a head of the user's own
-                    nn.init.zeros_(module.bias)
+        """Initialise the head."""
+        reset_head(self.head, 0.02)
 
     def init_weights(self) -> None:
         """Initialise every parameter, for example after `to_empty` of a model built on the meta device."""

@@ -43,7 +43,7 @@ def block_cases(
     """
     trunk = trunk_class(encoder)
     dim, num_layers = resolve_arch(arch, trunk.archs)
-    block = trunk.make_block(dim, trunk.most_scans, 0.0, num_layers).to(setting.device)
+    block = trunk.block_type(dim, trunk.most_scans, 0.0, num_layers).to(setting.device)
     held = copy.deepcopy(block).to(setting.dtype)
     for grid in grids:
         x = setting.randn(setting.batch, grid.tokens, dim)
