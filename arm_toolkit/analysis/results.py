@@ -218,8 +218,8 @@ def section(comparison: Comparison) -> str:
 
 def page() -> str:
     """The whole of docs/results.md."""
-    introduction = INTRODUCTION if LOGS.is_dir() else f"{INTRODUCTION} {NO_LOGS}"
-    return "\n\n".join([introduction, *map(section, COMPARISONS)])
+    none = [] if LOGS.is_dir() else [NO_LOGS]
+    return "\n\n".join([INTRODUCTION, *none, *map(section, COMPARISONS)])
 
 
 if __name__ == "__main__":
