@@ -59,6 +59,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def total_memory(device: torch.device) -> int:
+    """Total memory of the machine or the GPU in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def keep_freed_memory() -> bool:
     """Make this process reuse the memory that it frees; returns whether that worked (it needs glibc).
 

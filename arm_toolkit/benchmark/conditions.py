@@ -10,7 +10,7 @@ import torch
 
 from arm_backbone.ops.cpu import library as native
 
-from ..machine import available_cores, cpu_name
+from ..machine import available_cores, cpu_name, total_memory
 from .case import Setting, resolved
 
 PEAK_MEMORY = {  # how peak memory is measured
@@ -33,13 +33,6 @@ def conditions(device: torch.device) -> dict:
     about.update(date=datetime.datetime.now().astimezone().isoformat(timespec="minutes"), load=os.getloadavg()[0])
     about["peak_memory"] = PEAK_MEMORY[device.type]
     return about
-
-
-def total_memory(device: torch.device) -> int:
-    """Total memory of the machine or the GPU in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def busy_warning(about: dict) -> str | None:

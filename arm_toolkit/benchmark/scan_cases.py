@@ -15,9 +15,9 @@ from arm_backbone.ops.cpu import library as native
 from arm_backbone.ops.dispatch import BACKENDS, resolve_backend, unavailable
 from arm_backbone.ops.scan import cross_scan
 
+from ..machine import total_memory
 from .alternatives import four_calls, parallel_scan, selective_scan_loop, unbind_scan
 from .case import Candidate, Case, Grid, Setting, launched_and_captured
-from .conditions import total_memory
 
 SCANS = (*BACKENDS, "loop", "unbind", "pscan", "four calls", "exp")
 KERNELS = ("triton", "mamba_ssm", "four calls")  # few enough launches for a CUDA graph

@@ -26,6 +26,8 @@ from arm_backbone.checkpoint.errors import CheckpointError
 
 from ..datasets.label_maps import IGNORED
 from ..datasets.transforms import checked_loading
+from ..errors import ConfigError
+from ..machine import total_memory
 from .knn import vote
 
 
@@ -41,10 +43,14 @@ def knn_iou(model: EncoderDecoder, cfg: Config, k: int, temperature: float) -> n
 
     Raises:
         CheckpointError: if features are not finite.
+        ConfigError: if the training images have too many patches for the memory.
     """
     features, labels = [], []
-    for inputs, sample in _samples(model, _loader(cfg, train=True)):
+    loader = _loader(cfg, train=True)
+    for inputs, sample in _samples(model, loader):
         patches = patch_features(model, inputs)
+        if not features:
+            _require_memory(len(loader.dataset) * patches.numel() * 4)
         shares = class_shares(_padded_labels(sample, covered(inputs, patches)), patches.shape[:2])
         known = shares.sum(-1) >= 0.5  # of the patch's pixels
         features.append(patches[known])
@@ -60,6 +66,16 @@ def knn_iou(model: EncoderDecoder, cfg: Config, k: int, temperature: float) -> n
         areas.append(IoUMetric.intersect_and_union(found, truth, model.num_classes, IGNORED))
     totals = [sum(parts) for parts in zip(*areas, strict=True)]
     return IoUMetric.total_area_to_metrics(*totals, metrics=["mIoU"])["IoU"] * 100
+
+
+def _require_memory(needed: int) -> None:
+    """Refuse features of so many bytes if they would take more than half of the memory; similarities need the rest."""
+    total = total_memory(torch.device("cpu"))
+    if needed > total / 2:
+        raise ConfigError(
+            f"all training patches would take {needed / 2**30:.0f} GiB of {total / 2**30:.0f} GiB; take fewer "
+            "images: train_dataloader.dataset.indices=1000"
+        )
 
 
 def _loader(cfg: Config, train: bool) -> DataLoader:

@@ -10,6 +10,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from arm_backbone.checkpoint.errors import CheckpointError
+from arm_toolkit.errors import ConfigError
+from arm_toolkit.evaluation import knn_patches
 from arm_toolkit.evaluation.knn import vote
 from arm_toolkit.evaluation.knn_patches import _padded_labels, _to_pixels, class_shares, covered, knn_iou
 from tests.helpers.runs import seg_config
@@ -50,6 +52,14 @@ def test_a_patch_finds_itself(cfg, model):
 def test_an_encoder_that_diverged(cfg, model):
     torch.nn.init.constant_(model.backbone.out_norms[-1].bias, torch.nan)
     with pytest.raises(CheckpointError, match="the encoder has diverged"):
+        knn_iou(model, cfg, k=1, temperature=0.07)
+
+
+def test_more_features_than_memory_are_refused_at_the_first_image(cfg, model, monkeypatch):
+    monkeypatch.setattr(knn_patches, "total_memory", lambda device: 2**10)
+    with pytest.raises(
+        ConfigError, match="would take 0 GiB of 0 GiB; take fewer images: train_dataloader.dataset.indices"
+    ):
         knn_iou(model, cfg, k=1, temperature=0.07)
 
 
