@@ -8,7 +8,19 @@ from torch import Tensor
 
 def by_direction(x: Tensor) -> Tensor:
     """(B, K, L, C) -> (K, B, L, C), contiguous; a view if x is already laid out by direction."""
-    return x.transpose(0, 1).contiguous()
+    x = x.transpose(0, 1)
+    if x.is_contiguous() or not is_tokens_last(x) or x.device.type != "cpu":
+        return x.contiguous()
+    moved = x.new_empty(x.shape)  # matrix by matrix: PyTorch copies a transposed matrix in blocks, a stack by element
+    for direction in zip(moved, x, strict=True):
+        for to, matrix in zip(*direction, strict=True):
+            to.copy_(matrix)
+    return moved
+
+
+def is_tokens_last(x: Tensor) -> bool:
+    """Whether x (..., L, C) lies in memory as (..., C, L)."""
+    return x.transpose(-1, -2).is_contiguous()
 
 
 def is_shared(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from arm_backbone.ops import dispatch, selective_scan
+from arm_backbone.ops import cross_scan, dispatch, selective_scan
 from arm_backbone.ops.cpu import library as native
 from tests.helpers.scans import assert_close
 
@@ -155,3 +155,48 @@ def test_mamba_ssm_of_2026_is_available_only_with_its_kernel(package, tmp_path, 
         assert reason is None
     else:
         assert re.search(message, reason) and "use 'triton', which needs no build" in reason
+
+
+def tokens_first(x: torch.Tensor) -> torch.Tensor:
+    """The same tensor (B, C, L), which lies in memory as (B, L, C)."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="not built")
+@pytest.mark.parametrize("isa", native.ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(1, 64, 24, 16), (2, 70, 75, 17), (3, 130, 49, 4), (1, 5, 7, 2), (2, 33, 1, 1)])
+def test_row_58_channels_first_is_read_where_it_lies(isa, dtype, sizes, monkeypatch):
+    """In mamba-ssm's layout the kernel transposes blocks; results and gradients are those of the other layout."""
+    monkeypatch.setenv("ARM_CPU_ISA", isa)
+    try:
+        native.kernels()
+    except ValueError as error:
+        pytest.skip(str(error))
+    batch, channels, length, states = sizes
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    per_token = [normal(batch, n, length).to(dtype) for n in (channels, channels, states, states)]
+    A, D, bias = -normal(channels, states).abs(), normal(channels), normal(channels)
+    results = []
+    for layout in (torch.Tensor.contiguous, tokens_first):
+        u, delta, B, C = (layout(x).requires_grad_() for x in per_token)
+        y, state = selective_scan(u, delta, A, B, C, D, None, bias, True, True, backend="cpu")
+        with torch.no_grad():
+            assert torch.equal(selective_scan(u, delta, A, B, C, D, None, bias, True, backend="cpu"), y)
+        results.append([y, state, *torch.autograd.grad(y.float().square().sum(), (u, delta, B, C))])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="not built")
+def test_row_58_a_sequence_in_another_order_is_not_read_where_it_lies():
+    """A cross_scan of one direction on tensors in that layout, backwards."""
+    torch.manual_seed(0)
+    u, delta, B, C = (torch.randn(1, 1, n, 30).transpose(2, 3) for n in (20, 20, 4, 4))
+    A = -torch.rand(1, 20, 4)
+    orders = torch.arange(29, -1, -1)[None]
+    expected = cross_scan(*(x.double() for x in (u, delta, A, B, C)), None, None, orders, backend="torch")
+    assert_close(cross_scan(u, delta, A, B, C, None, None, orders, backend="cpu").double(), expected, 1e-5)

@@ -22,7 +22,7 @@ class Scan(Structure):
         (name, c_int64)
         for name in (
             *("batch", "directions", "length", "channels", "states"),
-            *("softplus", "divisor", "shared_u", "half", "half_BC", "row_B", "row_C"),
+            *("tokens_last", "softplus", "divisor", "shared_u", "half", "half_BC", "row_B", "row_C"),
         )
     ] + [(name, c_void_p) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "orders")]
 

@@ -6,7 +6,7 @@ Legend: B batch, K scan directions, L tokens, D channels, N state size, S segmen
 import torch
 from torch import Tensor
 
-from ..layout import as_rows, by_direction, is_shared
+from ..layout import as_rows, by_direction, is_shared, is_tokens_last
 from ..scan_inputs import ScanInputs, divisor
 from .library import (
     Scan,
@@ -26,26 +26,37 @@ from .library import (
 class _Packed:
     """Inputs in the kernels' layout, kept alive while the kernels read them.
 
-    Tensors become float32, except u and delta, which are bfloat16 with `half`, and B and C if both are bfloat16.
+    Tensors become float32, except u and delta, which are bfloat16 with `half`, and B and C if both are bfloat16. With
+    `tokens_last` (see `_lies_tokens_last`) they stay where they are, and the kernel transposes blocks.
     """
 
-    def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str, half: bool) -> None:
+    def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str, half: bool, tokens_last: bool = False) -> None:
         u, delta, A, B, C, D, delta_bias, orders = inputs
         shared = is_shared(u)
         u, self.delta = (x if half else x.to(torch.float32) for x in (u[:, :1] if shared else u, delta))
-        self.u, self.delta = by_direction(u), by_direction(self.delta)
         half_BC = B.dtype == C.dtype == torch.bfloat16
-        (self.B, row_B), (self.C, row_C) = (
-            as_rows((x if half_BC else x.to(torch.float32)).transpose(0, 1)) for x in (B, C)
-        )
+        self.B, self.C = (x if half_BC else x.to(torch.float32) for x in (B, C))
+        if tokens_last:
+            self.u, row_B, row_C = u, 0, 0
+        else:
+            self.u, self.delta = by_direction(u), by_direction(self.delta)
+            (self.B, row_B), (self.C, row_C) = (as_rows(x.transpose(0, 1)) for x in (self.B, self.C))
         self.A = A.to(torch.float32).transpose(1, 2).contiguous()
         self.D, self.delta_bias, self.orders = to_float(D), to_float(delta_bias), checked_orders(orders)
         batch, directions, length, channels = delta.shape
         self.states = (batch, directions, A.shape[2], channels)
         tensors = (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.orders)
-        flags = (int(softplus), divisor(inputs, reduce), int(shared), int(half), int(half_BC))
+        flags = (int(tokens_last), int(softplus), divisor(inputs, reduce), int(shared), int(half), int(half_BC))
         sizes = (batch, directions, length, channels, A.shape[2])
         self.scan = Scan(*sizes, *flags, row_B, row_C, *(pointer(x) for x in tensors))
+
+
+def _lies_tokens_last(inputs: ScanInputs) -> bool:
+    """Whether one direction visits tokens as they lie, in mamba-ssm's layout (B, D, L) and (B, N, L)."""
+    orders = inputs.orders
+    if len(orders) > 1 or not all(is_tokens_last(x) for x in (inputs.u, inputs.delta, inputs.B, inputs.C)):
+        return False
+    return not inputs.u.is_contiguous() and torch.equal(orders[0], torch.arange(orders.shape[1]))
 
 
 def saved_states(length: int) -> int:
@@ -56,7 +67,8 @@ def saved_states(length: int) -> int:
 def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
     """y (B, L, D), and states (n, B, K, N, D): with `keep` those before each segment, with `last` the final one."""
     u, delta = inputs.u, inputs.delta
-    packed = _Packed(inputs, softplus, reduce, half=u.dtype == delta.dtype == torch.bfloat16)
+    half = u.dtype == delta.dtype == torch.bfloat16
+    packed = _Packed(inputs, softplus, reduce, half, _lies_tokens_last(inputs))
     batch, _, length, channels = u.shape
     y = empty(batch, length, channels, dtype=packed.u.dtype)
     states = empty(saved_states(length) + 1 if keep else 1, *packed.states)  # the kernels always write the final one

@@ -9,6 +9,7 @@
 
 struct Scan {
     int64_t batch, directions, length, channels, states;
+    int64_t tokens_last;   // u, delta (B, D, L), B and C (B, N, L); K is 1, and tokens are visited as they lie
     int64_t softplus;      // apply softplus to delta, after the bias
     int64_t divisor;       // of the sum over directions: K for the mean, 1 for the sum
     int64_t shared_u;      // all directions read one u, (B, L, D)

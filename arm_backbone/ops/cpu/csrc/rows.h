@@ -30,7 +30,7 @@ void transpose_back(const float *from, int64_t D, int64_t N, int64_t first, int6
         for (int64_t n = 0; n < N; n++) to[c * N + n] = from[n * D + c];
 }
 
-// The rows of one direction of one image.
+// The tokens of one direction of one image: rows of channels or, with `tokens_last`, columns.
 template <typename T>
 struct Rows {
     const T *u, *delta;
@@ -41,8 +41,8 @@ struct Rows {
         const int64_t at = (k * s.batch + image) * s.length, size = s.half_BC ? sizeof(bf16) : sizeof(float);
         u = static_cast<const T *>(s.u) + (s.shared_u ? image * s.length : at) * s.channels;
         delta = static_cast<const T *>(s.delta) + at * s.channels;
-        B = static_cast<const char *>(s.B) + at * s.row_B * size;
-        C = static_cast<const char *>(s.C) + at * s.row_C * size;
+        B = static_cast<const char *>(s.B) + at * (s.tokens_last ? s.states : s.row_B) * size;
+        C = static_cast<const char *>(s.C) + at * (s.tokens_last ? s.states : s.row_C) * size;
         order = s.orders + k * s.length;
     }
 };
@@ -66,16 +66,22 @@ struct Segment {
         next = more ? rows.order + next_start : nullptr;
         next_count = more ? count_from(next_start) : 0;
         if (s.half_BC) {
-            gather(static_cast<const bf16 *>(rows.B), s.row_B, s.states, B);
-            gather(static_cast<const bf16 *>(rows.C), s.row_C, s.states, C);
+            gather(s, static_cast<const bf16 *>(rows.B), s.row_B, B);
+            gather(s, static_cast<const bf16 *>(rows.C), s.row_C, C);
         } else {
-            gather(static_cast<const float *>(rows.B), s.row_B, s.states, B);
-            gather(static_cast<const float *>(rows.C), s.row_C, s.states, C);
+            gather(s, static_cast<const float *>(rows.B), s.row_B, B);
+            gather(s, static_cast<const float *>(rows.C), s.row_C, C);
         }
     }
 
     template <typename T>
-    void gather(const T *from, int64_t row, int64_t N, float *to) const {
+    void gather(const Scan &s, const T *from, int64_t row, float *to) const {
+        const int64_t N = s.states;
+        if (s.tokens_last) {  // few numbers for all channels together
+            for (int64_t n = 0; n < N; n++)
+                for (int t = 0; t < count; t++) to[t * N + n] = load_some(from + n * s.length + order[t], 1)[0];
+            return;
+        }
         for (int t = 0; t < count; t++)
             for (int64_t n = 0; n < N; n += LANES) {
                 const int lanes = N - n < LANES ? N - n : LANES;

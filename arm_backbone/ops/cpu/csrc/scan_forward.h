@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int64_t TILE_ORDER[SEGMENT] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,
+                                         12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23};
 constexpr int BLOCK = 4;           // states held in registers at a time
 constexpr int64_t SUMS = 1 << 21;  // about the size, in floats, of a thread's buffer for sums of bfloat16 directions
 
@@ -37,10 +39,37 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
     for (int i = 0; i < NB; i++) store_some(after + (n + i) * D, h[i], lanes);
 }
 
+// u and delta of a segment for a group of channels: rows of `stride` numbers, number order[t] for token t. Rows of the
+// next segment are prefetched, except from a tile.
+template <typename T>
+struct Inputs {
+    const T *u, *delta;
+    const int64_t *order;
+    int64_t stride;
+    bool tile;
+};
+
+// Copies tokens `start` on of a group of channels, which lie as (D, L) from the group's first channel on, to a tile
+// (SEGMENT, GROUP); lanes of the last vector beyond the channels are zero.
+template <typename T>
+void load_tile(const T *from, int64_t length, int64_t start, int count, int64_t channels, float *tile) {
+    for (int t = 0; t < count; t += LANES) {
+        const int64_t left = length - start - t;  // whole vectors are read beyond the segment, not beyond the sequence
+        const int tokens = left < LANES ? left : LANES;
+        for (int64_t c = 0; c < channels; c += LANES) {
+            vec rows[LANES];
+            for (int i = 0; i < LANES; i++)
+                rows[i] = c + i < channels ? load_some(from + (c + i) * length + start + t, tokens) : vec{};
+            transpose_vectors(rows);
+            for (int i = 0; i < LANES && t + i < count; i++) store(tile + (t + i) * GROUP + c, rows[i]);
+        }
+    }
+}
+
 // Runs a segment of direction k for V vectors of channels from `first` on, and adds its output to `total`, the sum over
 // the directions (rows of `stride` floats, from `first` on).
 template <int V, typename T>
-INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &segment, int64_t k, int64_t first, int lanes,
+INLINE void forward_vectors(const Scan &s, const Inputs<T> &in, const Segment &segment, int64_t k, int64_t first, int lanes,
                             const float *A, const float *before, float *after, float *total, int64_t stride) {
     const int64_t N = s.states, D = s.channels;
     const vec share = splat(1.0f / s.divisor);
@@ -53,14 +82,16 @@ INLINE void forward_vectors(const Scan &s, const Rows<T> &rows, const Segment &s
     for (int t = 0; t < segment.count; t++) {
         if (t < segment.next_count) {
             const int64_t next = segment.next[t];
-            prefetch<V>(rows.u + next * D + first);
-            prefetch<V>(rows.delta + next * D + first);
+            if (!in.tile) {
+                prefetch<V>(in.u + next * in.stride);
+                prefetch<V>(in.delta + next * in.stride);
+            }
             prefetch<V, 1>(total + next * stride);
         }
         for (int v = 0; v < V; v++) {
-            const int64_t at = segment.order[t] * D + first + v * LANES;
-            const vec raw = load_some(rows.delta + at, lanes) + bias[v];
-            const vec u = load_some(rows.u + at, lanes);
+            const int64_t at = in.order[t] * in.stride + v * LANES;
+            const vec raw = load_some(in.delta + at, lanes) + bias[v];
+            const vec u = load_some(in.u + at, lanes);
             const vec delta = s.softplus ? softplus(raw) : raw;
             tokens[t][v] = {at_most(delta, splat(FAR)), delta * u, skip[v] * u};
         }
@@ -97,6 +128,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     else
         total = y + first;
     const int64_t stride = sums ? width : D;
+    alignas(64) float tile[2 * SEGMENT * GROUP];  // of u and delta, for `tokens_last`
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
         const float *A = s.A + k * N * D;
@@ -105,12 +137,26 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
         for (int64_t start = 0; start < s.length; start += SEGMENT) {
             const Segment segment(s, rows, start, start + SEGMENT, BC);
             float *after = f.keep ? state + s.batch * s.directions * N * D : state;
-            int64_t c = first;
-            for (; c + GROUP <= end; c += GROUP)
-                forward_vectors<WIDE>(s, rows, segment, k, c, LANES, A, state, after, total + c - first, stride);
-            for (; c < end; c += LANES) {
-                const int lanes = end - c < LANES ? end - c : LANES;
-                forward_vectors<1>(s, rows, segment, k, c, lanes, A, state, after, total + c - first, stride);
+            const auto group = [&](int64_t c, const auto &in) {
+                if (c + GROUP <= end) {
+                    forward_vectors<WIDE>(s, in, segment, k, c, LANES, A, state, after, total + c - first, stride);
+                    return;
+                }
+                auto part = in;
+                for (int64_t v = c; v < end; v += LANES, part.u += LANES, part.delta += LANES) {
+                    const int lanes = end - v < LANES ? end - v : LANES;
+                    forward_vectors<1>(s, part, segment, k, v, lanes, A, state, after, total + v - first, stride);
+                }
+            };
+            for (int64_t c = first; c < end; c += GROUP) {
+                if (s.tokens_last) {
+                    const int64_t at = c * s.length, channels = end - c < GROUP ? end - c : GROUP;
+                    load_tile(rows.u + at, s.length, start, segment.count, channels, tile);
+                    load_tile(rows.delta + at, s.length, start, segment.count, channels, tile + SEGMENT * GROUP);
+                    group(c, Inputs<float>{tile, tile + SEGMENT * GROUP, TILE_ORDER, GROUP, true});
+                } else {
+                    group(c, Inputs<T>{rows.u + c, rows.delta + c, segment.order, D, false});
+                }
             }
             state = after;
         }

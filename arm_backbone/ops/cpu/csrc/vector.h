@@ -7,7 +7,8 @@
 
 #if defined(__SSE__)
 #if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both in the compiler's own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #endif
@@ -241,6 +242,24 @@ INLINE vec fold(vec a, vec b, Indices<I...>) {
 }
 
 INLINE vec fold(vec a, vec b) { return fold(a, b, typename Count<LANES>::type()); }
+
+// Swaps the lanes that have bit STEP with the rows that have it.
+template <int STEP, int... I>
+INLINE void exchange(vec *rows, Indices<I...>) {
+    for (int r = 0; r < LANES; r++)
+        if (!(r & STEP)) {
+            const vec a = rows[r], b = rows[r + STEP];
+            rows[r] = __builtin_shufflevector(a, b, (I & STEP ? LANES + I - STEP : I)...);
+            rows[r + STEP] = __builtin_shufflevector(a, b, (I & STEP ? LANES + I : I + STEP)...);
+        }
+}
+
+// Transposes LANES vectors of LANES floats.
+template <int STEP = LANES / 2>
+INLINE void transpose_vectors(vec *rows) {
+    exchange<STEP>(rows, typename Count<LANES>::type());
+    if constexpr (STEP > 1) transpose_vectors<STEP / 2>(rows);
+}
 
 // Sums of the lanes of LANES vectors: element n of the result is the sum over row(n).
 template <int N, typename Row>

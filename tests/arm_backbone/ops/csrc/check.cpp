@@ -120,7 +120,7 @@ int main(int, char **argv) {
                     dbias[k * D + d] += dd[i];
                 }
             }
-    const Scan scan = {B,        K,        L,           D,           N,           1, K, 0, 0, 0, N, N, u.data(), delta.data(), A.data(),
+    const Scan scan = {B,        K,        L,           D,           N,           0, 1, K, 0, 0, 0, N, N, u.data(), delta.data(), A.data(),
                        b.data(), c.data(), skip.data(), bias.data(), orders.data()};
     Floats out(B * L * D), saved((S + 1) * B * K * N * D);
     const ScanForward forward = {scan, out.data(), saved.data(), 1};
