@@ -50,7 +50,10 @@ def _eps(norm: nn.Module, x: Tensor) -> float:
 def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels | None:
     """Kernels for this norm; None if the module must be called instead."""
     dtype = compute_dtype(x)
-    if not any(is_plain(norm, kind) for kind in (nn.LayerNorm, nn.RMSNorm)):
+    kind = type(norm)
+    if kind is nn.LayerNorm and dtype == x.dtype:  # PyTorch has a kernel
+        return None
+    if kind not in (nn.LayerNorm, nn.RMSNorm) or not is_plain(norm, kind):
         return None
     parameters = norm.weight, _bias(norm)
     if norm.weight is None or norm.normalized_shape != x.shape[-1:]:
@@ -59,7 +62,7 @@ def _kernels(norm: nn.Module, x: Tensor, branch: Tensor | None) -> NormKernels |
         return None
     if branch is not None and (branch.shape != x.shape or torch.promote_types(x.dtype, branch.dtype) != x.dtype):
         return None
-    return direct_norm(x, branch, *parameters, centered=type(norm) is nn.LayerNorm, dtype=dtype)
+    return direct_norm(x, branch, *parameters, centered=kind is nn.LayerNorm, dtype=dtype)
 
 
 class _Norm(torch.autograd.Function):
