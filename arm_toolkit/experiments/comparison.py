@@ -112,14 +112,8 @@ class Comparison:
             pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), *precision())
             pretrain += ("--cfg-options", f"randomness.seed={seed}", *self.options)
             steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir, (self.folder / "photographs.txt",)))
-            convert = (
-                "tools/convert_checkpoint.py",
-                f"@{work_dir}",
-                str(backbone),
-                "--to",
-                "backbone",
-                *choice.convert,
-            )
+            convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
+            convert += choice.convert
             steps.append(Step(f"{cell}_convert", convert, (f"{cell}_pretrain",)))
             steps += self._judged(cell, choice, seed, backbone, self.study.measures, self.finetune_iters)
         return steps
