@@ -208,7 +208,7 @@ def test_training_does_not_start_from_weights_that_do_not_fit(files, shapes, ref
         return "mine.py"
 
     wider = {"model.backbone.arch.embed_dims": 48, "model.neck.in_channels": 48}
-    says = [f"{files}/pretrain.pth does not fit the model", "have another shape", "Build the model as the file's was (arch"]
+    says = [f"{files}/pretrain.pth does not fit the model", "have another shape", "Build the model as the file's was"]
     refused("train.py", config(files / "pretrain.pth", **wider), says=says)
     says = ["of the model are missing", "blocks.4"]
     refused("train.py", config(files / "pretrain.pth", **{"model.backbone.arch.num_layers": 5}), says=says)
