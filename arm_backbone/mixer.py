@@ -97,6 +97,7 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
         """x (B, L, dim), orders (K, L) or (B, K, L) -> (B, L, dim)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
+        inference = not torch.is_grad_enabled()
         y = mamba_inner(
             x,
             conv_weight=self.conv_weight,
@@ -107,5 +108,6 @@ class MambaMixer(nn.Module):
             D=self.D,
             delta_bias=self.dt_proj_bias,
             orders=orders,
+            gate=z if inference else None,
         )
-        return gated_linear(y, z, self.out_proj)
+        return self.out_proj(y) if inference else gated_linear(y, z, self.out_proj)

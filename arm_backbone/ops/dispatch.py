@@ -42,9 +42,10 @@ class ScanKernels(Protocol):
         """Number of states that a forward over `length` tokens keeps for its backward."""
 
     def scan_forward(
-        self, inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool
+        self, inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """y (B, L, D), and states (n, B, K, N, D): with `keep` those for the backward, with `last` the final one."""
+        """y (B, L, D), times silu(gate) if given, and states (n, B, K, N, D): with `keep` those for the backward, with
+        `last` the final one."""
 
     def scan_backward(
         self, grad_y: Tensor, inputs: ScanInputs, softplus: bool, reduce: str, states: Tensor, in_place: bool

@@ -9,6 +9,7 @@ from torch import Tensor
 from .checks import check_positive, check_real, check_tensors
 from .conv import cross_conv
 from .dispatch import ConvKernels, ScanKernels, direct_inner
+from .gate import silu_gate
 from .library import compute_dtype, needs_grad, no_double_backward
 from .orders import ScanOrders, are_per_image, image_orders, order_tensor
 from .per_image import outputs_by_direction, reduced
@@ -26,6 +27,7 @@ def mamba_inner(
     D: Tensor,
     delta_bias: Tensor,
     orders: ScanOrders | Tensor,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Causal convolution, the projections to delta, B and C, and the selective scan, along K scan orders.
 
@@ -41,6 +43,8 @@ def mamba_inner(
         A_log: (K, D, N); the scan's A is -exp(A_log).
         D, delta_bias: (K, D).
         orders: (K, L) or (B, K, L), as in `cross_scan`.
+        gate: (B, L, D) whose SiLU the result is multiplied by, without gradients in the scan's own pass. With gradients
+            `gated_linear` saves less.
 
     Returns:
         (B, L, D) in token order: the mean over the directions.
@@ -49,19 +53,24 @@ def mamba_inner(
         ValueError: for incompatible shapes, devices or dtypes, or orders that are not permutations.
         NotImplementedError: for forward-mode and torch.func derivatives with a back end of kernels.
     """
-    _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
-    if are_per_image(orders):
-        orders = image_orders(orders, len(conv_weight), x)
-        return _per_image(x, (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias), orders)
-    orders = order_tensor(orders, len(conv_weight), x)
     tensors = (x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias)
+    _check(*tensors, gate)
+    if are_per_image(orders):
+        y = _per_image(x, tensors[1:], image_orders(orders, len(conv_weight), x))
+        return y if gate is None else silu_gate(y, gate)
+    orders = order_tensor(orders, len(conv_weight), x)
     dtype = compute_dtype(x)
     whole = A_log.shape[2] > 0  # kernels are for whole vectors of states
-    kernels = direct_inner(*tensors, taps=conv_weight.shape[2], dtype=dtype) if x.dtype == dtype and whole else None
-    if kernels is not None:
-        if needs_grad(*tensors):
-            return _MambaInner.apply(*tensors, orders, kernels)
-        return _forward(*tensors, orders, kernels, keep=False)[0]
+    taps = conv_weight.shape[2]
+    kernels = direct_inner(*tensors, gate, taps=taps, dtype=dtype) if x.dtype == dtype and whole else None
+    if kernels is not None and not needs_grad(*tensors, gate) and (gate is None or gate.dtype == x.dtype):
+        return _forward(*tensors, orders, kernels, keep=False, gate=gate)[0]
+    y = _composed(*tensors, orders) if kernels is None else _MambaInner.apply(*tensors, orders, kernels)
+    return y if gate is None else silu_gate(y, gate)
+
+
+def _composed(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, orders) -> Tensor:
+    """`mamba_inner` by its operators, for orders (K, L)."""
     orders = ScanOrders.trusted(orders)
     u = cross_conv(x, conv_weight, conv_bias, orders)
     projected = _direction_rows(u) @ x_proj_weight.transpose(1, 2)
@@ -84,7 +93,7 @@ def uses_fused_inner(x: Tensor) -> bool:
     return direct_inner(x, taps=1, dtype=compute_dtype(x)) is not None
 
 
-def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias) -> None:
+def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, delta_bias, gate) -> None:
     tensors = dict(x=x, conv_weight=conv_weight, dt_proj_weight=dt_proj_weight, A_log=A_log)
     for name, tensor in tensors.items():
         check_real(name, tensor)
@@ -102,6 +111,7 @@ def _check(x, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A_log, D, d
         "A_log": (A_log, (*each, states)),
         "D": (D, each),
         "delta_bias": (delta_bias, each),
+        "gate": (gate, x.shape),
     }
     check_tensors(shapes, ("x", "conv_weight"))
     check_positive(directions=directions, taps=taps)
@@ -134,6 +144,7 @@ def _forward(
     orders: Tensor,
     kernels: Kernels,
     keep: bool,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The result, and for the backward the projection's output, the chunk states, two weights and A."""
     conv, scan = kernels
@@ -145,7 +156,7 @@ def _forward(
     projected = _direction_rows(u) @ x_proj.transpose(1, 2)
     delta, B, C = _scan_inputs(projected, dt_proj, states, u.shape)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
-    y, saved = scan.scan_forward(inputs, True, "mean", keep, last=False)
+    y, saved = scan.scan_forward(inputs, True, "mean", keep, last=False, gate=gate)
     return y, projected, saved, x_proj, dt_proj, A
 
 

@@ -29,6 +29,7 @@ class Scan(Structure):
 
 class ScanForward(Structure):
     _fields_ = [("scan", Scan), ("y", c_void_p), ("saved", c_void_p), ("keep", c_int64)]
+    _fields_ += [("gate", c_void_p), ("row_gate", c_int64)]
 
 
 class ScanBackward(Structure):

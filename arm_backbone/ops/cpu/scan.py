@@ -64,15 +64,19 @@ def saved_states(length: int) -> int:
     return -(-length // segment_length())
 
 
-def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (n, B, K, N, D): with `keep` those before each segment, with `last` the final one."""
+def scan_forward(
+    inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool, gate: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), times silu(gate) if given, and states (n, B, K, N, D): with `keep` those before each segment, with
+    `last` the final one."""
     u, delta = inputs.u, inputs.delta
     half = u.dtype == delta.dtype == torch.bfloat16
     packed = _Packed(inputs, softplus, reduce, half, _lies_tokens_last(inputs))
     batch, _, length, channels = u.shape
     y = empty(batch, length, channels, dtype=packed.u.dtype)
     states = empty(saved_states(length) + 1 if keep else 1, *packed.states)  # the kernels always write the final one
-    call("scan_forward", ScanForward(packed.scan, y.data_ptr(), states.data_ptr(), int(keep)))
+    gate, row_gate = (None, 0) if gate is None else as_rows(gate)
+    call("scan_forward", ScanForward(packed.scan, y.data_ptr(), states.data_ptr(), int(keep), pointer(gate), row_gate))
     return y.to(u.dtype), states if last else states[:-1]
 
 

@@ -124,8 +124,11 @@ def saved_states(length: int) -> int:
 
 
 @_without_autocast
-def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (n, B, K, N, D): with `keep` those before each segment, with `last` the final one."""
+def scan_forward(
+    inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool, gate: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), times silu(gate) if given, and states (n, B, K, N, D): with `keep` those before each segment, with
+    `last` the final one."""
     u, delta, A, B, C, D, delta_bias, orders = inputs
     batch, _, length, channels = u.shape
     dtype = torch.promote_types(u.dtype, torch.float32)
@@ -147,7 +150,9 @@ def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, la
                 out.addcmul_(segment.u, D)
             out = out.permute(1, 2, 0, 3).flatten(1, 2)  # (B, K * T, D)
             y[slab].index_add_(1, segment.pick[2].flatten(), out)
-    return (y / divisor(inputs, reduce)).to(u.dtype), saved if last else saved[:-1]
+    y = y / divisor(inputs, reduce)
+    y = y if gate is None else y * F.silu(gate.to(dtype))
+    return y.to(u.dtype), saved if last else saved[:-1]
 
 
 @_without_autocast

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..layout import as_rows, by_direction, is_shared
 from ..scan_inputs import ScanInputs, divisor
 from .device import check_grid, device_guard
+from .gate import gate_forward
 from .recurrence import CHANNELS, CHUNK, GROUP
 from .scan_backward import TOKENS, _backward, _reverse, _sum_blocks
 from .scan_forward import _combine, _forward
@@ -118,8 +119,11 @@ class _Packed:
 
 
 @device_guard
-def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """y (B, L, D), and states (n, B, K, N, D): with `keep` those between chunks, with `last` the final one."""
+def scan_forward(
+    inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, last: bool, gate: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y (B, L, D), times silu(gate) if given, and states (n, B, K, N, D): with `keep` those between chunks, with `last`
+    the final one."""
     i = _Packed(inputs, softplus, reduce)
     used = inputs.A.shape[2]
     y = i.tokens(inputs.u.dtype)
@@ -141,6 +145,7 @@ def scan_forward(inputs: ScanInputs, softplus: bool, reduce: str, keep: bool, la
         _combine_segments(i, local, sums, starts, reverse=False)
     run(only_state=False)
     y = y.mean(0) if reduce == "mean" else y.sum(0)
+    y = y if gate is None else gate_forward(y, gate)
     return y, saved if i.states == used else saved[:, :, :, :used].contiguous()
 
 

@@ -7,10 +7,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from arm_backbone.block import Block
+from arm_backbone.mixer import MambaMixer
 from arm_backbone.ops import add_layer_norm, dispatch, gated_linear, layer_norm, silu_gate
 from arm_backbone.ops.cpu import gate as cpu_gate
 from arm_backbone.ops.cpu import library as native
 from arm_backbone.ops.cpu import norm as cpu_norm
+from arm_backbone.ops.inner import mamba_inner
 from arm_backbone.scan_order import scan_orders
 from tests.helpers.scans import names
 
@@ -158,6 +160,24 @@ def test_block(isa, dtype, dim, images, scans, monkeypatch):
     for got, want in zip(grads, wanted, strict=True):
         assert got.dtype == want.dtype
         close(got, want, 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("scans", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_in_the_scans_own_pass(isa, dtype, scans):
+    """Bit-equal to a gate afterwards; also with gradients, and for orders that differ between images."""
+    torch.manual_seed(0)
+    mixer, orders = MambaMixer(70, scans=scans).to(dtype), scan_orders(5, 7, scans)
+    x, gate = torch.randn(2, 35, 140, dtype=dtype).chunk(2, dim=-1)
+    weights = dict(conv_weight=mixer.conv_weight, conv_bias=mixer.conv_bias, x_proj_weight=mixer.x_proj_weight)
+    weights |= dict(dt_proj_weight=mixer.dt_proj_weight, A_log=mixer.A_log, D=mixer.D, delta_bias=mixer.dt_proj_bias)
+    for given in (orders, orders.expand(2, -1, -1)):
+        expected = silu_gate(mamba_inner(x, **weights, orders=given), gate)
+        assert torch.equal(mamba_inner(x, **weights, orders=given, gate=gate), expected)
+        with torch.no_grad():
+            assert torch.equal(mamba_inner(x, **weights, orders=given, gate=gate), expected)
+    with pytest.raises(ValueError, match=r"gate has shape \(2, 35, 69\); with x .* it must be \(2, 35, 70\)"):
+        mamba_inner(x, **weights, orders=orders, gate=gate[..., 1:])
 
 
 def test_threads():

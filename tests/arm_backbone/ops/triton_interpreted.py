@@ -6,6 +6,7 @@ from triton.runtime import interpreter
 
 from arm_backbone.block import Block
 from arm_backbone.ops import cross_conv, cross_scan
+from arm_backbone.ops.scan_inputs import ScanInputs
 from arm_backbone.ops.triton import conv as conv_triton
 from arm_backbone.ops.triton import gate as gate_triton
 from arm_backbone.ops.triton import norm as norm_triton
@@ -122,6 +123,13 @@ def test_convolution(dim, taps, grid):
     wanted = torch.autograd.grad((expected * grad).sum(), exact)
     for result, value in zip(conv_triton.conv_backward(grad.float(), x, weight, bias, orders), wanted, strict=True):
         torch.testing.assert_close(result.double(), value, atol=1e-5 * value.abs().max().item(), rtol=1e-5)
+
+
+def test_a_scan_with_a_gate():
+    inputs = {n: v.detach() for n, v in cast(scan_inputs(batch=1, grid=(2, 3), scans=1), torch.float32).items()}
+    gate, given = torch.randn_like(inputs["u"][:, 0]), ScanInputs(*inputs.values())
+    plain, gated = (scan_triton.scan_forward(given, True, "mean", False, False, g)[0] for g in (None, gate))
+    assert torch.equal(gated, gate_triton.gate_forward(plain, gate))
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 5), (1, 3, 300)])

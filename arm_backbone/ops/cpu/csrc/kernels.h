@@ -25,9 +25,11 @@ struct Scan {
 
 struct ScanForward {
     Scan scan;
-    void *y;       // (B, L, D), sum over the directions divided by `divisor`
-    float *saved;  // with keep (S + 1, B, K, N, D): before each segment and after the last; else (1, ...), the last
+    void *y;           // (B, L, D), sum over the directions divided by `divisor`, then times silu(gate)
+    float *saved;      // with keep (S + 1, B, K, N, D): before each segment and after the last; else (1, ...), the last
     int64_t keep;
+    const void *gate;  // (B, L, D) of the type of y, rows `row_gate` apart, or null
+    int64_t row_gate;
 };
 
 struct ScanBackward {

@@ -66,11 +66,21 @@ void load_tile(const T *from, int64_t length, int64_t start, int count, int64_t 
     }
 }
 
-// Runs a segment of direction k for V vectors of channels from `first` on, and adds its output to `total`, the sum over
-// the directions (rows of `stride` floats, from `first` on).
+// The sum over the directions, in rows of `stride` floats, and the gate that the last direction applies to it, or null.
+struct Total {
+    float *sum;
+    int64_t stride;
+    const float *gate;
+    int64_t row_gate;
+
+    Total from(int64_t channel) const { return {sum + channel, stride, gate ? gate + channel : nullptr, row_gate}; }
+};
+
+// Runs a segment of direction k for V vectors of channels from `first` on, and adds its output to `total`, which starts
+// with the first of these channels.
 template <int V, typename T>
 INLINE void forward_vectors(const Scan &s, const Inputs<T> &in, const Segment &segment, int64_t k, int64_t first, int lanes,
-                            const float *A, const float *before, float *after, float *total, int64_t stride) {
+                            const float *A, const float *before, float *after, const Total &total) {
     const int64_t N = s.states, D = s.channels;
     const vec share = splat(1.0f / s.divisor);
     ForwardToken tokens[SEGMENT][V];
@@ -86,7 +96,8 @@ INLINE void forward_vectors(const Scan &s, const Inputs<T> &in, const Segment &s
                 prefetch<V>(in.u + next * in.stride);
                 prefetch<V>(in.delta + next * in.stride);
             }
-            prefetch<V, 1>(total + next * stride);
+            prefetch<V, 1>(total.sum + next * total.stride);
+            if (total.gate) prefetch<V>(total.gate + next * total.row_gate);
         }
         for (int v = 0; v < V; v++) {
             const int64_t at = in.order[t] * in.stride + v * LANES;
@@ -107,9 +118,11 @@ INLINE void forward_vectors(const Scan &s, const Inputs<T> &in, const Segment &s
     }
     for (int t = 0; t < segment.count; t++)
         for (int v = 0; v < V; v++) {
-            float *to = total + segment.order[t] * stride + v * LANES;
-            const vec sum = k ? load_some(to, lanes) : vec{};
-            store_some(to, sum + tokens[t][v].out * share, lanes);
+            float *to = total.sum + segment.order[t] * total.stride + v * LANES;
+            vec sum = tokens[t][v].out * share;
+            if (k) sum = sum + load_some(to, lanes);
+            if (total.gate) sum = sum * silu(load_some(total.gate + segment.order[t] * total.row_gate + v * LANES, lanes));
+            store_some(to, sum, lanes);
         }
 }
 
@@ -122,16 +135,16 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     constexpr bool sums = sizeof(T) != sizeof(float);  // sum the directions in float32
     const int64_t width = (end - first + LANES - 1) / LANES * LANES;
     float *BC = scratch<float>(0, Segment::memory(N) + (sums ? s.length * width : 0));
-    float *total;
-    if constexpr (sums)
-        total = BC + Segment::memory(N);
-    else
-        total = y + first;
-    const int64_t stride = sums ? width : D;
+    const T *gate = f.gate ? static_cast<const T *>(f.gate) + image * s.length * f.row_gate + first : nullptr;
     alignas(64) float tile[2 * SEGMENT * GROUP];  // of u and delta, for `tokens_last`
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
         const float *A = s.A + k * N * D;
+        Total total;
+        if constexpr (sums)
+            total = {BC + Segment::memory(N), width, nullptr, 0};
+        else
+            total = {y + first, D, k + 1 < s.directions ? nullptr : gate, f.row_gate};
         float *state = f.saved + (image * s.directions + k) * N * D;
         for (int64_t n = 0; n < N; n++) std::memset(state + n * D + first, 0, (end - first) * sizeof(float));
         for (int64_t start = 0; start < s.length; start += SEGMENT) {
@@ -139,13 +152,13 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
             float *after = f.keep ? state + s.batch * s.directions * N * D : state;
             const auto group = [&](int64_t c, const auto &in) {
                 if (c + GROUP <= end) {
-                    forward_vectors<WIDE>(s, in, segment, k, c, LANES, A, state, after, total + c - first, stride);
+                    forward_vectors<WIDE>(s, in, segment, k, c, LANES, A, state, after, total.from(c - first));
                     return;
                 }
                 auto part = in;
                 for (int64_t v = c; v < end; v += LANES, part.u += LANES, part.delta += LANES) {
                     const int lanes = end - v < LANES ? end - v : LANES;
-                    forward_vectors<1>(s, part, segment, k, v, lanes, A, state, after, total + v - first, stride);
+                    forward_vectors<1>(s, part, segment, k, v, lanes, A, state, after, total.from(v - first));
                 }
             };
             for (int64_t c = first; c < end; c += GROUP) {
@@ -163,8 +176,13 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     }
     if constexpr (sums)
         for (int64_t t = 0; t < s.length; t++)
-            for (int64_t c = first; c < end; c += LANES)
-                store_some(y + t * D + c, load(total + t * stride + c - first), end - c < LANES ? end - c : LANES);
+            for (int64_t c = first; c < end; c += LANES) {
+                const int lanes = end - c < LANES ? end - c : LANES;
+                T *to = y + t * D + c;
+                store_some(to, load(BC + Segment::memory(N) + t * width + c - first), lanes);
+                if (gate)  // after rounding, as the gate kernel does
+                    store_some(to, load_some(to, lanes) * silu(load_some(gate + t * f.row_gate + c - first, lanes)), lanes);
+            }
 }
 
 void scan_forward(const ScanForward &f, int64_t image, int64_t first, int64_t end) {

@@ -123,7 +123,7 @@ int main(int, char **argv) {
     const Scan scan = {B,        K,        L,           D,           N,           0, 1, K, 0, 0, 0, N, N, u.data(), delta.data(), A.data(),
                        b.data(), c.data(), skip.data(), bias.data(), orders.data()};
     Floats out(B * L * D), saved((S + 1) * B * K * N * D);
-    const ScanForward forward = {scan, out.data(), saved.data(), 1};
+    const ScanForward forward = {scan, out.data(), saved.data(), 1, nullptr, 0};
     arm_scan_forward(kernels, &forward, 2, nullptr);
     compare("y", out, y);
     Floats gu(u.size()), gd(u.size()), gb(P * b.size()), gc(P * c.size()), gA(B * A.size()), gs(B * K * D), gbias(B * K * D);
