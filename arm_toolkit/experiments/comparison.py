@@ -21,7 +21,7 @@ from .charts import smooth
 from .files import read_json
 from .runs import read_losses
 from .segmentation_scores import class_iou
-from .steps import Spent, Step, precision, run_steps
+from .steps import FASTER, Spent, Step, run_steps
 from .studies import MEASURES, Choice, Study
 
 EQUAL_COMPUTE = "none_equal_compute"
@@ -109,7 +109,7 @@ class Comparison:
                 continue
             work_dir, backbone = self.folder / cell / "pretrain", self.folder / cell / "backbone.pth"
             pretrain = ("tools/pretrain.py", choice.config, "--data", str(self.folder / "photographs.txt"))
-            pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), *precision())
+            pretrain += ("--data-prefix", str(self.prefix), "--work-dir", str(work_dir), FASTER)
             pretrain += ("--cfg-options", f"randomness.seed={seed}", *self.options)
             steps.append(Step(f"{cell}_pretrain", pretrain, (), work_dir, (self.folder / "photographs.txt",)))
             convert = ("tools/convert_checkpoint.py", f"@{work_dir}", str(backbone), "--to", "backbone")
@@ -147,7 +147,7 @@ class Comparison:
         for kind in [measure for measure in measures if measure in ("finetune", "probe")]:
             config, work_dir = getattr(choice, kind), self.folder / cell / kind
             common = ("--cfg-options", *options)
-            train = ("tools/train.py", config, "--work-dir", str(work_dir), *precision(), *common)
+            train = ("tools/train.py", config, "--work-dir", str(work_dir), FASTER, *common)
             test = ("tools/test.py", config, f"@{work_dir}", "--work-dir", str(work_dir / "test"))
             test += ("--out", str(work_dir / "predictions"), *common)
             yield Step(f"{cell}_{kind}", train, needs, work_dir, (training,))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..datasets.shapes import VERSION
 from ..engine.config import load_config
-from .steps import ROOT, Step, precision
+from .steps import FASTER, ROOT, Step
 
 PRETRAIN = "pretrain/configs/quickstart.py"
 DET = "det_configs/quickstart_mask_rcnn.py"
@@ -24,7 +24,7 @@ def pretraining_steps(data: Path, folder: Path, backbone: Path, seed: int | None
     """
     suffix = "" if seed is None else f"_{seed}"
     shapes = ("tools/prepare_data.py", "shapes", str(data), *(() if seed is None else ("--seed", str(seed))))
-    pretrain = ("tools/pretrain.py", PRETRAIN, "--work-dir", str(folder), *precision())
+    pretrain = ("tools/pretrain.py", PRETRAIN, "--work-dir", str(folder), FASTER)
     if seed is not None:
         pretrain += ("--data", str(data / "coco/train2017"), "--cfg-options", f"randomness.seed={seed}")
     convert = ("tools/convert_checkpoint.py", f"@{folder}", str(backbone), "--to", "backbone")
@@ -45,7 +45,7 @@ def training_steps(folder: Path, config: str, needs: str, options: tuple[str, ..
     """
     out = folder / ("predictions.json" if config == DET else "predictions")
     overrides = ("--cfg-options", *options) if options else ()
-    train = ("tools/train.py", config, "--work-dir", str(folder), *precision(), *overrides)
+    train = ("tools/train.py", config, "--work-dir", str(folder), FASTER, *overrides)
     test = ("tools/test.py", config, f"@{folder}", "--work-dir", str(folder / "test"), "--out", str(out), *overrides)
     return [
         Step(folder.name, train, (needs,), folder),

@@ -8,6 +8,7 @@ import torch
 
 from arm_toolkit import machine
 from arm_toolkit.experiments import quickstart
+from arm_toolkit.experiments.steps import FASTER, precision
 
 FAULTS = """
 import resource, sys, torch
@@ -65,7 +66,7 @@ def test_the_setting_can_be_switched_off(monkeypatch):
         ({"model name": "ARMv8", "Features": "fp asimd"}, "ARMv8", (1.0, 2.0), False),
     ],
 )
-def test_the_processor(said, name, seconds, multiplies, monkeypatch):
+def test_the_processor(said, name, seconds, multiplies, monkeypatch, tmp_path):
     """Its name includes family and model; the quickstart trains with --amp only if bfloat16 products are faster."""
     monkeypatch.setattr(machine, "_cpu_info", lambda: said)
     monkeypatch.setattr(machine, "_product_seconds", dict(zip((torch.bfloat16, torch.float32), seconds)).get)
@@ -74,7 +75,11 @@ def test_the_processor(said, name, seconds, multiplies, monkeypatch):
     assert machine.cpu_name() == name
     assert machine.cpu_multiplies_bfloat16() is multiplies
     trained = [step.command for step in quickstart.plan() if step.command[0] in ("tools/train.py", "tools/pretrain.py")]
-    assert len(trained) == 3 and all(("--amp" in command) is multiplies for command in trained)
+    assert len(trained) == 3 and all(FASTER in command for command in trained)
+    assert precision(tmp_path / "new") == ["--amp"] * multiplies
+    machine.cpu_multiplies_bfloat16.cache_clear()
+    monkeypatch.setattr(machine, "_product_seconds", lambda dtype: 1.0 if multiplies else 1.0 - dtype.itemsize)
+    assert precision(tmp_path / "new") == ["--amp"] * multiplies  # a second trial has no say
     machine.cpu_multiplies_bfloat16.cache_clear()
 
 
