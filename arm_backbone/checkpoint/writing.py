@@ -89,12 +89,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _partial(path: str | os.PathLike) -> Path:
-    """The name under which a file is written at first; makes its folder."""
+    """The name under which a file is written at first; makes its folder.
+
+    In each process of a distributed run it is another one: two of them may write one file, as the label map of an image
+    that the sampler repeats to give every process as many.
+    """
     target = Path(os.path.realpath(path))
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise WriteError(path, "it is a device or a pipe")  # which a rename would replace
     make_folder(target.parent)
-    return target.with_name(target.name + ".part")
+    rank = os.environ.get("RANK", "0")
+    return target.with_name(f"{target.name}.part{'' if rank == '0' else rank}")
 
 
 @contextmanager

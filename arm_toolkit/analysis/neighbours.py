@@ -37,10 +37,9 @@ def measure_images(cfg: Config, checkpoint: str | None, k: int, temperature: flo
     cfg.model.update(init_cfg=_start(checkpoint), with_cp=False)
     with config_errors(cfg, "model"):
         model = MODELS.build(cfg.model)
-    drawn = {name: tensor.clone() for name, tensor in model.named_parameters() if _reads(model, name)}
+    marked = {} if checkpoint is None else _mark_readers(model)
     model.init_weights()
-    if checkpoint is not None:
-        _require_loaded(model, drawn, checkpoint)
+    _require_loaded(model, marked, checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return {"top-1": knn_accuracy(model, cfg.test_dataloader, k, temperature)}
 
@@ -52,8 +51,15 @@ def _reads(model: nn.Module, name: str) -> bool:
     return name.startswith(("attn_pool.", "model.attn_pool.", "model.head.cls_token", "model.head.k.", "model.head.v."))
 
 
-def _require_loaded(model: nn.Module, drawn: dict[str, Tensor], checkpoint: str) -> None:
-    random = [name for name, tensor in drawn.items() if torch.equal(tensor, model.get_parameter(name))]
+@torch.no_grad()
+def _mark_readers(model: nn.Module) -> dict[str, Tensor]:
+    """Give the parameters that features are read through values that no checkpoint has, and return these by name."""
+    readers = {name: parameter for name, parameter in model.named_parameters() if _reads(model, name)}
+    return {name: parameter.fill_(torch.pi).clone() for name, parameter in readers.items()}
+
+
+def _require_loaded(model: nn.Module, marked: dict[str, Tensor], checkpoint: str | None) -> None:
+    random = [name for name, tensor in marked.items() if torch.equal(tensor, model.get_parameter(name))]
     if random:
         raise CheckpointError(
             f"{checkpoint} lacks {shorten(random)}, through which the features are read, so they would be random; pool "

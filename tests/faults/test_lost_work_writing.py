@@ -147,3 +147,15 @@ def test_row_39_a_copy_has_other_times(tmp_path):
         os.utime(tmp_path / name, (age, age))
     (tmp_path / "last_checkpoint").write_text("/former/place/iter_8.pth")
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_8.pth")
+
+
+def test_two_processes_write_one_file(tmp_path, monkeypatch):
+    """As the label map of an image that the sampler repeats, so that every process has as many images."""
+    path = tmp_path / "map.png"
+    with replacing(path) as first:
+        first.write_text("whole")
+        monkeypatch.setenv("RANK", "1")
+        with replacing(path) as second:
+            second.write_text("whole")
+        monkeypatch.delenv("RANK")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]

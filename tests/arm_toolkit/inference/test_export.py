@@ -163,8 +163,8 @@ def test_classifier_alone(classifier, shapes, tmp_path, name):
 @pytest.mark.slow
 def test_documented_commands(segmentor, classifier, detector, photographs, tmp_path, monkeypatch):
     """README and docs/export.md, as written, with small models. The files run without the toolkit."""
-    (tmp_path / "PHOTOS").symlink_to(photographs / "camvid/images/validation")
-    for source, name in ((segmentor, "camvid/iter_300.pth"), (detector, "mask_rcnn_arm_b/epoch_36.pth")):
+    (tmp_path / "IMAGES").symlink_to(photographs / "camvid/images/validation")
+    for source, name in ((segmentor, "mine/iter_400.pth"), (detector, "mask_rcnn_arm_b/epoch_36.pth")):
         path = tmp_path / "work_dirs" / name
         path.parent.mkdir(parents=True)
         path.symlink_to(source)
@@ -180,7 +180,7 @@ def test_documented_commands(segmentor, classifier, detector, photographs, tmp_p
     with torch.no_grad():
         labels, logits = Segment(model)(images)
         assert torch.equal(model.predict(images)[1].pred_sem_seg.data[0], labels[1])  # mmseg's own
-    found = run_alone(tmp_path / "camvid.onnx", images)
+    found = run_alone(tmp_path / "mine.onnx", images)
     assert torch.equal(found["labels"], labels)
     torch.testing.assert_close(found["logits"], logits, rtol=1e-4, atol=1e-4)
 
