@@ -189,7 +189,7 @@ def test_documented_commands(segmentor, classifier, detector, photographs, tmp_p
     assert [level.shape[2:] for level in maps.values()] == [(20, 28), (10, 14), (5, 7), (3, 4), (2, 2)]
 
     export(classifier, "model.onnx", "--img-size", "224")
-    (tmp_path / "image.jpg").symlink_to(next((tmp_path / "PHOTOS").iterdir()))
+    (tmp_path / "image.jpg").symlink_to(next((tmp_path / "IMAGES").iterdir()))
     variables: dict = {}
     exec(blocks(document, "python")[0], variables)
     assert variables["logits"].shape == (1, 3)
