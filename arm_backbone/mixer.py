@@ -97,7 +97,8 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor, orders: ScanOrders | Tensor) -> Tensor:
         """x (B, L, dim), orders (K, L) or (B, K, L) -> (B, L, dim)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        inference = not torch.is_grad_enabled()
+        # a tracer runs this twice, with and without gradients, and wants one program
+        inference = not torch.is_grad_enabled() and not torch.jit.is_tracing()
         y = mamba_inner(
             x,
             conv_weight=self.conv_weight,
