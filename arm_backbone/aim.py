@@ -242,10 +242,8 @@ def checkpoint_filter_fn(checkpoint: dict[str, Tensor], model: AIM) -> dict[str,
     heads = {name for name in target if name.startswith("head.")}
     new = {name for name in heads if name not in state or state[name].shape != target[name].shape}
     given = {name: tensor for name, tensor in state.items() if not name.startswith("head.") or name in heads - new}
-    first = "patch_embed.proj.weight"  # timm adapts it to other image channels afterwards
-    same_channels = model.patch_embed.proj.in_channels == 3
-    checked = {name: tensor for name, tensor in given.items() if same_channels or name != first}
-    expected = {name: tensor for name, tensor in target.items() if same_channels or name != first}
+    adapted = set() if model.patch_embed.proj.in_channels == 3 else {"patch_embed.proj.weight"}  # by timm, afterwards
+    expected, checked = ({name: x for name, x in part.items() if name not in adapted} for part in (target, given))
     require_match(expected, checked, "the checkpoint", dict.fromkeys(new))
     if new:
         _logger.warning("initial values kept, the checkpoint has none that fit: %s", ", ".join(sorted(new)))

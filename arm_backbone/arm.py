@@ -282,14 +282,13 @@ class ARM(ARMTrunk):
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none) to {self.num_layers} (all blocks)")
         self.frozen_stages = frozen_stages
         self._freeze()
-        for block in self.blocks[self.out_indices[-1] + 1 :]:  # not run
-            block.requires_grad_(False)
 
     def _frozen_modules(self) -> list[nn.Module]:
         return [self.patch_embed, *self.blocks[: self.frozen_stages]] if self.frozen_stages >= 0 else []
 
     def _freeze(self) -> None:
-        for module in self._frozen_modules():
+        not_run = self.blocks[self.out_indices[-1] + 1 :]
+        for module in (*self._frozen_modules(), *not_run):
             module.requires_grad_(False)
         if self.frozen_stages >= 0:
             for name in ("pos_embed", "cls_token", "cls_pos_embed"):

@@ -135,6 +135,8 @@ class MoCoPretrainer(BaseModel):
     def update_momentum_encoder(self) -> None:
         """Move the momentum encoder's parameters towards the encoder's; parameters that are not trained stay equal."""
         m = self.current_momentum
+        if m == 1:  # between two steps of accumulated gradients
+            return
         for ours, theirs in zip(self.base_encoder.parameters(), self.momentum_encoder.parameters(), strict=True):
             if ours.requires_grad:
                 theirs.mul_(m).add_(ours * (1 - m))

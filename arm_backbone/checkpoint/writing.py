@@ -70,8 +70,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     folder of `path` is made; of a symbolic link, the file that it names is written.
 
     Yields:
-        the path to write to: `path` with ".part" appended. It does not exist at first; if the block raises, what it
-        wrote there is removed.
+        the path to write to: `path` with ".part" appended (".part1" in process 1). It does not exist at first; if the
+        block raises, what it wrote there is removed.
 
     Raises:
         WriteError: if writing fails, for example because the disk is full; an earlier file is kept.

@@ -43,8 +43,8 @@ def mamba_inner(
         A_log: (K, D, N); the scan's A is -exp(A_log).
         D, delta_bias: (K, D).
         orders: (K, L) or (B, K, L), as in `cross_scan`.
-        gate: (B, L, D) whose SiLU the result is multiplied by, without gradients in the scan's own pass. With gradients
-            `gated_linear` saves less.
+        gate: (B, L, D); the result is multiplied by its SiLU, in the scan's own pass if nothing needs gradients. In
+            training `gated_linear` keeps less for its backward.
 
     Returns:
         (B, L, D) in token order: the mean over the directions.

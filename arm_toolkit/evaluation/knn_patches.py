@@ -112,7 +112,10 @@ def patch_features(model: EncoderDecoder, inputs: Tensor) -> Tensor:
 
 
 def covered(inputs: Tensor, patches: Tensor) -> tuple[int, int]:
-    """Height and width in pixels that the patches cover: more than the image where its size is no multiple of them."""
+    """Height and width in pixels of all patches together; the last ones may reach beyond the image.
+
+    The stride is found from the counts; at stride 14 that is exact if a side has at least 183 pixels.
+    """
     stride = max(-(-size // count) for size, count in zip(inputs.shape[-2:], patches.shape[:2], strict=True))
     return tuple(count * stride for count in patches.shape[:2])
 

@@ -50,6 +50,7 @@ class Sizes:
         side: of a generated image, in pixels.
         kernels: tests of the kernels, and of the block and mixer beside their plain operators.
         benchmarks: name -> arguments of `tools/benchmark.py`.
+        timing: further arguments of every benchmark.
     """
 
     seconds: int
@@ -60,6 +61,7 @@ class Sizes:
     classifier: Training
     kernels: tuple[str, ...]
     benchmarks: dict[str, str]
+    timing: tuple[str, ...]
 
 
 FULL = Sizes(
@@ -76,6 +78,7 @@ FULL = Sizes(
         "scan": "scan --batch 2 --grid 64x64 64x64+1 --backward --only triton",
         "block": "block --batch 2 --grid 64x64+1 --backward",
     },
+    timing=("--dtype", "bfloat16", "--seconds", "2"),
 )
 SMALL = Sizes(
     seconds=900,
@@ -89,10 +92,10 @@ SMALL = Sizes(
         "models": "model arm_tiny_patch16_224 deit_tiny_patch16_224 --img-size 64",
         "scan": "scan --grid 4x4 --only torch",
     },
+    timing=("--seconds", "0", "--repeats", "1"),
 )
 TEST_IMAGES = 8
 CLASSES = ("disc", "square", "triangle")
-SECONDS_PER_TABLE = 2  # of a benchmark
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def plan(out: Path, sizes: Sizes) -> list[Phase]:
         *_pretrain_and_resume(out, sizes.pretraining),
         *_finetune(out, sizes.classifier),
         Phase("kernels", lambda: ["-m", "pytest", "-q", *sizes.kernels], MODELS | {"pytest": "pytest"}, 120, _counted),
-        *(_benchmark(name, arguments, out, sizes is SMALL) for name, arguments in sizes.benchmarks.items()),
+        *(_benchmark(name, (*words.split(), *sizes.timing), out) for name, words in sizes.benchmarks.items()),
     ]
 
 
@@ -247,12 +250,9 @@ def _finetune(out: Path, training: Training) -> list[Phase]:
     return [crops, *(replace(phase, after=(*phase.after, "classes")) for phase in training_and_test)]
 
 
-def _benchmark(name: str, arguments: str, out: Path, short: bool) -> Phase:
+def _benchmark(name: str, arguments: tuple[str, ...], out: Path) -> Phase:
     file = out / f"{name.replace(' ', '_')}.json"
-    options = (
-        ["--seconds", "0", "--repeats", "1"] if short else ["--dtype", "bfloat16", "--seconds", str(SECONDS_PER_TABLE)]
-    )
-    command = ["tools/benchmark.py", *arguments.split(), *options, "--json", str(file)]
+    command = ["tools/benchmark.py", *arguments, "--json", str(file)]
     return Phase(f"benchmark: {name}", lambda: command, TOOLS, 60, lambda log: _measured(file))
 
 

@@ -56,7 +56,7 @@ def _lies_tokens_last(inputs: ScanInputs) -> bool:
     orders = inputs.orders
     if len(orders) > 1 or not all(is_tokens_last(x) for x in (inputs.u, inputs.delta, inputs.B, inputs.C)):
         return False
-    return not inputs.u.is_contiguous() and torch.equal(orders[0], torch.arange(orders.shape[1]))
+    return not inputs.u.is_contiguous() and torch.equal(orders[0], torch.arange(orders.shape[1], device=orders.device))
 
 
 def saved_states(length: int) -> int:

@@ -22,6 +22,8 @@ from arm_backbone.ops import (
 )
 from arm_backbone.ops.cpu import library
 from arm_backbone.ops.pytorch import gate, norm
+from arm_backbone.ops.pytorch import scan as torch_scan
+from arm_backbone.ops.scan_inputs import ScanInputs
 from arm_backbone.scan_order import grid_orders, scan_orders
 from tests.helpers.scans import assert_close, cast, compare, gradients, scan_inputs
 
@@ -260,3 +262,10 @@ def test_a_mixer_with_expansion():
     weights = (mixer.conv_weight, mixer.conv_bias, mixer.x_proj_weight, mixer.dt_proj_weight)
     y = mamba_inner(a, *weights, mixer.A_log, mixer.D, mixer.dt_proj_bias, grid_orders(3, 4))
     assert_close(mixer(x, grid_orders(3, 4)), mixer.out_proj(y * F.silu(z)), 1e-13)
+
+
+def test_plain_scan_with_a_gate():
+    inputs = {name: tensor.detach() for name, tensor in scan_inputs(grid=(3, 4)).items()}
+    gate, given = torch.randn_like(inputs["u"][:, 0]), ScanInputs(**inputs)
+    plain, gated = (torch_scan.scan_forward(given, True, "mean", False, False, g)[0] for g in (None, gate))
+    assert_close(gated, plain * torch.nn.functional.silu(gate), 1e-14)

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int64_t TILE_ORDER[SEGMENT] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,
-                                         12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23};
 constexpr int BLOCK = 4;           // states held in registers at a time
 constexpr int64_t SUMS = 1 << 21;  // about the size, in floats, of a thread's buffer for sums of bfloat16 directions
 
@@ -39,14 +37,13 @@ INLINE void run_states(const Segment &segment, const float *A, const float *befo
     for (int i = 0; i < NB; i++) store_some(after + (n + i) * D, h[i], lanes);
 }
 
-// u and delta of a segment for a group of channels: rows of `stride` numbers, number order[t] for token t. Rows of the
-// next segment are prefetched, except from a tile.
+// u and delta of a segment for a group of channels: rows of `stride` numbers, number order[t] for token t, or t in a tile,
+// which has no order. Rows of the next segment are prefetched, except from a tile.
 template <typename T>
 struct Inputs {
     const T *u, *delta;
     const int64_t *order;
     int64_t stride;
-    bool tile;
 };
 
 // Copies tokens `start` on of a group of channels, which lie as (D, L) from the group's first channel on, to a tile
@@ -92,7 +89,7 @@ INLINE void forward_vectors(const Scan &s, const Inputs<T> &in, const Segment &s
     for (int t = 0; t < segment.count; t++) {
         if (t < segment.next_count) {
             const int64_t next = segment.next[t];
-            if (!in.tile) {
+            if (in.order) {
                 prefetch<V>(in.u + next * in.stride);
                 prefetch<V>(in.delta + next * in.stride);
             }
@@ -100,7 +97,7 @@ INLINE void forward_vectors(const Scan &s, const Inputs<T> &in, const Segment &s
             if (total.gate) prefetch<V>(total.gate + next * total.row_gate);
         }
         for (int v = 0; v < V; v++) {
-            const int64_t at = in.order[t] * in.stride + v * LANES;
+            const int64_t at = (in.order ? in.order[t] : t) * in.stride + v * LANES;
             const vec raw = load_some(in.delta + at, lanes) + bias[v];
             const vec u = load_some(in.u + at, lanes);
             const vec delta = s.softplus ? softplus(raw) : raw;
@@ -166,9 +163,9 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
                     const int64_t at = c * s.length, channels = end - c < GROUP ? end - c : GROUP;
                     load_tile(rows.u + at, s.length, start, segment.count, channels, tile);
                     load_tile(rows.delta + at, s.length, start, segment.count, channels, tile + SEGMENT * GROUP);
-                    group(c, Inputs<float>{tile, tile + SEGMENT * GROUP, TILE_ORDER, GROUP, true});
+                    group(c, Inputs<float>{tile, tile + SEGMENT * GROUP, nullptr, GROUP});
                 } else {
-                    group(c, Inputs<T>{rows.u + c, rows.delta + c, segment.order, D, false});
+                    group(c, Inputs<T>{rows.u + c, rows.delta + c, segment.order, D});
                 }
             }
             state = after;
