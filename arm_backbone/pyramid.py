@@ -12,6 +12,23 @@ NORMS = {
 }
 
 
+class Doubling(nn.ConvTranspose2d):
+    """Doubles the height and width of a map (B, C, H, W): a 2 x 2 deconvolution with stride 2, as one matrix product.
+
+    No two outputs overlap, so each input token yields a square of 2 x 2 outputs. The result is channels-last.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * out_channels, C)
+        squares = F.linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4)).unflatten(3, (2, 2, -1))
+        y = squares.transpose(2, 3).reshape(-1, 2 * height, 2 * width, self.out_channels)
+        return y.permute(0, 3, 1, 2)
+
+
 class ARMPyramid(nn.Module):
     """Resizes four maps of one size: x4 (deconv, norm, GELU, deconv), x2 (deconv), x1, and x1/2 (max pool).
 
@@ -33,12 +50,12 @@ class ARMPyramid(nn.Module):
         self.scales = nn.ModuleList(
             [
                 nn.Sequential(
-                    nn.ConvTranspose2d(in_channels, in_channels, 2, 2),
+                    Doubling(in_channels, in_channels),
                     NORMS[kind](in_channels, **norm_cfg),
                     nn.GELU(),
-                    nn.ConvTranspose2d(in_channels, in_channels, 2, 2),
+                    Doubling(in_channels, in_channels),
                 ),
-                nn.ConvTranspose2d(in_channels, in_channels, 2, 2),
+                Doubling(in_channels, in_channels),
                 nn.Identity(),
                 nn.MaxPool2d(2, 2, ceil_mode=True),  # keeps the last row and column of an odd grid
             ]
@@ -77,12 +94,12 @@ class ARMSimpleFPN(nn.Module):
         half, quarter = in_channels // 2, in_channels // 4
         scales = [
             [
-                nn.ConvTranspose2d(in_channels, half, 2, 2),
+                Doubling(in_channels, half),
                 LayerNorm2d(half),
                 nn.GELU(),
-                nn.ConvTranspose2d(half, quarter, 2, 2),
+                Doubling(half, quarter),
             ],
-            [nn.ConvTranspose2d(in_channels, half, 2, 2)],
+            [Doubling(in_channels, half)],
             [],
             [nn.MaxPool2d(2, 2, ceil_mode=True)],  # keeps the last row and column of an odd grid
         ]

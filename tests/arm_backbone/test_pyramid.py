@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from arm_backbone.pyramid import ARMSimpleFPN
+from arm_backbone.pyramid import ARMSimpleFPN, Doubling
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7)])
@@ -16,6 +16,18 @@ def test_levels_of_any_grid(height, width):
     sizes.append(tuple(-(-size // 2) for size in half))
     assert [tuple(x.shape) for x in levels] == [(2, 16, *size) for size in sizes]
     assert torch.equal(levels[4], levels[3][:, :, ::2, ::2])
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_doubling_is_a_deconvolution(memory_format):
+    layer, x = Doubling(6, 10).double(), torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    y, expected = layer(x), F.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    leaves, grad = (x, layer.weight, layer.bias), torch.randn_like(expected)
+    for found, wanted in zip(torch.autograd.grad(y, leaves, grad), torch.autograd.grad(expected, leaves, grad)):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_every_parameter_has_a_gradient():
