@@ -22,12 +22,17 @@ Examples:
     python tools/benchmark.py exported arm_base_patch16_224 arm_b.onnx arm_b.pt2 --threads 1
 
 Besides our back ends (reference, torch, ...), `scan` times:
+  tokens last our fastest back end, once for each direction, in mamba-ssm's layout (B, D, L)
   loop        the Python loop of mamba-ssm's selective_scan_ref, once for each direction
   unbind      a loop over all directions at once, whose backward takes linear time
+  chunked     chunks of 64 tokens by cumulative sums, which overflow for large steps
   pscan       the parallel scan of mambapy (pip install --no-deps mambapy)
+  onnxruntime its LinearAttention, with the decays by PyTorch (CPU, float32, forward only)
+  ggml        its ssm_scan (pip install libggml-python; CPU, float32, forward only)
   four calls  mamba-ssm's kernel, once for each direction (GPU only)
   exp         exponentials alone, compared per exponential (CPU only): torch.exp in the L2 cache, and the kernels' own
               in registers ("bare exp")
+A candidate is timed if its result is that of the first one.
 
 `model` and `pretrain` also count, per image, the matrix products and convolutions (GFLOP), and the steps of the
 scans (states that are updated in the forward), each with its ratio to the first candidate's.

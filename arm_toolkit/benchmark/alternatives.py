@@ -14,14 +14,14 @@ from arm_backbone.mixer import MambaMixer
 from arm_backbone.scan_order import inverse_orders
 
 
-def _in_scan_order(u, delta, B, C, delta_bias, orders) -> list[Tensor]:
+def in_scan_order(u, delta, B, C, delta_bias, orders) -> list[Tensor]:
     """u, delta (after softplus), B and C as float32 (B, K, L, .), in each direction's scan order."""
     pick = (slice(None), torch.arange(len(orders), device=u.device).unsqueeze(1), orders)
     u, delta, B, C = (x[pick].float() for x in (u, delta, B, C))
     return [u, F.softplus(delta + delta_bias.unsqueeze(1)), B, C]
 
 
-def _in_token_order(y: Tensor, orders: Tensor) -> Tensor:
+def in_token_order(y: Tensor, orders: Tensor) -> Tensor:
     """(B, K, L, D) in each direction's scan order -> mean over directions (B, L, D) in token order."""
     directions = torch.arange(len(orders), device=y.device).unsqueeze(1)
     return y[:, directions, inverse_orders(orders)].mean(1)
@@ -49,7 +49,7 @@ def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
 
     Arguments and result are those of `arm_backbone.ops.cross_scan`.
     """
-    u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
+    u_s, delta_s, B_s, C_s = in_scan_order(u, delta, B, C, delta_bias, orders)
     decays = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).unbind(2)  # each (B, K, D, N)
     inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).unbind(2)
     state, outputs = torch.zeros_like(inputs[0]), []
@@ -57,7 +57,7 @@ def unbind_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
         state = decay * state + x
         outputs.append((state @ c.unsqueeze(3)).squeeze(3))
     y = torch.stack(outputs, 2) + D.unsqueeze(1) * u_s
-    return _in_token_order(y, orders).to(u.dtype)
+    return in_token_order(y, orders).to(u.dtype)
 
 
 def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -66,12 +66,29 @@ def parallel_scan(u, delta, A, B, C, D, delta_bias, orders, *, pscan: Callable[[
     Args:
         pscan: mambapy's; both of its arguments and its result are (B, L, D, N).
     """
-    u_s, delta_s, B_s, C_s = _in_scan_order(u, delta, B, C, delta_bias, orders)
+    u_s, delta_s, B_s, C_s = in_scan_order(u, delta, B, C, delta_bias, orders)
     decay = torch.exp(delta_s.unsqueeze(4) * A.unsqueeze(1)).flatten(0, 1)
     inputs = ((delta_s * u_s).unsqueeze(4) * B_s.unsqueeze(3)).flatten(0, 1)
     states = pscan(decay, inputs)
     y = (states @ C_s.flatten(0, 1).unsqueeze(3)).squeeze(3).unflatten(0, u.shape[:2]) + D.unsqueeze(1) * u_s
-    return _in_token_order(y, orders).to(u.dtype)
+    return in_token_order(y, orders).to(u.dtype)
+
+
+def chunked_scan(u, delta, A, B, C, D, delta_bias, orders, *, chunk: int = 64) -> Tensor:
+    """Chunks of tokens one after the other, each by cumulative sums: inputs are divided by the decay up to them.
+
+    The division overflows for large steps or chunks. Arguments and result are those of `arm_backbone.ops.cross_scan`.
+    """
+    u_s, delta_s, B_s, C_s = in_scan_order(u, delta, B, C, delta_bias, orders)
+    state, outputs = 0, []
+    for u_c, delta_c, B_c, C_c in zip(*(x.split(chunk, 2) for x in (u_s, delta_s, B_s, C_s)), strict=True):
+        decay = torch.exp(delta_c.cumsum(2).unsqueeze(4) * A.unsqueeze(1))  # since the chunk's start, (B, K, ., D, N)
+        inputs = (delta_c * u_c).unsqueeze(4) * B_c.unsqueeze(3)
+        states = decay * ((inputs / decay).cumsum(2) + state)
+        outputs.append((states @ C_c.unsqueeze(4)).squeeze(4))
+        state = states[:, :, -1:]
+    y = torch.cat(outputs, 2) + D.unsqueeze(1) * u_s
+    return in_token_order(y, orders).to(u.dtype)
 
 
 def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Callable) -> Tensor:

@@ -10,21 +10,26 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from arm_backbone.ops import ScanOrders
+from arm_backbone.ops import ScanOrders, selective_scan
 from arm_backbone.ops.cpu import library as native
 from arm_backbone.ops.dispatch import BACKENDS, resolve_backend, unavailable
 from arm_backbone.ops.scan import cross_scan
 
 from ..machine import total_memory
-from .alternatives import four_calls, parallel_scan, selective_scan_loop, unbind_scan
+from . import other_kernels
+from .alternatives import chunked_scan, four_calls, parallel_scan, selective_scan_loop, unbind_scan
 from .case import Candidate, Case, Grid, Setting, launched_and_captured
 
-SCANS = (*BACKENDS, "loop", "unbind", "pscan", "four calls", "exp")
+TOKENS_LAST = ("tokens last", "loop", "four calls")  # candidates that read (B, D, L), as mamba-ssm does
+FORWARD_ONLY = {"onnxruntime": other_kernels.onnxruntime_scan, "ggml": other_kernels.ggml_scan}  # in float32
+SCANS = (*BACKENDS, *TOKENS_LAST, "unbind", "pscan", "chunked", *FORWARD_ONLY, "exp")
 KERNELS = ("triton", "mamba_ssm", "four calls")  # few enough launches for a CUDA graph
 STATE = 16
 LOOP_TOKENS = 256  # limit for the backward of indexing loops, which fills a whole tensor per step
 # Tensors of (B, K, L, D, N) held at the peak of (forward, forward and backward), measured
-STATE_TENSORS = {"loop": (3, 7), "unbind": (3, 6), "pscan": (5, 8)}
+STATE_TENSORS = {"loop": (3, 7), "unbind": (3, 6), "pscan": (5, 8), "chunked": (1, 6), "onnxruntime": (2, 2)}
+# Largest difference from our result, as a share of its largest value, for work that counts as the same
+SAME = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 
 def scan_inputs(setting: Setting, grid: Grid, scans: int, channels: int) -> dict[str, Tensor]:
@@ -49,8 +54,8 @@ def scan_cases(
 ) -> Iterator[Case]:
     """For each grid the forward, and with `backward` also forward and backward together.
 
-    The candidates are all back ends that can run, and the alternatives. On a GPU, those with few kernel launches are
-    also timed as CUDA graphs.
+    The candidates are all back ends that can run, and the alternatives, if their results are those of the first. On a
+    GPU, those with few kernel launches are also timed as CUDA graphs.
 
     Args:
         only: names in `SCANS`; None for all.
@@ -58,6 +63,8 @@ def scan_cases(
     functions, notes = _scan_functions(setting, only or SCANS)
     for grid in grids:
         inputs = scan_inputs(setting, grid, scans, channels)
+        suited = {name: tokens_last(inputs) if name in TOKENS_LAST else inputs for name in functions}
+        expected, different = None, {}
         states = setting.batch * scans * grid.tokens * channels * STATE
         for with_backward in (False, True) if backward else (False,):
             case = Case("forward and backward" if with_backward else "forward", grid.tokens, "tokens", "", [])
@@ -65,12 +72,20 @@ def scan_cases(
             case.tensor = "(B, L, D) float32", setting.batch * grid.tokens * channels * 4
             case.notes, notes = notes, []  # shown with the first case only
             for name, function in functions.items():
+                if with_backward and name in {*FORWARD_ONLY, *different}:
+                    continue
                 reason = _too_large(name, states, grid.tokens, with_backward, setting.device)
+                if reason is None and not with_backward:
+                    with torch.no_grad():
+                        y = function(**suited[name]).float()
+                    y = y.transpose(1, 2) if name in TOKENS_LAST else y
+                    expected = y if expected is None else expected
+                    reason = different_work(y, expected, SAME[setting.dtype])
+                    different |= {name: reason} if reason else {}
                 if reason:
                     case.notes.append(f"{name}: {reason}")
                     continue
-                suited = tokens_last(inputs) if name in ("loop", "four calls") else inputs
-                run = scan_run(function, suited, with_backward)
+                run = scan_run(function, suited[name], with_backward)
                 work = 1 if with_backward else states / 1e9
                 if name in KERNELS:
                     case.candidates += launched_and_captured(name, run, setting, work)
@@ -98,10 +113,14 @@ def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Calla
             functions[name] = functools.partial(trusted_scan, backend=name)
         else:
             notes.append(f"{name}: {reason}")
+    if "tokens last" in names:
+        functions["tokens last"] = functools.partial(four_calls, selective_scan_fn=selective_scan)
     if "loop" in names:
         functions["loop"] = functools.partial(four_calls, selective_scan_fn=selective_scan_loop)
     if "unbind" in names:
         functions["unbind"] = unbind_scan
+    if "chunked" in names:
+        functions["chunked"] = chunked_scan
     if "pscan" in names:
         try:
             from mambapy.pscan import pscan
@@ -109,6 +128,12 @@ def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Calla
             notes.append("pscan: mambapy is not installed (pip install --no-deps mambapy)")
         else:
             functions["pscan"] = functools.partial(parallel_scan, pscan=pscan)
+    for name in [name for name in FORWARD_ONLY if name in names and setting.device.type == "cpu"]:
+        reason = other_kernels.missing(name) if setting.dtype == torch.float32 else "it computes in float32 only"
+        if reason is None:
+            functions[name] = FORWARD_ONLY[name]
+        else:
+            notes.append(f"{name}: {reason}")
     if "four calls" in names and setting.device.type == "cuda":
         try:
             from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -117,6 +142,12 @@ def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Calla
         else:
             functions["four calls"] = functools.partial(four_calls, selective_scan_fn=selective_scan_fn)
     return functions, notes
+
+
+def different_work(y: Tensor, expected: Tensor, limit: float) -> str | None:
+    """How a result differs from the expected one by more than this share of its largest value, or None."""
+    difference = float((y - expected).abs().max() / expected.abs().max())
+    return None if difference <= limit else f"its result differs by {difference:.1e} of the largest value; not timed"
 
 
 def _too_large(name: str, states: int, tokens: int, backward: bool, device: torch.device) -> str | None:

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from arm_backbone.block import Block
 from arm_backbone.ops import cross_scan, selective_scan
 from arm_backbone.vim import VimBlock
-from arm_toolkit.benchmark import scan_cases, timing
+from arm_toolkit.benchmark import other_kernels, scan_cases, timing
 from arm_toolkit.benchmark.alternatives import (
+    chunked_scan,
     conv_silu,
     four_calls,
     parallel_scan,
@@ -161,6 +162,14 @@ def mambapy_pscan(decay: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     ids=["unbind", "prefix", "mambapy"],
 )
 def test_alternatives_scan_as_the_reference(scan, function):
+    assert_same_scan(function, scan)
+
+
+def test_chunks_scan_as_the_reference(scan):
+    assert_same_scan(functools.partial(chunked_scan, chunk=5), scan | dict(delta=scan["delta"] - 3))  # no overflow
+
+
+def assert_same_scan(function, scan):
     reference = functools.partial(cross_scan, backend="reference")
     torch.testing.assert_close(function(**scan), reference(**scan))
     grads = []
@@ -168,6 +177,25 @@ def test_alternatives_scan_as_the_reference(scan, function):
         torch.manual_seed(0)  # the same incoming gradient
         grads.append(scan_run(candidate, scan, backward=True)())
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", scan_cases.FORWARD_ONLY)
+def test_kernels_of_other_packages_scan_as_the_reference(scan, name):
+    reason = other_kernels.missing(name)
+    if reason:
+        pytest.skip(reason)
+    for _ in range(2):  # the second call reuses the first one's memory
+        y = scan_cases.FORWARD_ONLY[name](**scan)
+        torch.testing.assert_close(y, cross_scan(**scan, backend="reference"))
+
+
+def test_different_work_is_not_timed(monkeypatch):
+    wrong = lambda **inputs: cross_scan(**inputs, backend="torch") + 1  # noqa: E731
+    monkeypatch.setattr(scan_cases, "unbind_scan", wrong)
+    options = dict(scans=2, channels=8, backward=True, only=["torch", "unbind", "chunked"])
+    cases = list(scan_cases.scan_cases(Setting(CPU), [Grid(3, 4)], **options))
+    assert [[candidate.name for candidate in case.candidates] for case in cases] == [["torch", "chunked"]] * 2
+    assert re.match(r"unbind: its result differs by \d\.\de[+-]\d+ of the largest value; not timed", cases[0].notes[0])
 
 
 @pytest.mark.parametrize("single", [selective_scan, selective_scan_loop])
@@ -244,7 +272,9 @@ def test_scan(tmp_path, capsys):
     assert call_tool("benchmark.py", "scan", *grids, *options, *files, *SHORT) == 0
     out = capsys.readouterr().out
     rows = rows_of(tmp_path / "scan.json")
-    assert {"reference", "torch", "loop", "unbind", "torch.exp"} <= set(names(rows, "forward"))
+    assert {"reference", "torch", "tokens last", "loop", "unbind", "chunked", "onnxruntime", "torch.exp"} <= set(
+        names(rows, "forward")
+    )
     assert {row["size"] for row in rows} == {16, 24, 49}
     forward = next(row for row in rows if row["candidate"] == "torch" and row["size"] == 16)
     exponentials = 4 * 16 * 8 * 16  # scans x tokens x channels x states
