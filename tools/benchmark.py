@@ -18,6 +18,8 @@ Examples:
         pretrain/configs/moco/moco_arm_b_300e.py cls_configs/mambamlp_b_in1k.py --batch 4
   backbone and neck of a detector or segmentor:
     python tools/benchmark.py dense det_configs/mask_rcnn_arm_b.py --img-size 800x1280
+  where the time of a training step, or with --test of a test image, goes on a CPU, with the configuration's data:
+    python tools/benchmark.py profile det_configs/mask_rcnn_arm_ti_cpu.py --cfg-options data_root=data/coco/
   files that tools/export.py wrote, compared with their model:
     python tools/benchmark.py exported arm_base_patch16_224 arm_b.onnx arm_b.pt2 --threads 1
 
@@ -60,6 +62,7 @@ from arm_toolkit.benchmark.model_cases import dense_cases, model_cases
 from arm_toolkit.benchmark.pretrain_cases import pretrain_cases
 from arm_toolkit.benchmark.results import exponents, plot
 from arm_toolkit.benchmark.scan_cases import SCANS, scan_cases
+from arm_toolkit.benchmark.step_profile import profile_steps, profile_table
 from arm_toolkit.benchmark.timing import run_cases
 from arm_toolkit.engine.arguments import Options
 from arm_toolkit.engine.environment import check_environment
@@ -88,20 +91,23 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def parse() -> argparse.Namespace:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--batch", type=positive, metavar="N", default=1, help="images per batch (1)")
-    common.add_argument(
+    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="float32 (default), or bfloat16 by autocast"
     )
+    everywhere.add_argument("--threads", type=positive, metavar="N", help="CPU threads (PyTorch's default)")
+    everywhere.add_argument(
+        "--json", metavar="FILE", help="write the measurements and facts about the machine to a file"
+    )
+    common = argparse.ArgumentParser(add_help=False, parents=[everywhere])
+    common.add_argument("--batch", type=positive, metavar="N", default=1, help="images per batch (1)")
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if a GPU is available")
-    common.add_argument("--threads", type=positive, metavar="N", help="CPU threads (PyTorch's default)")
     common.add_argument(
         "--seconds", type=float, metavar="S", default=10, help="seconds per table, for at least 3 repetitions (10)"
     )
     common.add_argument(
         "--repeats", type=positive, metavar="N", default=200, help="maximum number of repetitions (200)"
     )
-    common.add_argument("--json", metavar="FILE", help="write the measurements and facts about the machine to a file")
     common.add_argument("--plot", metavar="FILE.png", help="plot the measurements")
     backends = argparse.ArgumentParser(add_help=False)
     choices = ("auto", *BACKENDS)
@@ -124,7 +130,9 @@ def parse() -> argparse.Namespace:
     )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tools = parser.add_subparsers(dest="what", required=True, metavar="{scan,block,model,pretrain,dense,exported}")
+    tools = parser.add_subparsers(
+        dest="what", required=True, metavar="{scan,block,model,pretrain,dense,profile,exported}"
+    )
     scan = tools.add_parser("scan", parents=[tokens, common], help="the selective scan alone")
     scan.add_argument("--scans", type=int, choices=(1, 2, 4), default=4, help="scan directions (4)")
     scan.add_argument("--channels", type=positive, metavar="N", default=768, help="channels (768, as in ARM-B)")
@@ -146,6 +154,12 @@ def parse() -> argparse.Namespace:
     dense = tools.add_parser("dense", parents=[options, backends, common], help="backbone and neck of a configuration")
     dense.add_argument("config", metavar="CONFIG", help="configuration file")
     dense.add_argument("--img-size", default=[(512, 512)], **sizes)
+    profile = tools.add_parser("profile", parents=[options, everywhere], help="where the time of a step goes on a CPU")
+    profile.add_argument("config", metavar="CONFIG", help="configuration file")
+    profile.add_argument("--batch", type=positive, metavar="N", help="images per step (the configuration's)")
+    profile.add_argument("--steps", type=positive, metavar="N", default=4, help="steps that are measured (4)")
+    profile.add_argument("--test", action="store_true", help="test images instead of training")
+    profile.set_defaults(device="cpu", plot=None)
     exported = tools.add_parser("exported", parents=[common], help="exported files, compared with their model")
     exported.add_argument("model", metavar="MODEL", help="as in tools/export.py")
     exported.add_argument("files", nargs="+", metavar="FILE", help=".onnx and .pt2 files")
@@ -185,11 +199,17 @@ def main() -> None:
     warning = busy_warning(about)
     if warning:
         print(f"warning: {warning}")
-    setting = Setting(device, getattr(torch, args.dtype), args.batch)
-    rows = run_cases(cases(args, setting), device, args.seconds, args.repeats, show=print)
+    if args.what == "profile":
+        setting = Setting(device, getattr(torch, args.dtype))
+        title, rows = profile_steps(setting, args.config, args.cfg_options, args.batch, args.steps, args.test)
+        print(f"\n{title}\n\n{profile_table(rows)}")
+        fitted = []
+    else:
+        setting = Setting(device, getattr(torch, args.dtype), args.batch)
+        rows = run_cases(cases(args, setting), device, args.seconds, args.repeats, show=print)
+        fitted = [dict(kind=k, candidate=c, exponent=p) for (k, c), p in exponents(rows).items()]
     if args.json:
         arguments = {key: value for key, value in vars(args).items() if key not in ("json", "plot")}
-        fitted = [dict(kind=k, candidate=c, exponent=p) for (k, c), p in exponents(rows).items()]
         result = dict(arguments=arguments, machine=about, warning=warning, rows=rows, exponents=fitted)
         with replacing(args.json) as partial:
             partial.write_text(json.dumps(result, indent=1, default=str) + "\n")

@@ -391,6 +391,29 @@ def test_data_loader_of_a_pipeline_reads_as_the_training_does(shapes, tmp_path):
     assert PipelineImages.loaded_with is LoadImage
 
 
+@pytest.mark.parametrize(("make", "test"), [(det_config, False), (det_config, True), (seg_config, False)])
+def test_profile(shapes, tmp_path, capsys, make, test):
+    config, file = tmp_path / "dense.py", tmp_path / "profile.json"
+    make(shapes).dump(config)
+    options = ("--steps", 2, "--batch", 2, "--json", file, *(["--test"] if test else []))
+    assert call_tool("benchmark.py", "profile", config, *options) == 0
+    rows = {row["part"]: row for row in json.loads(file.read_text())["rows"]}
+    loading = rows.pop("loading, in a data worker")
+    assert loading["seconds"] > 0 and sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert min(row["seconds"] for row in rows.values()) >= 0
+    expected = {"matrix products", "convolutions", "scan, convolution and gates of the blocks", "rest"}
+    assert expected <= set(rows) and ("optimizer" in rows) is not test
+    assert ("RoIAlign and NMS" in rows) is (make is det_config)
+    assert re.search(r"(test|training) step of .*, batch 2, the first image .* images/s", capsys.readouterr().out)
+
+
+def test_profile_needs_a_batch_more_than_its_steps(shapes, tmp_path, capsys):
+    config = tmp_path / "dense.py"
+    det_config(shapes).dump(config)
+    assert call_tool("benchmark.py", "profile", config, "--steps", 10**6) == 2
+    assert "batches, but --steps 1000000 needs 1000001" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("make", [det_config, seg_config])
 def test_dense(shapes, tmp_path, make):
     config, file, drawn = tmp_path / "dense.py", tmp_path / "dense.json", tmp_path / "dense.png"
