@@ -134,7 +134,7 @@ setup(
     setup_requires=pins("compiler") if uses_zig() else [],  # pip gets it for the build, see the top
     # Only what a timm user needs. Lower bounds only, because a library that pins torch fits into hardly any
     # environment; tested with the versions in tools/versions.txt.
-    install_requires=["torch>=2.6", "timm>=1.0.26", "numpy>=1.26", "safetensors>=0.4.3"],
+    install_requires=["torch>=2.7", "timm>=1.0.26", "numpy>=1.26", "safetensors>=0.4.3"],
     extras_require={
         # These need torch installed first and no build isolation, as in tools/install.sh
         "openmmlab": pins("openmmlab"),

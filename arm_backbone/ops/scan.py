@@ -3,6 +3,8 @@
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
 
+from typing import List  # noqa: UP035
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -193,7 +195,7 @@ def _run_backward(
     reduce: str,
     backend: str,
     states: Tensor,
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006 - torch 2.6 cannot read list[Tensor]
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     return scan_kernels(backend).scan_backward(grad_y, inputs, delta_softplus, reduce, states, in_place=False)
 
