@@ -1,7 +1,7 @@
 """Pretrain ARM autoregressively on unlabeled images.
 
 Examples:
-    python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32
+    python tools/pretrain.py --model arm_tiny --data data/imagenet/train --epochs 20 --batch-size 32 --auto-scale-lr
     python tools/pretrain.py --model arm_base --data photos.txt --data-prefix data  # lines are relative to data/
     python tools/pretrain.py pretrain/configs/arm_b.py --cfg-options train_dataloader.num_workers=8
 

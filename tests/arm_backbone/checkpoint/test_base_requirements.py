@@ -14,7 +14,7 @@ from arm_pretrain import ARMPretrainer
 from tests.helpers.paths import ROOT
 from tests.helpers.tools import run_tool
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 lists the packages of few distributions")
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not list all packages")
 BASE = ("torch", "timm", "numpy", "safetensors")
 OURS = ("arm_backbone", "arm_images", "arm_pretrain", "arm_toolkit")
 # sitecustomize.py, which Python imports at start: hides packages as if they were not installed.
