@@ -22,6 +22,8 @@ from torch.utils.weak import WeakIdKeyDictionary  # noqa: F401 for program.py
 # what to do if the kernels cannot follow a derivative
 PLAIN_REMEDY = "the plain PyTorch back end: `with arm_backbone.ops.scan_backend('torch')`, or ARM_SCAN_BACKEND=torch"
 _LIBRARY = torch.library.Library("arm", "FRAGMENT")
+_HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+_GLOBAL_HOOKS = [getattr(nn.modules.module, f"_global_{kind}") for kind in _HOOKS]  # of all modules; changed in place
 
 
 def define_op(name: str, run: Callable, fake: Callable) -> OpOverload:
@@ -185,7 +187,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         return False
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     changed = any(own) or "forward" in vars(module) or "_call_impl" in vars(module)
-    if changed or module._compiled_call_impl is not None or nn.modules.module._has_any_global_hook():
+    if changed or module._compiled_call_impl is not None or any(_GLOBAL_HOOKS):
         return False
     of_class = _is_own(kind.__call__, nn.Module) and _is_own(kind._call_impl, nn.Module)
     return of_class and _is_own(kind.forward, kind)

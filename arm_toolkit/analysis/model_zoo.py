@@ -29,11 +29,8 @@ STATUS = {  # of the configurations that have been trained; a folder stands for 
     "cls_configs/quickstart_arm.py": "written by its commands",
     "det_configs/mask_rcnn_arm_ti_cpu.py": "trained, not published",
     "seg_configs/upernet_arm_ti_camvid.py": "trained, not published",
-    "seg_configs/photographs/linear_camvid_drive.py": "trained, not published",
-    "seg_configs/photographs/upernet_camvid_drive.py": "trained, not published",
+    "seg_configs/photographs": "trained, not published",
     "pretrain/configs/photographs": "trained, not published",
-    "pretrain/configs/photographs/moco.py": NOT_TRAINED,
-    "pretrain/configs/photographs/vim.py": NOT_TRAINED,
 }
 INTRODUCTION = f"""\
 # Model zoo
