@@ -195,7 +195,7 @@ def _run_backward(
     reduce: str,
     backend: str,
     states: Tensor,
-) -> List[Tensor]:  # noqa: UP006 - torch 2.6 cannot read list[Tensor]
+) -> List[Tensor]:  # noqa: UP006 - old versions of torch cannot read list[Tensor]
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     return scan_kernels(backend).scan_backward(grad_y, inputs, delta_softplus, reduce, states, in_place=False)
 
