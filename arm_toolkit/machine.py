@@ -1,4 +1,4 @@
-"""Describes this machine's processor or GPU, and lets a CPU process reuse the memory that it frees."""
+"""Describes this machine's processor or GPU, and makes a process compute faster on a CPU."""
 
 import ctypes
 import functools
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-KEEP_FREED_MEMORY = "ARM_KEEP_FREED_MEMORY"
+KEEP_FREED_MEMORY, ONEDNN_PRODUCTS = "ARM_KEEP_FREED_MEMORY", "ARM_ONEDNN_PRODUCTS"  # 0 switches it off
 
 
 def _cpu_info() -> dict[str, str]:
@@ -40,7 +40,12 @@ def cpu_multiplies_bfloat16() -> bool:
     """
     if {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split()):
         return False
-    return _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
+    before = torch.get_float32_matmul_precision()
+    multiply_with_onednn()
+    try:
+        return _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
@@ -88,6 +93,36 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def multiply_with_onednn() -> bool:
+    """Make oneDNN multiply float32 matrices on AMD processors with AVX-512; returns whether it does.
+
+    There MKL, PyTorch's default, uses AVX2 and takes twice as long. The switch for it, a float32 precision of "medium",
+    also allows rounding to bfloat16, which oneDNN does with AMX only; no AMD processor has it, and a product is checked
+    for it. The setting holds for the whole process. A precision that somebody has set is kept, and with the environment
+    variable ARM_ONEDNN_PRODUCTS=0 this function does nothing.
+    """
+    info, before = _cpu_info(), torch.get_float32_matmul_precision()
+    is_amd = info.get("vendor_id") == "AuthenticAMD" and "avx512bw" in info.get("flags", "").split()
+    if not is_amd or before != "highest" or os.environ.get(ONEDNN_PRODUCTS) == "0":
+        return is_amd and before == "medium"
+    torch.set_float32_matmul_precision("medium")
+    if _multiplies_exactly():
+        return True
+    torch.set_float32_matmul_precision(before)
+    return False
+
+
+def _multiplies_exactly() -> bool:
+    """Whether a float32 product keeps digits that bfloat16 does not have."""
+    x = torch.full((512, 512), 1 + 2**-12)
+    return bool(((x @ x) / 512 - (1 + 2**-11)).abs().max() < 1e-5)
+
+
+def compute_faster() -> dict[str, bool]:
+    """What training, testing, prediction and benchmarks set on a CPU: name -> whether it holds now."""
+    return dict(keeps_freed_memory=keep_freed_memory(), multiplies_with_onednn=multiply_with_onednn())
 
 
 def machine() -> str:

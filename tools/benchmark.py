@@ -67,7 +67,7 @@ from arm_toolkit.benchmark.timing import run_cases
 from arm_toolkit.engine.arguments import Options
 from arm_toolkit.engine.environment import check_environment
 from arm_toolkit.errors import ConfigError, run_tool
-from arm_toolkit.machine import keep_freed_memory
+from arm_toolkit.machine import compute_faster
 
 
 def positive(text: str) -> int:
@@ -194,7 +194,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     about = conditions(device)
-    about["keeps_freed_memory"] = device.type == "cpu" and keep_freed_memory()  # as in training
+    about |= compute_faster() if device.type == "cpu" else {}  # as in training
     print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items() if value is not None))
     warning = busy_warning(about)
     if warning:

@@ -42,8 +42,11 @@ def main() -> None:
     from arm_toolkit.analysis.neighbours import measure_images, measure_patches
     from arm_toolkit.engine.config import load_config
     from arm_toolkit.engine.environment import check_environment
+    from arm_toolkit.machine import compute_faster
 
     check_environment()
+    if not torch.cuda.is_available():
+        compute_faster()
     cfg = load_config(args.config, args.cfg_options)
     torch.manual_seed(cfg.get("randomness", {}).get("seed") or 0)  # of random weights
     measure = measure_images if cfg.model.get("decode_head") is None else measure_patches

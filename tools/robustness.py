@@ -39,6 +39,7 @@ def main() -> None:
     from arm_backbone.checkpoint.writing import check_writable, replacing
     from arm_toolkit.engine.environment import check_environment
     from arm_toolkit.evaluation.robustness import eval_transform, load_classifier, open_sets, results_table, top1
+    from arm_toolkit.machine import compute_faster
 
     check_environment()
     model, accounting = load_classifier(args.checkpoint, args.model, args.global_pool, args.cls_token)
@@ -47,6 +48,8 @@ def main() -> None:
     if args.out:
         check_writable(args.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        compute_faster()
     model = model.to(device).eval()
     results: dict[str, dict | None] = {}
     for name, dataset in sets.items():

@@ -150,8 +150,7 @@ def _forward(
     conv, scan = kernels
     x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
     directions, channels, states = A_log.shape
-    A = torch.empty(directions, states, channels, device=x.device, dtype=torch.float32)  # the kernels' layout
-    A = torch.exp(A_log.transpose(1, 2).float(), out=A).neg_().transpose(1, 2)
+    A = torch.exp(A_log.transpose(1, 2).float().contiguous()).neg_().transpose(1, 2)  # in the kernels' layout
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
     projected = _direction_rows(u) @ x_proj.transpose(1, 2)
     delta, B, C = _scan_inputs(projected, dt_proj, states, u.shape)

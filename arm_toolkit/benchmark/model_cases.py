@@ -3,7 +3,9 @@
 Legend: B images, H x W pixels each.
 """
 
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import timm
 import torch
@@ -25,9 +27,9 @@ INFERENCE, TRAINING = "inference", "training step"
 
 
 def training_step(loss: Callable[[], Tensor], model: nn.Module, setting: Setting) -> Callable[[], None]:
-    """Forward, backward and an AdamW step; gradients are freed afterwards."""
+    """Forward, backward and an AdamW step, on a CPU fused as in training; gradients are freed afterwards."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=setting.device.type == "cpu" or None)
 
     def step() -> None:
         with setting.autocast():
@@ -59,6 +61,9 @@ def _case(kind: str, images: Tensor, what: str, setting: Setting) -> Case:
 def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] | None]) -> Iterator[Case]:
     """Inference and a training step of classifiers in timm's registry, which includes ours, with their counted work.
 
+    With a dtype other than float32, inference is also timed with weights of that dtype instead of autocast ("weights
+    held").
+
     Args:
         sizes: (H, W) of the images; None is the first classifier's default.
 
@@ -79,6 +84,12 @@ def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] 
                 counted = _classify(meta.train(is_training), images.to("meta"))
                 work = work_of(counted, setting.batch, is_training)
                 case.candidates.append(Candidate(name, run, setting.batch, counted=work))
+            if not is_training and setting.dtype != torch.float32:
+                as_held = replace(setting, dtype=torch.float32)  # without autocast
+                for candidate, (model, _) in zip(tuple(case.candidates), models.values(), strict=True):
+                    held = copy.deepcopy(model).to(setting.dtype)
+                    run = inference(held, images.to(setting.dtype), as_held)
+                    case.candidates.append(replace(candidate, name=f"{candidate.name}, weights held", run=run))
             yield case
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import one_line
-from .alternatives import in_scan_order, in_token_order
+from .alternatives import in_scan_order, in_token_order, is_single
 
 FLOAT, INT = 0, 26  # ggml's numbers of these types
 
@@ -144,7 +144,7 @@ _ggml_scan = functools.cache(_GgmlScan)
 def ggml_scan(u, delta, A, B, C, D, delta_bias, orders) -> Tensor:
     """Each direction by ggml's `ssm_scan`, which applies softplus; order, bias and skip connection by PyTorch."""
     y = torch.empty(u.shape)
-    for k, order in enumerate(orders):
+    for k, order in enumerate([slice(None)] if is_single(orders) else orders):
         inputs = dict(x=u[:, k, order], delta=delta[:, k, order] + delta_bias[k], B=B[:, k, order], C=C[:, k, order])
         scan = _ggml_scan(*inputs["x"].shape, A.shape[2], torch.get_num_threads())
         y[:, k] = scan(**inputs, A=A[k]) + D[k] * inputs["x"]

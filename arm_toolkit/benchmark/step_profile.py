@@ -79,7 +79,7 @@ def profile_steps(
     with config_errors(cfg, config):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).train(not test)
     batches, loading = _batches(cfg, key, batch, steps + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as in training
     for module in model.modules():
         if isinstance(module, MambaMixer | SS2D):
             _name_operators(module)

@@ -20,6 +20,7 @@ NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_PROCID", "S
 FORMS = {
     "OMP_NUM_THREADS": (r"\s*0*[1-9]\d*(,0*[1-9]\d*)*\s*", "a number of threads from 1"),
     "ARM_KEEP_FREED_MEMORY": ("[01]", "0 or 1"),
+    "ARM_ONEDNN_PRODUCTS": ("[01]", "0 or 1"),
 }
 
 

@@ -20,7 +20,7 @@ from arm_backbone.checkpoint.writing import check_writable
 from arm_backbone.timm_backbone import TIMM
 
 from ..errors import ConfigError, one_line, user_errors
-from ..machine import cpu_multiplies_bfloat16, keep_freed_memory
+from ..machine import compute_faster, cpu_multiplies_bfloat16
 from .check_classes import check_classes, use_checked_data
 from .checks import (
     check_arguments,
@@ -77,7 +77,7 @@ def _network_errors() -> Iterator[None]:
 def _adapt_to_cpu(cfg: Config) -> None:
     """Replace the parts of a configuration that need a GPU, and log the replacements."""
     changes = []
-    keep_freed_memory()
+    compute_faster()
     if cfg.launcher != "none":
         if not torch.distributed.is_initialized():
             with _network_errors():
@@ -91,6 +91,9 @@ def _adapt_to_cpu(cfg: Config) -> None:
         for key in ("dtype", "loss_scale"):
             optim_wrapper.pop(key, None)
         changes.append("float32 instead of mixed precision")
+    optimizer = (optim_wrapper or {}).get("optimizer") or {}
+    if optimizer.get("type") in ("Adam", "AdamW") and not {"foreach", "fused"} & set(optimizer):
+        optimizer.fused = True  # a third of the time of PyTorch's default
     use_group_norm(cfg)
     sync = [node for node in dicts(cfg.get("model")) if node.get("type") == "SyncBN"]
     for node in sync:

@@ -17,7 +17,7 @@ from arm_images.errors import DataError, printable
 
 from ..engine.logs import write_image
 from ..errors import ConfigError
-from ..machine import keep_freed_memory
+from ..machine import compute_faster
 from .drawing import draw
 from .files import Files, result_files, write_json
 from .inputs import Input
@@ -100,7 +100,7 @@ def predict_files(predictor: Predictor, inputs: list[Input], options: Options) -
     files = result_files(options.out, predictor, inputs, options.annotations, options.top_k or TOP_K)
     check_writable(options.out / "results.json")
     if predictor.device.type == "cpu":
-        keep_freed_memory()
+        compute_faster()
     with ThreadPoolExecutor(min(options.batch_size, os.cpu_count() or 1)) as threads:
         run = _Run(predictor, files, options, threads)
         try:

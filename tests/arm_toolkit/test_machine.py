@@ -1,4 +1,4 @@
-"""The description of the processor, and the reuse of freed memory."""
+"""The description of the processor, the reuse of freed memory, and float32 products by oneDNN."""
 
 import subprocess
 import sys
@@ -81,6 +81,60 @@ def test_the_processor(said, name, seconds, multiplies, monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_product_seconds", lambda dtype: 1.0 if multiplies else 1.0 - dtype.itemsize)
     assert precision(tmp_path / "new") == ["--amp"] * multiplies  # a second trial has no say
     machine.cpu_multiplies_bfloat16.cache_clear()
+
+
+EPYC = {"vendor_id": "AuthenticAMD", "flags": "fma avx2 avx512f avx512bw"}
+
+
+@pytest.fixture
+def precision_restored():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("info", "variable", "exact", "multiplies"),
+    [
+        (EPYC, None, True, True),
+        (EPYC, "0", True, False),
+        (EPYC, None, False, False),
+        (EPYC | {"flags": "fma avx2"}, None, True, False),
+        (EPYC | {"vendor_id": "GenuineIntel"}, None, True, False),
+        ({}, None, True, False),
+    ],
+)
+def test_where_onednn_multiplies(info, variable, exact, multiplies, monkeypatch, precision_restored):
+    monkeypatch.setattr(machine, "_cpu_info", lambda: info)
+    monkeypatch.setattr(machine, "_multiplies_exactly", lambda: exact)
+    if variable:
+        monkeypatch.setenv("ARM_ONEDNN_PRODUCTS", variable)
+    assert machine.multiply_with_onednn() is multiplies
+    assert torch.get_float32_matmul_precision() == ("medium" if multiplies else "highest")
+    assert machine.multiply_with_onednn() is multiplies  # a second time
+
+
+def test_a_precision_that_was_set_is_kept(monkeypatch, precision_restored):
+    monkeypatch.setattr(machine, "_cpu_info", lambda: EPYC)
+    torch.set_float32_matmul_precision("high")
+    assert machine.multiply_with_onednn() is False
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_rounding_to_bfloat16_is_noticed(monkeypatch):
+    assert machine._multiplies_exactly()
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *args: full(*args).bfloat16().float())
+    assert not machine._multiplies_exactly()
+
+
+def test_products_stay_float32(precision_restored):
+    """Whatever this processor does: sums over 2,048 numbers are exact to a few float32 roundings."""
+    machine.multiply_with_onednn()
+    x, weight = torch.randn(196, 2048), torch.randn(768, 2048)
+    exact = x.double() @ weight.double().T
+    assert (x @ weight.T - exact).abs().max() < 3e-6 * exact.abs().max()
 
 
 def test_a_product_is_timed():

@@ -624,6 +624,20 @@ def test_a_training_on_a_cpu_keeps_pytorchs_threads(monkeypatch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "fused"),
+    [(dict(type="AdamW"), True), (dict(type="AdamW", foreach=True), None), (dict(type="SGD", lr=0.1), None)],
+)
+def test_adam_is_fused_on_a_cpu(optimizer, fused):
+    from arm_toolkit.engine.launch import _adapt_to_cpu
+
+    cfg = Config(dict(launcher="none", optim_wrapper=dict(type="AmpOptimWrapper", optimizer=optimizer)))
+    _adapt_to_cpu(cfg)
+    assert cfg.optim_wrapper.optimizer.get("fused") is fused
+    wrapper = build_optim_wrapper(nn.Linear(2, 2), cfg.optim_wrapper)
+    assert wrapper.optimizer.defaults["fused"] is fused
+
+
 @pytest.mark.parametrize(("batch_size", "norm"), [(1, "GN"), (2, "BN")])
 def test_sync_bn_without_a_gpu(batch_size, norm, monkeypatch):
     """SyncBN needs a GPU; BN needs more than one value per channel, and UperNet's pooled branch has one per image."""

@@ -53,6 +53,7 @@ ENVIRONMENT = {
     "threads": (dict(OMP_NUM_THREADS="abc"), [], ["OMP_NUM_THREADS=abc", "number of threads"]),
     "no threads": (dict(OMP_NUM_THREADS="0"), [], ["OMP_NUM_THREADS=0", "from 1"]),
     "memory": (dict(ARM_KEEP_FREED_MEMORY="maybe"), [], ["ARM_KEEP_FREED_MEMORY=maybe", "0 or 1"]),
+    "products": (dict(ARM_ONEDNN_PRODUCTS="yes"), [], ["ARM_ONEDNN_PRODUCTS=yes", "0 or 1"]),
     "no traceback": (dict(ARM_TRACEBACK="0", LOCAL_RANK="x"), [], ["LOCAL_RANK=x"]),
     "log level": ({}, ["--cfg-options", "log_level=LOUD"], ["log_level='LOUD'", "INFO"]),
     "arch": ({}, ["--cfg-options", "model.backbone.arch=[1,2]"], ["arch=[1, 2]", "embed_dims"]),

@@ -134,10 +134,10 @@ def test_a_busy_machine_is_reported():
     assert busy_warning(idle) is None and busy_warning(idle | dict(load=1.9, threads=1)) is not None
 
 
-@pytest.fixture(scope="module")
-def scan() -> dict[str, torch.Tensor]:
-    """Inputs for two images of 3 x 5 tokens and a class token."""
-    inputs = scan_inputs(Setting(CPU, batch=2), Grid(3, 5, True), 4, 6)
+@pytest.fixture(scope="module", params=[1, 4])
+def scan(request) -> dict[str, torch.Tensor]:
+    """Inputs for two images of 3 x 5 tokens and a class token, with one direction or four."""
+    inputs = scan_inputs(Setting(CPU, batch=2), Grid(3, 5, True), request.param, 6)
     return inputs | dict(delta=inputs["delta"] + 3, D=torch.randn_like(inputs["D"]))
 
 
@@ -316,6 +316,15 @@ def test_model(tmp_path, capsys):
     assert ours["scan_steps"] == 12 * 4 * (2 * 2 + 1) * 192 * 16  # blocks x scans x tokens x channels x states
     assert ours["backward_flops"] == 0 < rows[2]["backward_flops"]
     assert re.search(r"forward GFLOP +\| +scan steps \(M\)", capsys.readouterr().out)
+
+
+def test_weights_held_in_bfloat16(tmp_path):
+    models, file = ("vim_tiny_patch16_224", "deit_tiny_patch16_224"), tmp_path / "model.json"
+    options = ("--img-size", 32, "--dtype", "bfloat16", "--json", file)
+    assert call_tool("benchmark.py", "model", *models, *options, *SHORT) == 0
+    rows = rows_of(file)
+    assert names(rows, "inference") == [*models, *(f"{name}, weights held" for name in models)]
+    assert names(rows, "training step") == [*models]
 
 
 PARADIGMS = {
