@@ -1,6 +1,7 @@
 """Fixtures that many tests use, the order of the tests, and the lines that pytest prints at the end."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(folder, train=16, val=6, size=96)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def products_as_before() -> Iterator[None]:
+    """Tools choose for their whole process how float32 matrices are multiplied."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture

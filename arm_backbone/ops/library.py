@@ -186,7 +186,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind:
         return False
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    changed = any(own) or "forward" in vars(module) or "_call_impl" in vars(module)
+    changed = any(own) or "forward" in module.__dict__ or "_call_impl" in module.__dict__
     if changed or module._compiled_call_impl is not None or any(_GLOBAL_HOOKS):
         return False
     of_class = _is_own(kind.__call__, nn.Module) and _is_own(kind._call_impl, nn.Module)

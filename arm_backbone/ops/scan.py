@@ -3,8 +3,6 @@
 Legend: B batch, K scan directions, L tokens, D channels, N state size.
 """
 
-from typing import List  # noqa: UP035
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -96,7 +94,7 @@ def scan_with_state(
     _check(u, delta, A, B, C, D, delta_bias)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, order_tensor(orders, len(A), u))
     backend = resolve_backend(u.device, u.dtype, backend)
-    differentiable = plain_functions(*inputs[:7], backend=backend) or differentiable_scan(backend)
+    differentiable = plain_functions(u, delta, A, B, C, D, delta_bias, backend=backend) or differentiable_scan(backend)
     if differentiable is not None:
         with without_autocast(u.device.type):
             y, state = differentiable.scan(inputs, delta_softplus, reduce)
@@ -195,7 +193,7 @@ def _run_backward(
     reduce: str,
     backend: str,
     states: Tensor,
-) -> List[Tensor]:  # noqa: UP006 - old versions of torch cannot read list[Tensor]
+) -> list[Tensor]:
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     return scan_kernels(backend).scan_backward(grad_y, inputs, delta_softplus, reduce, states, in_place=False)
 

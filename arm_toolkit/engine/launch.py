@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -164,11 +165,20 @@ def _run(cfg: Config, action: str, new_folders: list[Path]) -> tuple[ARMRunner, 
         if runner is not None and runner.started:
             error.met_alone = True  # an earlier error is the same in every process
         elif new_folders and get_rank() == 0:
-            shutil.rmtree(new_folders[0], ignore_errors=True)
+            _remove(new_folders[0])
             for folder in new_folders[1:]:
                 with suppress(OSError):  # another run has begun in it
                     folder.rmdir()
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, into which TensorBoard's thread may write meanwhile."""
+    for _ in range(5):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _explain(error: Exception, cfg: Config, runner: ARMRunner | None) -> Exception | None:

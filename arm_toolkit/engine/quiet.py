@@ -10,6 +10,7 @@ LINES = ("Could not import OneDL",)  # optional data sets of the company that ma
 WARNINGS = (
     "faster_coco_eval is not installed",  # an optional evaluator that no configuration names
     "Default ``avg_non_ignore`` is False",  # mmseg's loss says at each start how it averages
+    "'pin_memory' argument is set as true but no accelerator is found",  # the log says that no GPU is found
     "The draw is False",  # mmseg's hook that draws, where nothing is to be drawn
 )
 LOGGED = (

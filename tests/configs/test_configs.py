@@ -6,6 +6,7 @@ Narrowed copies of the detectors and segmentors take a real training step on gen
 import copy
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -636,6 +637,24 @@ def test_adam_is_fused_on_a_cpu(optimizer, fused):
     assert cfg.optim_wrapper.optimizer.get("fused") is fused
     wrapper = build_optim_wrapper(nn.Linear(2, 2), cfg.optim_wrapper)
     assert wrapper.optimizer.defaults["fused"] is fused
+
+
+def test_a_work_dir_is_removed_while_it_is_written(tmp_path, monkeypatch):
+    """TensorBoard's thread makes its file when it likes; a folder that is not empty any more cannot be removed."""
+    from arm_toolkit.engine import launch
+
+    folder, removed, rmdir = tmp_path / "new", [], os.rmdir
+    (folder / "vis_data").mkdir(parents=True)
+
+    def written_meanwhile(path, **options):
+        if not removed:
+            (folder / "vis_data/events").write_text("")
+        removed.append(path)
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", written_meanwhile)
+    launch._remove(folder)
+    assert not folder.exists() and len(removed) > 2
 
 
 @pytest.mark.parametrize(("batch_size", "norm"), [(1, "GN"), (2, "BN")])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from arm_toolkit.datasets.shapes import write_shapes
 from arm_toolkit.engine.launch import build_runner
+from arm_toolkit.machine import multiply_with_onednn
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import det_config, pretrain_config, seg_config, train
 from tests.helpers.tools import call_tool, own_globals, run_tool
@@ -67,6 +68,7 @@ def test_two_processes_give_the_mean_gradient_of_their_halves(kind, shapes, tmp_
         (batch,) = [batch for batch, _ in zip(runner.build_dataloader(cfg.train_dataloader, seed=0), range(1))]
     runner.model.load_state_dict(dumped["weights"])
     runner.model.train()
+    multiply_with_onednn()  # as the two processes do
     halves = [{key: values[rank::2] for key, values in batch.items()} for rank in (0, 1)]
     gradients = {name: 0.0 for name, weight in runner.model.named_parameters() if weight.requires_grad}
     assert gradients.keys() == dumped["gradients"].keys()
