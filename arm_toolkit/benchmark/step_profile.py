@@ -21,6 +21,7 @@ from arm_images.errors import DataError
 from ..datasets.transforms import checked_loading
 from ..engine.checks import check_data_paths, config_errors
 from ..engine.config import load_config
+from ..engine.launch import use_group_norm
 from ..errors import ConfigError
 from ..tables import markdown_table
 from .case import Setting
@@ -76,9 +77,12 @@ def profile_steps(
         raise ConfigError(f"{config} has no model and {key}; see det_configs/, seg_configs/ and cls_configs/")
     init_default_scope(cfg.get("default_scope", "mmengine"))
     check_data_paths(cfg, (key,))
+    cfg[key].batch_size = batch or cfg[key].batch_size
+    if not test:
+        use_group_norm(cfg)
     with config_errors(cfg, config):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).train(not test)
-    batches, loading = _batches(cfg, key, batch, steps + 1)
+    batches, loading = _batches(cfg, key, steps + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as in training
     for module in model.modules():
         if isinstance(module, MambaMixer | SS2D):
@@ -101,10 +105,10 @@ def profile_steps(
     return f"{title}: {seconds / steps:.3g} s, {images * steps / seconds:.3g} images/s", rows
 
 
-def _batches(cfg: Config, key: str, batch: int | None, number: int) -> tuple[list[dict], float]:
+def _batches(cfg: Config, key: str, number: int) -> tuple[list[dict], float]:
     """The first batches of a data loader, and the seconds that loading one takes."""
     loader = deepcopy(cfg[key])
-    loader.update(num_workers=0, persistent_workers=False, **({} if batch is None else dict(batch_size=batch)))
+    loader.update(num_workers=0, persistent_workers=False)
     with config_errors(cfg, key):
         loader = Runner.build_dataloader(checked_loading(loader, cfg.get("default_scope")), seed=0)
     start = time.perf_counter()

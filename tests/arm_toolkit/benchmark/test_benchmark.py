@@ -400,11 +400,14 @@ def test_data_loader_of_a_pipeline_reads_as_the_training_does(shapes, tmp_path):
     assert PipelineImages.loaded_with is LoadImage
 
 
-@pytest.mark.parametrize(("make", "test"), [(det_config, False), (det_config, True), (seg_config, False)])
-def test_profile(shapes, tmp_path, capsys, make, test):
+@pytest.mark.parametrize(
+    ("make", "test", "batch"),
+    [(det_config, False, 2), (det_config, True, 2), (seg_config, False, 2), (seg_config, False, 1)],
+)
+def test_profile(shapes, tmp_path, capsys, make, test, batch):
     config, file = tmp_path / "dense.py", tmp_path / "profile.json"
     make(shapes).dump(config)
-    options = ("--steps", 2, "--batch", 2, "--json", file, *(["--test"] if test else []))
+    options = ("--steps", 2, "--batch", batch, "--json", file, *(["--test"] if test else []))
     assert call_tool("benchmark.py", "profile", config, *options) == 0
     rows = {row["part"]: row for row in json.loads(file.read_text())["rows"]}
     loading = rows.pop("loading, in a data worker")
@@ -413,7 +416,9 @@ def test_profile(shapes, tmp_path, capsys, make, test):
     expected = {"matrix products", "convolutions", "scan, convolution and gates of the blocks", "rest"}
     assert expected <= set(rows) and ("optimizer" in rows) is not test
     assert ("RoIAlign and NMS" in rows) is (make is det_config)
-    assert re.search(r"(test|training) step of .*, batch 2, the first image .* images/s", capsys.readouterr().out)
+    assert re.search(
+        rf"(test|training) step of .*, batch {batch}, the first image .* images/s", capsys.readouterr().out
+    )
 
 
 def test_profile_needs_a_batch_more_than_its_steps(shapes, tmp_path, capsys):
