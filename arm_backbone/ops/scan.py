@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .checks import check_positive, check_real, check_tensors
 from .dispatch import differentiable_scan, plain_functions, resolve_backend, scan_kernels
-from .layout import empty_by_direction
+from .layout import contiguous, empty_by_direction
 from .library import define_op, needs_grad, register_backward, without_autocast
 from .orders import ScanOrders, are_per_image, check_fit, image_orders, order_tensor
 from .per_image import outputs_by_direction, reduced
@@ -195,7 +195,9 @@ def _run_backward(
     states: Tensor,
 ) -> list[Tensor]:
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
-    return scan_kernels(backend).scan_backward(grad_y, inputs, delta_softplus, reduce, states, in_place=False)
+    return scan_kernels(backend).scan_backward(
+        contiguous(grad_y), inputs, delta_softplus, reduce, states, in_place=False
+    )
 
 
 def _fake_backward(grad_y, u, delta, A, B, C, D, delta_bias, orders, delta_softplus, reduce, backend, states):
@@ -217,7 +219,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_y, _grad_states):
     *tensors, states = ctx.saved_tensors
     options = ctx.delta_softplus, ctx.reduce, ctx.backend
-    grads = _cross_scan_backward(grad_y.contiguous(), *tensors, *options, states)
+    grads = _cross_scan_backward(grad_y, *tensors, *options, states)
     D, delta_bias = tensors[5:7]
     grads[5] = None if D is None else grads[5]
     grads[6] = None if delta_bias is None else grads[6]

@@ -105,15 +105,14 @@ def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: C
     (B, K, D, L). delta, B and C are already in each direction's scan order, because they are projections of rearranged
     tokens. The result is (B, D, L), in token order.
     """
-
-    def call(k: int, x: Tensor) -> Tensor:
-        return selective_scan_fn(x, delta[:, k], A[k], B[:, k], C[:, k], D[k], None, delta_bias[k], delta_softplus=True)
-
-    if is_single(orders):
-        return call(0, u[:, 0])
+    if is_single(orders):  # squeezed, since the gradient of an index fills a tensor of zeros first
+        u, delta, B, C = (x.squeeze(1) for x in (u, delta, B, C))
+        return selective_scan_fn(u, delta, A[0], B, C, D[0], None, delta_bias[0], delta_softplus=True)
     total = 0
     for k, (order, inverse) in enumerate(zip(orders, inverse_orders(orders))):
-        total = total + call(k, u[:, k].index_select(2, order)).index_select(2, inverse)
+        x = u[:, k].index_select(2, order)
+        y = selective_scan_fn(x, delta[:, k], A[k], B[:, k], C[:, k], D[k], None, delta_bias[k], delta_softplus=True)
+        total = total + y.index_select(2, inverse)
     return total / len(orders)
 
 

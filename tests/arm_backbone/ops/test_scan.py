@@ -568,3 +568,17 @@ def test_kernels_of_other_sources_are_refused(monkeypatch):
     monkeypatch.setattr(native, "_library", lambda: library)
     monkeypatch.setattr(native, "LIBRARY", native.Path(__file__))  # an existing file
     assert "other sources; rebuild it: pip install -e ." in native.unavailable.__wrapped__()
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_a_gradient_in_mamba_ssms_layout():
+    """Bit-equal whether the incoming gradient lies as (B, L, D) or, as after selective_scan, as (B, D, L)."""
+    inputs = cast(scan_inputs(batch=3, grid=(7, 9), dim=70), torch.float32)
+    leaves = [inputs[name].detach().requires_grad_() for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
+    y = cross_scan(*leaves, inputs["orders"])
+    grad = torch.randn_like(y)
+    lies_otherwise = grad.transpose(1, 2).contiguous().transpose(1, 2)
+    assert grad.is_contiguous() and not lies_otherwise.is_contiguous()
+    expected = torch.autograd.grad(y, leaves, grad, retain_graph=True)
+    for found, wanted in zip(torch.autograd.grad(y, leaves, lies_otherwise), expected, strict=True):
+        assert torch.equal(found, wanted)
