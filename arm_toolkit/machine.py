@@ -40,12 +40,13 @@ def cpu_multiplies_bfloat16() -> bool:
     """
     if {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_info().get("flags", "").split()):
         return False
-    before = torch.get_float32_matmul_precision()
+    before = _float32_precision()
     multiply_with_onednn()
     try:
         return _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
     finally:
-        torch.set_float32_matmul_precision(before)
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
@@ -103,7 +104,7 @@ def multiply_with_onednn() -> bool:
     for it. The setting holds for the whole process. A precision that somebody has set is kept, and with the environment
     variable ARM_ONEDNN_PRODUCTS=0 this function does nothing.
     """
-    info, before = _cpu_info(), torch.get_float32_matmul_precision()
+    info, before = _cpu_info(), _float32_precision()
     is_amd = info.get("vendor_id") == "AuthenticAMD" and "avx512bw" in info.get("flags", "").split()
     if not is_amd or before != "highest" or os.environ.get(ONEDNN_PRODUCTS) == "0":
         return is_amd and before == "medium"
@@ -112,6 +113,14 @@ def multiply_with_onednn() -> bool:
         return True
     torch.set_float32_matmul_precision(before)
     return False
+
+
+def _float32_precision() -> str | None:
+    """PyTorch's precision of float32 products; None if somebody has set it for one back end only."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _multiplies_exactly() -> bool:

@@ -77,7 +77,8 @@ def profile_steps(
         raise ConfigError(f"{config} has no model and {key}; see det_configs/, seg_configs/ and cls_configs/")
     init_default_scope(cfg.get("default_scope", "mmengine"))
     check_data_paths(cfg, (key,))
-    cfg[key].batch_size = batch or cfg[key].batch_size
+    if batch is not None:
+        cfg[key].batch_size = batch
     if not test:
         use_group_norm(cfg)
     with config_errors(cfg, config):

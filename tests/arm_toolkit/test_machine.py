@@ -122,6 +122,17 @@ def test_a_precision_that_was_set_is_kept(monkeypatch, precision_restored):
     assert torch.get_float32_matmul_precision() == "high"
 
 
+def test_a_precision_of_one_back_end_is_kept():
+    """PyTorch's two ways to set it exclude each other."""
+    program = (
+        "import torch; torch.backends.mkldnn.matmul.fp32_precision = 'tf32'; from arm_toolkit import machine; "
+        f"machine._cpu_info = lambda: {EPYC | dict(flags=EPYC['flags'] + ' avx512_bf16')!r}; "
+        "print(machine.multiply_with_onednn(), machine.cpu_multiplies_bfloat16() in (True, False))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False True\n", done.stderr
+
+
 def test_rounding_to_bfloat16_is_noticed(monkeypatch):
     assert machine._multiplies_exactly()
     full = torch.full
