@@ -385,17 +385,17 @@ def test_images_that_exceed_the_memory(models, images, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(models, images, tmp_path):
     (tmp_path / "in").mkdir()
-    for number in range(3000):  # more than any machine predicts before the signal
-        os.link(images[number % 6], tmp_path / f"in/{number:04}.jpg")
+    for number in range(300):
+        shutil.copy(images[number % 6], tmp_path / f"in/{number:03}.jpg")
     command = [sys.executable, ROOT / "tools/predict.py", models["seg"], tmp_path / "in", "--out", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / "out/drawn/0003.jpg").exists():
+    while process.poll() is None and not (tmp_path / "out/drawn/003.jpg").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in errors, errors
     count = len(content(tmp_path / "out/results.json")["images"])
-    assert 3 <= count < 3000 and f"results.json holds {count} images" in errors
+    assert 3 <= count < 300 and f"results.json holds {count} images" in errors
     assert not list(tmp_path.rglob("*.part"))
 
 
