@@ -100,8 +100,8 @@ def multiply_with_onednn() -> bool:
     """Make oneDNN multiply float32 matrices on AMD processors with AVX-512; returns whether it does.
 
     There MKL, PyTorch's default, uses AVX2 and takes twice as long. The switch for it, a float32 precision of "medium",
-    also allows rounding to bfloat16, which oneDNN does with AMX only; no AMD processor has it, and a product is checked
-    for it. The setting holds for the whole process. A precision that somebody has set is kept, and with the environment
+    also allows rounding to bfloat16, for which oneDNN needs AMX; no AMD processor has it, and a product is checked for
+    it. The setting holds for the whole process. A precision that somebody has set is kept, and with the environment
     variable ARM_ONEDNN_PRODUCTS=0 this function does nothing.
     """
     info, before = _cpu_info(), _float32_precision()
@@ -125,7 +125,7 @@ def _float32_precision() -> str | None:
 
 def _multiplies_exactly() -> bool:
     """Whether a float32 product keeps digits that bfloat16 does not have."""
-    x = torch.full((512, 512), 1 + 2**-12)
+    x = torch.full((512, 512), 1 + 2**-12, dtype=torch.float32, device="cpu")
     return bool(((x @ x) / 512 - (1 + 2**-11)).abs().max() < 1e-5)
 
 

@@ -149,10 +149,12 @@ def _forward(
     """The result, and for the backward the projection's output, the chunk states, two weights and A."""
     conv, scan = kernels
     x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
-    A = torch.exp(A_log.transpose(1, 2).float().contiguous()).neg_().transpose(1, 2)  # in the kernels' layout
+    directions, channels, states = A_log.shape
+    A = torch.empty(directions, states, channels, device=x.device, dtype=torch.float32)  # the kernels' layout
+    A = torch.exp(A_log.transpose(1, 2).float(), out=A).neg_().transpose(1, 2)
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
     projected = _direction_rows(u) @ x_proj.transpose(1, 2)
-    delta, B, C = _scan_inputs(projected, dt_proj, A_log.shape[2], u.shape)
+    delta, B, C = _scan_inputs(projected, dt_proj, states, u.shape)
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, orders)
     y, saved = scan.scan_forward(inputs, True, "mean", keep, last=False, gate=gate)
     return y, projected, saved, x_proj, dt_proj, A

@@ -87,11 +87,9 @@ EPYC = {"vendor_id": "AuthenticAMD", "flags": "fma avx2 avx512f avx512bw"}
 
 
 @pytest.fixture
-def precision_restored():
-    before = torch.get_float32_matmul_precision()
+def highest_precision():
+    """PyTorch's default; conftest.py restores what was set before."""
     torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def precision_restored():
         ({}, None, True, False),
     ],
 )
-def test_where_onednn_multiplies(info, variable, exact, multiplies, monkeypatch, precision_restored):
+def test_where_onednn_multiplies(info, variable, exact, multiplies, monkeypatch, highest_precision):
     monkeypatch.setattr(machine, "_cpu_info", lambda: info)
     monkeypatch.setattr(machine, "_multiplies_exactly", lambda: exact)
     if variable:
@@ -115,7 +113,7 @@ def test_where_onednn_multiplies(info, variable, exact, multiplies, monkeypatch,
     assert machine.multiply_with_onednn() is multiplies  # a second time
 
 
-def test_a_precision_that_was_set_is_kept(monkeypatch, precision_restored):
+def test_a_precision_that_was_set_is_kept(monkeypatch, highest_precision):
     monkeypatch.setattr(machine, "_cpu_info", lambda: EPYC)
     torch.set_float32_matmul_precision("high")
     assert machine.multiply_with_onednn() is False
@@ -136,11 +134,11 @@ def test_a_precision_of_one_back_end_is_kept():
 def test_rounding_to_bfloat16_is_noticed(monkeypatch):
     assert machine._multiplies_exactly()
     full = torch.full
-    monkeypatch.setattr(torch, "full", lambda *args: full(*args).bfloat16().float())
+    monkeypatch.setattr(torch, "full", lambda *args, **kwargs: full(*args, **kwargs).bfloat16().float())
     assert not machine._multiplies_exactly()
 
 
-def test_products_stay_float32(precision_restored):
+def test_products_stay_float32(highest_precision):
     """Whatever this processor does: sums over 2,048 numbers are exact to a few float32 roundings."""
     machine.multiply_with_onednn()
     x, weight = torch.randn(196, 2048), torch.randn(768, 2048)
