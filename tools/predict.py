@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from arm_toolkit.engine.arguments import add_dtype
 from arm_toolkit.errors import ConfigError, run_tool
 from arm_toolkit.inference.inputs import find_inputs
 
@@ -41,6 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--no-drawings", action="store_true", help="write results only; videos are drawn all the same")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    add_dtype(parser)
     args = parser.parse_args()
     for option, number in (("--batch-size", args.batch_size), ("--top-k", args.top_k), ("--window", args.window)):
         if number is not None and number < 1:
@@ -55,7 +57,7 @@ def main() -> None:
     from arm_toolkit.inference.run import Options, predict_files
 
     check_environment()
-    predictor = load(args.model, args.checkpoint, args.device, tta=args.tta, window=args.window)
+    predictor = load(args.model, args.checkpoint, args.device, tta=args.tta, window=args.window, dtype=args.dtype)
     options = Options(
         args.out, args.annotations, args.batch_size, args.score_thr, args.top_k, drawings=not args.no_drawings
     )

@@ -7,7 +7,7 @@ Example that also draws every test image with its predictions (on several device
 import argparse
 from pathlib import Path
 
-from arm_toolkit.engine.arguments import ConfigFile, add_arguments
+from arm_toolkit.engine.arguments import ConfigFile, add_arguments, add_dtype
 from arm_toolkit.errors import run_tool
 
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation, several scales and flips (not for classification)"
     )
+    add_dtype(parser)
     add_arguments(parser)
     args = parser.parse_args()
 

@@ -35,6 +35,7 @@ from .checks import (
 from .environment import check_environment
 from .newest import newest_checkpoint
 from .outputs import draw, save_results
+from .precision import use_dtype
 from .runner import ARMRunner
 from .values import check_values, require_keys
 from .work_dir_lock import is_first_process, one_run, refuse_second_run
@@ -272,7 +273,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
     """Evaluate a checkpoint; with `--check` only check, and return None.
 
     Args:
-        args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta`, and those of `add_arguments`.
+        args: parsed by `tools/test.py`: `checkpoint`, `out`, `show_dir`, `tta`, `dtype`, and those of `add_arguments`.
         config_name: names the default work dir.
 
     Returns:
@@ -302,6 +303,7 @@ def test(cfg: Config, args: argparse.Namespace, config_name: str) -> dict | None
             raise ConfigError("--tta: the configuration has no tta_model and tta_pipeline")
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    use_dtype(cfg, args.dtype)
     if args.check:
         print(f"{config_name}: configuration, arguments and files are in order")
         return None

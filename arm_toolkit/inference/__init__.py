@@ -19,6 +19,7 @@ def load(
     *,
     tta: bool = False,
     window: int | None = None,
+    dtype: str = "float32",
 ) -> Predictor:
     """Load a trained detector, segmentor or classifier.
 
@@ -34,6 +35,8 @@ def load(
         tta: test-time augmentation: average over the sizes and flips of the configuration's `tta_pipeline`.
         window: of a segmentor: predict in windows of so many pixels that overlap by a third, whatever the configuration
             says.
+        dtype: of the matrix products, "float32" or "bfloat16", which is faster on a GPU or a processor that multiplies
+            it.
 
     Returns:
         an object that is called with an image or a list of images, see `predictor.Predictor`.
@@ -45,4 +48,4 @@ def load(
     from .build import find
     from .predictor import Predictor
 
-    return Predictor(find(model, checkpoint), device, tta=tta, window=window)
+    return Predictor(find(model, checkpoint), device, tta=tta, window=window, dtype=dtype)

@@ -18,6 +18,7 @@ from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
 
+from ..engine.precision import DTYPES, compute_in_bfloat16
 from ..engine.structure import TASKS
 from ..errors import ConfigError, NotFinite, one_line, user_errors
 from .build import Trained, build_module, building
@@ -50,7 +51,7 @@ class Predictor:
 
     Args:
         trained: from `build.find`.
-        device, tta, window: see `arm_toolkit.inference.load`.
+        device, tta, window, dtype: see `arm_toolkit.inference.load`.
 
     Attributes:
         task: "detection", "segmentation" or "classification".
@@ -65,14 +66,24 @@ class Predictor:
     """
 
     def __init__(
-        self, trained: Trained, device: str | None = None, *, tta: bool = False, window: int | None = None
+        self,
+        trained: Trained,
+        device: str | None = None,
+        *,
+        tta: bool = False,
+        window: int | None = None,
+        dtype: str = "float32",
     ) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r}: give {' or '.join(map(repr, DTYPES))}")
         self.cfg = trained.cfg
         self._trained = trained
         self.device = _device(device)
         self.model = build_module(trained)
         self.task = _task(trained, self.model)
         self.model.to(self.device)
+        if dtype == "bfloat16":
+            compute_in_bfloat16(self.model)
         found = find_classes(trained)
         self.classes, self.palette, self.reduce_zero_label = found.names, found.palette, found.reduce_zero_label
         if window is not None:

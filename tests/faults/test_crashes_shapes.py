@@ -90,7 +90,8 @@ def checkpoint(shapes, tmp_path_factory) -> dict[str, Path]:
 
 
 def evaluate(cfg: Config, checkpoint: Path, folder: Path, **options) -> dict:
-    arguments = dict(out=None, show_dir=None, tta=False, check=False, launcher="none", local_rank=0) | options
+    arguments = dict(out=None, show_dir=None, tta=False, dtype="float32", check=False, launcher="none", local_rank=0)
+    arguments |= options
     args = argparse.Namespace(checkpoint=str(checkpoint), work_dir=str(folder / "test"), **arguments)
     with own_globals():
         return launch.test(cfg, args, "test")
