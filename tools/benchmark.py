@@ -146,6 +146,9 @@ def parse() -> argparse.Namespace:
     model.add_argument("names", nargs="+", metavar="NAME", help="name in timm's registry")
     sizes = dict(type=image_size, nargs="+", metavar="N", help="image sizes in pixels, each one number or HxW")
     model.add_argument("--img-size", default=[None], **sizes)
+    model.add_argument(
+        "--compile", metavar="MODE", help="also with blocks compiled by torch.compile, e.g. reduce-overhead"
+    )
     pretrain = tools.add_parser(
         "pretrain", parents=[options, backends, common], help="configurations of pretraining, or of classifiers"
     )
@@ -175,7 +178,7 @@ def cases(args: argparse.Namespace, setting: Setting) -> Iterator[Case]:
     if args.what == "block":
         return block_cases(setting, args.grid, args.arch, args.backward, args.backends, args.encoder)
     if args.what == "model":
-        return model_cases(setting, args.names, args.img_size)
+        return model_cases(setting, args.names, args.img_size, args.compile)
     if args.what == "pretrain":
         return pretrain_cases(setting, args.configs, args.cfg_options, args.backends, args.data)
     if args.what == "exported":

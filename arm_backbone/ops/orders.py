@@ -14,7 +14,7 @@ class ScanOrders:
 
     Kernels read and write memory at these indices: an index out of range would corrupt memory, a missing index would
     leave results undefined. Operators validate a plain tensor at each call; this class validates it once, on the CPU,
-    and again if the tensor was changed since.
+    and again if the tensor was changed since; a compiled function does not see such changes.
 
     Args:
         orders: (K, L) int64, or (B, K, L) if images differ; each row is a permutation of 0 to L - 1.
@@ -57,6 +57,8 @@ class ScanOrders:
         Raises:
             ValueError: if a row is not a permutation any more.
         """
+        if torch.compiler.is_compiling():  # changes are not counted there, and validating waits for the GPU
+            return self._tensor
         if self._version != _version(self._tensor):
             self._keep(_validated(self._tensor))
         return self._tensor

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..analysis.model_info import from_name
 from ..analysis.work import work_of
 from ..engine.checks import config_errors
+from ..engine.compiled_blocks import begin_step, compile_arguments, compile_blocks
 from ..engine.config import load_config
 from ..errors import ConfigError, one_line
 from .case import Candidate, Case, Setting, resolved, with_backend
@@ -58,7 +59,9 @@ def _case(kind: str, images: Tensor, what: str, setting: Setting) -> Case:
     return Case(kind, height * width, AXIS, title, [], unit=RATE)
 
 
-def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] | None]) -> Iterator[Case]:
+def model_cases(
+    setting: Setting, names: list[str], sizes: list[tuple[int, int] | None], mode: str | None = None
+) -> Iterator[Case]:
     """Inference and a training step of classifiers in timm's registry, which includes ours, with their counted work.
 
     With a dtype other than float32, inference is also timed with weights of that dtype instead of autocast ("weights
@@ -66,11 +69,12 @@ def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] 
 
     Args:
         sizes: (H, W) of the images; None is the first classifier's default.
+        mode: of torch.compile; classifiers are then also timed with compiled blocks.
 
     Raises:
-        ConfigError: if a name is unknown, or a classifier cannot be built for a size.
+        ConfigError: if a name or the mode is unknown, or a classifier cannot be built for a size.
     """
-    names = list(dict.fromkeys(names))
+    names, arguments = list(dict.fromkeys(names)), compile_arguments(mode)
     for size in sizes:
         size = size or from_name(names[0])[1][1:]
         images = setting.randn(setting.batch, 3, *size)
@@ -84,13 +88,30 @@ def model_cases(setting: Setting, names: list[str], sizes: list[tuple[int, int] 
                 counted = _classify(meta.train(is_training), images.to("meta"))
                 work = work_of(counted, setting.batch, is_training)
                 case.candidates.append(Candidate(name, run, setting.batch, counted=work))
+                if arguments is not None:
+                    run = _compiled(model, images, arguments, setting)
+                    case.candidates.append(Candidate(f"{name}, compiled", run, setting.batch, counted=work))
             if not is_training and setting.dtype != torch.float32:
                 as_held = replace(setting, dtype=torch.float32)  # without autocast
-                for candidate, (model, _) in zip(tuple(case.candidates), models.values(), strict=True):
-                    held = copy.deepcopy(model).to(setting.dtype)
+                for candidate in [found for found in case.candidates if found.name in models]:
+                    held = copy.deepcopy(models[candidate.name][0]).to(setting.dtype)
                     run = inference(held, images.to(setting.dtype), as_held)
                     case.candidates.append(replace(candidate, name=f"{candidate.name}, weights held", run=run))
             yield case
+
+
+def _compiled(model: nn.Module, images: Tensor, arguments: dict, setting: Setting) -> Callable[[], object]:
+    """Inference of a copy with compiled blocks, or a training step if the model is in training mode."""
+    model = copy.deepcopy(model)
+    compile_blocks(model, arguments)
+    is_training = model.training
+    run = training_step(_classify(model, images), model, setting) if is_training else inference(model, images, setting)
+
+    def step() -> object:
+        begin_step()
+        return run()
+
+    return step
 
 
 def _classifier(name: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:

@@ -32,6 +32,7 @@ from .checks import (
     dicts,
     pretrained_backbone,
 )
+from .compiled_blocks import compile_arguments
 from .environment import check_environment
 from .newest import newest_checkpoint
 from .outputs import draw, save_results
@@ -189,6 +190,8 @@ def _explain(error: Exception, cfg: Config, runner: ARMRunner | None) -> Excepti
     """
     if get_world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
         return ConnectionError("another process has stopped; see its error")  # gloo: "Connection closed by peer"
+    if cfg.get("compile") and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return ConfigError(f"compile={cfg.compile!r}: {one_line(error)}; without this key nothing is compiled")
     likely = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
     if not isinstance(error, likely) or (runner is not None and runner.worked):
         return None
@@ -225,6 +228,7 @@ def _check_train(cfg: Config, args: argparse.Namespace, config_name: str) -> Non
     check_environment(args.launcher)
     require_keys(cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
     check_values(cfg)
+    compile_arguments(cfg.get("compile"))
     loaders = ("train_dataloader", "val_dataloader")
     check_data_paths(cfg, loaders)
     check_arguments(cfg)

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
 # keys that mmengine, mmdet or our tools read in addition to the Runner's arguments
 OTHER_KEYS = frozenset(
-    "custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model "
+    "compile custom_imports data_root default_scope find_unused_parameters model_wrapper_cfg sync_bn tta_model "
     "tta_pipeline".split()
 )
 _PATHS = frozenset("checkpoint file filename img load_from path prefix root seg suffix".split())

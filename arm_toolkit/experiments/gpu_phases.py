@@ -77,6 +77,7 @@ FULL = Sizes(
         "ARM-B and DeiT-B at 1024": "model arm_base_patch16_224 deit_base_patch16_224 --img-size 1024 --batch 8",
         "scan": "scan --batch 2 --grid 64x64 64x64+1 --backward --only triton",
         "block": "block --batch 2 --grid 64x64+1 --backward",
+        "CUDA graphs": "model arm_base_patch16_224 --img-size 512 --batch 2 --compile reduce-overhead",
     },
     timing=("--dtype", "bfloat16", "--seconds", "2"),
 )

@@ -327,6 +327,15 @@ def test_weights_held_in_bfloat16(tmp_path):
     assert names(rows, "training step") == [*models]
 
 
+@pytest.mark.slow
+def test_compiled_blocks(tmp_path):
+    model, file = "deit_tiny_patch16_224", tmp_path / "model.json"
+    options = ("--img-size", 32, "--compile", "reduce-overhead", "--json", file)
+    assert call_tool("benchmark.py", "model", model, *options, *SHORT) == 0
+    rows = rows_of(file)
+    assert names(rows, "inference") == names(rows, "training step") == [model, f"{model}, compiled"]
+
+
 PARADIGMS = {
     "ar": "dict(type='ARMPretrainer', arch=ARCH, img_size=64, cluster_side=2, decoder_dim=64, decoder_depth=1)",
     "mae": "dict(type='MAEPretrainer', arch=ARCH, img_size=32, decoder_dim=64, decoder_depth=1, decoder_heads=2)",
@@ -444,6 +453,7 @@ def test_dense(shapes, tmp_path, make):
     [
         (["model", "arm_bas_patch16_224"], "did you mean arm_base_patch16_224"),
         (["model", "arm_tiny_patch16_224", "--img-size", 8], "cannot be built for images of 8 x 8 pixels"),
+        (["model", "arm_tiny_patch16_224", "--compile", "fast"], "compile='fast': Unrecognized mode=fast"),
         (["pretrain", "det_configs/mask_rcnn_arm_b.py"], "is not a pretraining configuration"),
         (["pretrain", "nothing.py"], "does not exist"),
         (["pretrain", "pretrain/configs/moco/moco_arm_ti.py"], "--batch 1: a batch of one image"),

@@ -1,0 +1,117 @@
+"""The key `compile` of a configuration: torch.compile for the blocks of a model in training, on a GPU as CUDA graphs.
+
+mmengine's key of this name compiles the whole step, whose logging, targets and losses break into many graphs. Blocks
+are where a small batch waits for launches from Python: a graph replays them without.
+"""
+
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+
+from ..errors import ConfigError, one_line
+from .batches_hook import unwrapped
+
+WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that record CUDA graphs
+SIZES = 8  # sizes of images for which graphs are recorded; each takes memory
+
+
+def compile_arguments(value: object) -> dict | None:
+    """Arguments of torch.compile from the value of the key; None if nothing is compiled.
+
+    Args:
+        value: True, a mode of torch.compile, a dict of its arguments; False and None compile nothing.
+
+    Raises:
+        ConfigError: for any other value, or one that torch.compile refuses.
+    """
+    if value is None or value is False:
+        return None
+    arguments = {} if value is True else dict(mode=value) if isinstance(value, str) else value
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"compile={value!r}: give True, a mode of torch.compile, or a dict of its arguments")
+    try:
+        torch.compile(lambda: None, **arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"compile={value!r}: {one_line(error)}") from error
+    return dict(arguments)
+
+
+def compile_blocks(model: nn.Module, arguments: dict) -> list[nn.Module]:
+    """Compile every block of a model in place, which changes no name of a weight; returns the blocks.
+
+    Args:
+        arguments: of torch.compile.
+
+    Raises:
+        ConfigError: if the model has no list of modules that is called `blocks`.
+    """
+    import torch._dynamo  # takes a second
+
+    lists = (module for name, module in model.named_modules() if name.rpartition(".")[2] == "blocks")
+    blocks = [block for found in lists if isinstance(found, nn.ModuleList | nn.Sequential) for block in found]
+    if not blocks:
+        raise ConfigError(f"compile: {type(model).__name__} has no blocks that could be compiled; remove the key")
+    # blocks share their code, and each drop path rate and kind of call is a variant of it
+    limit = torch._dynamo.config
+    limit.recompile_limit = max(limit.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile(**arguments)
+    return blocks
+
+
+def begin_step() -> None:
+    """Let CUDA graphs reuse the memory of the last step's results. Call it before every step of compiled blocks."""
+    torch.compiler.cudagraph_mark_step_begin()
+
+
+class CompiledBlocksHook(Hook):
+    """Compiles the blocks before training. Validation runs them uncompiled: its images have many sizes.
+
+    Args:
+        arguments: of torch.compile.
+    """
+
+    priority = "VERY_LOW"  # after hooks that copy the model
+
+    def __init__(self, arguments: dict) -> None:
+        self.mode = arguments.get("mode")
+        self._arguments, self._blocks, self._calls, self._sizes = arguments, [], [], set()
+
+    def before_train(self, runner) -> None:
+        """Compile.
+
+        Raises:
+            ConfigError: if the model has no blocks, or gradients are accumulated in the memory of CUDA graphs.
+        """
+        steps = runner.cfg.optim_wrapper.get("accumulative_counts", 1)
+        if self.mode in WITH_GRAPHS and steps > 1:
+            raise ConfigError(
+                f"compile.mode={self.mode} with optim_wrapper.accumulative_counts={steps}: CUDA graphs reuse the "
+                "memory of gradients; set compile=True, which records none"
+            )
+        self._blocks = compile_blocks(unwrapped(runner.model), self._arguments)
+        runner.logger.info(f"compile: {len(self._blocks)} blocks; the first steps take minutes")
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Called before every batch.
+
+        Raises:
+            ConfigError: if graphs would be recorded for more than `SIZES` sizes of images.
+        """
+        begin_step()
+        if self.mode in WITH_GRAPHS and data_batch is not None:
+            self._sizes.add(tuple(max(image.shape[axis] for image in data_batch["inputs"]) for axis in (-2, -1)))
+            if len(self._sizes) > SIZES:
+                raise ConfigError(
+                    f"compile.mode={self.mode}: batches have more than {SIZES} sizes, and CUDA graphs are recorded for "
+                    "each; set compile=True, which records none"
+                )
+
+    def before_val(self, runner) -> None:
+        self._calls = [block._compiled_call_impl for block in self._blocks]
+        for block in self._blocks:
+            block._compiled_call_impl = None
+
+    def after_val(self, runner) -> None:
+        for block, call in zip(self._blocks, self._calls, strict=True):
+            block._compiled_call_impl = call
