@@ -5,10 +5,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .mixer import MambaMixer
-from .ops.gate import gated_linear
-from .ops.library import compute_dtype
 from .ops.norm import add_layer_norm, layer_norm
 from .ops.orders import ScanOrders
+from .ops.swiglu import swiglu
 from .parameters import own_linears
 
 NORM_EPS = 1e-5
@@ -33,16 +32,15 @@ class SwiGLU(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(compute_dtype(x))  # cast once for both linears
-        return gated_linear(self.w2(x), self.w1(x), self.w3)  # w3(w2(x) * silu(w1(x)))
+        return swiglu(x, gate=self.w1, value=self.w2, out=self.w3)
 
 
 class Block(nn.Module):
     """`x + drop_path(mixer(norm1(x)))`, then `x + drop_path(mlp(norm2(x)))`.
 
     The fused operators compute what a call of their module computes: `layer_norm(x, norm)` is `norm(x)`,
-    `add_layer_norm(x, y, norm)` is `(x + y, norm(x + y))`, `gated_linear(x, z, linear)` is `linear(x * silu(z))`. They
-    simply call a module that has hooks or is of another class.
+    `add_layer_norm(x, y, norm)` is `(x + y, norm(x + y))`, `gated_linear(x, z, linear)` is `linear(x * silu(z))`, and
+    so on. They simply call a module that has hooks or is of another class.
 
     Args:
         dim: channels.

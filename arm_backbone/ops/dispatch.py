@@ -81,13 +81,26 @@ class ConvKernels(Protocol):
 
 
 class GateKernels(Protocol):
-    """`gate.py` of a back end."""
+    """`gate.py` of a back end.
+
+    Attributes:
+        LAUNCHES_COST: whether fewer operators are worth a copy.
+    """
+
+    LAUNCHES_COST: bool
 
     def gate_forward(self, x: Tensor, z: Tensor) -> Tensor:
         """`x * silu(z)`, contiguous; x and z (..., C) of one dtype."""
 
-    def gate_backward(self, grad: Tensor, x: Tensor, z: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-        """Gradients of x and z; with `in_place` that of x overwrites the contiguous `grad`."""
+    def gate_backward(
+        self, grad: Tensor, x: Tensor, z: Tensor, grad_x: Tensor | None = None, grad_z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of x and z.
+
+        Args:
+            grad_x, grad_z: tensors with evenly spaced rows of contiguous channels to write into, or None for new ones;
+                grad_x may be `grad`.
+        """
 
 
 class NormKernels(Protocol):

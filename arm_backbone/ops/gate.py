@@ -50,7 +50,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     @no_double_backward
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.kernels.gate_backward(grad, *ctx.saved_tensors, in_place=False), None
+        return *ctx.kernels.gate_backward(grad, *ctx.saved_tensors), None
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -72,5 +72,6 @@ class _GatedLinear(torch.autograd.Function):
                 grad_weight = (rows.mT @ ctx.kernels.gate_forward(x, z).flatten(0, -2)).to(ctx.dtypes[0])
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
-            grad_x, grad_z = ctx.kernels.gate_backward((rows @ weight).view(x.shape), x, z, in_place=True)
+            grad_gated = (rows @ weight).view(x.shape)
+            grad_x, grad_z = ctx.kernels.gate_backward(grad_gated, x, z, grad_gated)
         return grad_x, grad_z, grad_weight, grad_bias, None

@@ -10,7 +10,7 @@ from .checks import check_positive, check_real, check_tensors
 from .conv import cross_conv
 from .dispatch import ConvKernels, ScanKernels, direct_inner
 from .gate import silu_gate
-from .library import compute_dtype, needs_grad, no_double_backward
+from .library import cast_together, compute_dtype, needs_grad, no_double_backward
 from .orders import ScanOrders, are_per_image, image_orders, order_tensor
 from .per_image import outputs_by_direction, reduced
 from .scan import cross_scan
@@ -148,7 +148,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     """The result, and for the backward the projection's output, the chunk states, two weights and A."""
     conv, scan = kernels
-    x_proj, dt_proj = x_proj_weight.to(x.dtype), dt_proj_weight.to(x.dtype)
+    x_proj, dt_proj = cast_together([x_proj_weight, dt_proj_weight], x.dtype)
     directions, channels, states = A_log.shape
     A = torch.empty(directions, states, channels, device=x.device, dtype=torch.float32)  # the kernels' layout
     A = torch.exp(A_log.transpose(1, 2).float(), out=A).neg_().transpose(1, 2)
@@ -175,12 +175,13 @@ class _MambaInner(torch.autograd.Function):
     def backward(ctx, grad_y):
         with torch.autocast(grad_y.device.type, enabled=False):
             grads = _backward(grad_y, *ctx.saved_tensors, ctx.kernels)
+            grads[3:5] = cast_together(grads[3:5], ctx.dtypes[3])
         return (*(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None, None)
 
 
 def _backward(
     grad_y, x, conv_weight, conv_bias, projected, states, x_proj, dt_proj, A, D, delta_bias, orders, kernels
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     """Gradients of `mamba_inner`'s arguments."""
     conv, scan = kernels
     u = conv.conv_forward(x, conv_weight, conv_bias, orders)
@@ -197,4 +198,5 @@ def _backward(
     del u
     _direction_rows(grad_u).baddbmm_(grad_projected, x_proj)
     grad_x, grad_conv_weight, grad_conv_bias = conv.conv_backward(grad_u, x, conv_weight, conv_bias, orders)
-    return grad_x, grad_conv_weight, grad_conv_bias, grad_x_proj, grad_dt_proj, grad_A * A, grad_D, grad_bias
+    grad_A_log = torch.mul(grad_A, A, out=torch.empty_like(A, memory_format=torch.contiguous_format))
+    return [grad_x, grad_conv_weight, grad_conv_bias, grad_x_proj, grad_dt_proj, grad_A_log, grad_D, grad_bias]

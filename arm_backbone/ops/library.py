@@ -198,6 +198,20 @@ def _is_own(method: Callable, kind: type) -> bool:
     return getattr(method, "__globals__", {}).get("__name__") == kind.__module__
 
 
+def cast_together(tensors: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Convert tensors to a dtype, on a GPU in one launch; those that have it, and None, are returned as they are."""
+    results = [t if t is None or t.dtype == dtype else torch.empty_like(t, dtype=dtype) for t in tensors]
+    pairs = [(result, t) for result, t in zip(results, tensors, strict=True) if result is not t]
+    if pairs:
+        copy_together(*zip(*pairs))
+    return results
+
+
+def copy_together(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Copy tensors into others of any dtype, on a GPU in one launch."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """dtype of matmuls with x: autocast's if enabled, else x.dtype."""
     device = x.device.type

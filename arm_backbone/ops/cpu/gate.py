@@ -6,6 +6,8 @@ from torch import Tensor
 from ..layout import as_rows
 from .library import Gate, call, pointer
 
+LAUNCHES_COST = False
+
 
 def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     """`x * silu(z)`, contiguous; x and z (..., C), both float32 or both bfloat16."""
@@ -14,15 +16,18 @@ def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     return out
 
 
-def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of x and z; with `in_place` that of x overwrites the contiguous `grad`."""
-    grad_x, grad_z = grad if in_place else x.new_empty(x.shape), z.new_empty(z.shape)
-    _run(grad, x, z, grad_x, grad_z)
-    return grad_x, grad_z
+def gate_backward(
+    grad: Tensor, x: Tensor, z: Tensor, grad_x: Tensor | None = None, grad_z: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and z; see `GateKernels`."""
+    grads = tuple(x.new_empty(x.shape) if to is None else to for to in (grad_x, grad_z))
+    _run(grad, x, z, *grads)
+    return grads
 
 
 def _run(grad: Tensor | None, x: Tensor, z: Tensor, out: Tensor, grad_z: Tensor | None) -> None:
+    inputs = [(None, 0) if tensor is None else as_rows(tensor) for tensor in (grad, x, z)]
+    rows = [*(row for _, row in inputs), out.stride(-2), 0 if grad_z is None else grad_z.stride(-2)]
     width = x.shape[-1]
-    (grad, row_grad), (x, row_x), (z, row_z) = (None, 0) if grad is None else as_rows(grad), as_rows(x), as_rows(z)
-    sizes = (x.numel() // width, width, row_grad, row_x, row_z, int(x.dtype == torch.bfloat16))
-    call("gate", Gate(*sizes, *(pointer(t) for t in (grad, x, z, out, grad_z))))
+    tensors = (*(tensor for tensor, _ in inputs), out, grad_z)
+    call("gate", Gate(x.numel() // width, width, *rows, int(x.dtype == torch.bfloat16), *map(pointer, tensors)))

@@ -51,9 +51,9 @@ class Conv(Structure):
 
 
 class Gate(Structure):
-    _fields_ = [(name, c_int64) for name in ("rows", "channels", "row_grad", "row_x", "row_z", "half")] + [
-        (name, c_void_p) for name in ("grad", "x", "z", "out", "grad_z")
-    ]
+    _fields_ = [(name, c_int64) for name in ("rows", "channels")]
+    _fields_ += [(name, c_int64) for name in ("row_grad", "row_x", "row_z", "row_out", "row_grad_z", "half")]
+    _fields_ += [(name, c_void_p) for name in ("grad", "x", "z", "out", "grad_z")]
 
 
 class Norm(Structure):

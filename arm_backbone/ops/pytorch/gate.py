@@ -9,9 +9,11 @@ def gate_forward(x: Tensor, z: Tensor) -> Tensor:
     return x * F.silu(z)
 
 
-def gate_backward(grad: Tensor, x: Tensor, z: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of x and z; with `in_place` that of x overwrites `grad`."""
+def gate_backward(
+    grad: Tensor, x: Tensor, z: Tensor, grad_x: Tensor | None = None, grad_z: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and z; see `GateKernels`."""
     sigmoid = z.sigmoid()
-    grad_z = grad * x * sigmoid * (1 + z * (1 - sigmoid))
-    gate = z * sigmoid
-    return grad.mul_(gate) if in_place else grad * gate, grad_z
+    to_z = grad * x * sigmoid * (1 + z * (1 - sigmoid))
+    to_x = grad * (z * sigmoid)
+    return to_x if grad_x is None else grad_x.copy_(to_x), to_z if grad_z is None else grad_z.copy_(to_z)

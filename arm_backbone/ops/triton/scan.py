@@ -204,8 +204,9 @@ def scan_backward(
         width = triton.next_power_of_2(used)
         i.run(_sum_blocks, grid, partial, i.orders, grad_C, grad_B, *sizes, WIDTH=width, TOKENS=TOKENS)
     totals = totals.sum((0, 1))
-    grad_A = totals[:used].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
-    grad_D, grad_bias = totals[-2].clone(), totals[-1]  # gradients must not share memory
+    grad_A, grad_D, grad_bias = totals[:used].permute(1, 2, 0), totals[-2], totals[-1]
+    if not in_place:  # results of an operator must not share memory
+        grad_A, grad_D = grad_A.clone(memory_format=torch.contiguous_format), grad_D.clone()
     grad_u, grad_delta, grad_B, grad_C = (x.transpose(0, 1) for x in (grad_u, grad_delta, grad_B, grad_C))
     grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)
     dtypes = [torch.float32 if x is None else x.dtype for x in inputs[:7]]

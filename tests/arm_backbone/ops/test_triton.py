@@ -38,7 +38,8 @@ WORDS = ("B", "C", "orders")
 PAIRS = ("u", "delta", "grad_y")
 INTEGERS = (
     *("directions", "images", "length", "channels", "pairs", "rows", "segment_length", "segments", "done", "divisor"),
-    *("step_B", "step_C", "row_x", "row_z", "row_grad", "row_total", "row_branch", "count", "width", "blocks", "used"),
+    *("step_B", "step_C", "row_x", "row_z", "row_grad", "row_total", "row_branch", "row_out"),
+    *("row_grad_x", "row_grad_z", "count", "width", "blocks", "used"),
 )
 GATE = dict(ROWS=8, COLUMNS=256)
 NORM = dict(CENTERED=True, HAS_BIAS=True, WIDTH=1024, HAS_BRANCH=True, HAS_TOTAL=True)

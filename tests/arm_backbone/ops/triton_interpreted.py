@@ -1,10 +1,13 @@
 """The Triton kernels in Triton's interpreter; test_triton.py runs this with TRITON_INTERPRET=1."""
 
+import copy
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 from triton.runtime import interpreter
 
-from arm_backbone.block import Block
+from arm_backbone.block import Block, SwiGLU
 from arm_backbone.ops import cross_conv, cross_scan
 from arm_backbone.ops.scan_inputs import ScanInputs
 from arm_backbone.ops.triton import conv as conv_triton
@@ -12,7 +15,7 @@ from arm_backbone.ops.triton import gate as gate_triton
 from arm_backbone.ops.triton import norm as norm_triton
 from arm_backbone.ops.triton import scan as scan_triton
 from arm_backbone.recompute import run_checkpointed
-from arm_backbone.scan_order import scan_orders
+from arm_backbone.scan_order import grid_orders, scan_orders
 from tests.helpers.scans import assert_close, cast, compare, gradients, names, scan_gradients, scan_inputs
 
 TRITON = ("triton", torch.float32, 3e-6)
@@ -141,11 +144,12 @@ def test_gate(shape):
     torch.testing.assert_close(gate_triton.gate_forward(x, z).double(), expected, atol=1e-6, rtol=1e-6)
     wanted = torch.autograd.grad(expected, exact, grad.double())
     before = x.clone(), z.clone()
-    for in_place in (False, True):
-        results = gate_triton.gate_backward(grad, x, z, in_place)
+    halves = torch.cat([grad, torch.full_like(grad, torch.nan)], -1).chunk(2, -1)  # over `grad`, and beside it
+    for results in (gate_triton.gate_backward(grad, x, z), gate_triton.gate_backward(halves[0], x, z, *halves)):
         for result, value in zip(results, wanted, strict=True):
             torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
-        assert (results[0] is grad) == in_place and torch.equal(x, before[0]) and torch.equal(z, before[1])
+        assert torch.equal(x, before[0]) and torch.equal(z, before[1])
+    assert results[0] is halves[0] and results[1] is halves[1]
 
 
 @pytest.mark.parametrize("width", [5, 300])
@@ -192,3 +196,95 @@ def test_fused_block(images, grid, monkeypatch):
         assert_close(got, want, 1e-5)
     with torch.no_grad():
         assert_close(block(inputs[0], orders), exact, 1e-6)
+
+
+FROZEN = {"nothing": (), "input": ("x",), "gate": ("w1.weight",), "products": ("w1.weight", "w2.weight", "w3.weight")}
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_swiglu_under_autocast(frozen):
+    """One function with the results and gradients of the three layers, for which a float64 copy is the measure."""
+    torch.manual_seed(0)
+    mlp, x = SwiGLU(24), torch.randn(2, 5, 24)
+    for parameter in mlp.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    exact, grad = copy.deepcopy(mlp).double(), torch.randn(2, 5, 24)
+    leaves = [dict(x=tokens, **dict(module.named_parameters())) for module, tokens in ((mlp, x), (exact, x.double()))]
+    trained = [name for name in leaves[0] if name not in FROZEN[frozen]]
+    for tensors in leaves:
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name in trained)
+    y = exact.w3(exact.w2(leaves[1]["x"]) * torch.nn.functional.silu(exact.w1(leaves[1]["x"])))
+    wanted = torch.autograd.grad(y, [leaves[1][name] for name in trained], grad.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        result = mlp(x)
+        with torch.no_grad():
+            assert torch.equal(mlp(x), result) and result.dtype == torch.bfloat16
+    assert type(result.grad_fn).__name__ == "_SwiGLUBackward"
+    close_enough(result, y, 1e-2)
+    for got, want in zip(torch.autograd.grad(result, [leaves[0][name] for name in trained], grad), wanted, strict=True):
+        close_enough(got, want, 2e-2)
+        assert got.dtype == torch.float32
+
+
+def close_enough(result, expected, tolerance) -> None:
+    assert (result.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_swiglu_calls_layers_that_are_not_plain_or_need_no_conversion():
+    torch.manual_seed(0)
+    mlp, x, seen = SwiGLU(24), torch.randn(2, 5, 24).requires_grad_(), []
+    assert "_SwiGLUBackward" not in names(mlp(x).grad_fn)  # without autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = mlp(x)
+        handle = mlp.w2.register_forward_hook(lambda *_: seen.append(1))
+        hooked = mlp(x)
+        handle.remove()
+        held = copy.deepcopy(mlp).bfloat16()(x)
+        part = copy.deepcopy(mlp)
+        part.w3.bfloat16()
+        mixed = part(x)
+    assert seen == [1] and "_SwiGLUBackward" in names(expected.grad_fn)
+    for other in (hooked, held, mixed):
+        assert "_SwiGLUBackward" not in names(other.grad_fn)
+        close_enough(other, expected, 1e-2)
+
+
+# Operators of PyTorch that a GPU runs in a launch of their own; what they call is part of it
+LAUNCHES = frozenset("_foreach_copy_ add add_ addmm baddbmm_ bmm cat copy_ div_ exp fill_ mean mm mul neg_ sum".split())
+
+
+def launches(record) -> int:
+    """Operators and kernels in a profile that a GPU would launch."""
+
+    def count(event) -> int:
+        name = event.name.removeprefix("aten::")
+        if name == "kernel" or (name != event.name and name in LAUNCHES):
+            return 1
+        return sum(map(count, event.cpu_children))
+
+    return sum(count(event) for event in record.events() if event.cpu_parent is None)
+
+
+def test_launches_of_a_block(monkeypatch):
+    """Small batches on a GPU wait for launches from Python; there were 80 before weights were converted together."""
+
+    def launch(*_, **__) -> None:
+        with record_function("kernel"):  # and compute nothing
+            pass
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+    monkeypatch.setattr(scan_triton, "_programs_at_once", lambda device: 10**6)
+    monkeypatch.setenv("ARM_SCAN_BACKEND", "triton")
+    block, orders = Block(64, scans=4, drop_path=0.0, num_blocks=12), grid_orders(4, 4)
+    counts = []
+    for _ in range(2):  # the first call validates and looks things up
+        x = torch.randn(2, 16, 64).requires_grad_()
+        block.zero_grad()
+        with profile(activities=[ProfilerActivity.CPU]) as forward, torch.autocast("cpu", torch.bfloat16):
+            y = block(x, orders)
+        grad = torch.ones_like(y)
+        with profile(activities=[ProfilerActivity.CPU]) as backward:
+            y.backward(grad)
+        counts = [launches(forward), launches(backward)]
+    assert counts == [20, 42]

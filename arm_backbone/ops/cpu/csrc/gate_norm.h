@@ -18,7 +18,7 @@ void gate_rows(const Gate &g, int64_t first, int64_t end) {
     for (int64_t r = first; r < end; r++) {
         const T *x = static_cast<const T *>(g.x) + r * g.row_x, *z = static_cast<const T *>(g.z) + r * g.row_z;
         const T *grad = g.grad ? static_cast<const T *>(g.grad) + r * g.row_grad : nullptr;
-        T *out = static_cast<T *>(g.out) + r * g.channels, *grad_z = static_cast<T *>(g.grad_z) + (grad ? r * g.channels : 0);
+        T *out = static_cast<T *>(g.out) + r * g.row_out, *grad_z = static_cast<T *>(g.grad_z) + (grad ? r * g.row_grad_z : 0);
         each_vector(g.channels, [&](int64_t c, int lanes) {
             const vec gate = load_some(z + c, lanes), slope = sigmoid(gate), value = load_some(x + c, lanes);
             if (grad) {

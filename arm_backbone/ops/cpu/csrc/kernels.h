@@ -60,10 +60,10 @@ struct Conv {
 
 struct Gate {
     int64_t rows, channels;
-    int64_t row_grad, row_x, row_z;  // numbers from one row to the next
-    int64_t half;                    // all tensors are bfloat16
-    const void *grad, *x, *z;        // grad: null in the forward
-    void *out;                       // contiguous: x silu(z), or the gradient of x
+    int64_t row_grad, row_x, row_z, row_out, row_grad_z;  // numbers from one row to the next
+    int64_t half;                                         // all tensors are bfloat16
+    const void *grad, *x, *z;                             // grad: null in the forward
+    void *out;                                            // x silu(z), or the gradient of x, which may be grad
     void *grad_z;
 };
 

@@ -178,8 +178,8 @@ int main(int, char **argv) {
         to_z[i] = grad_gated[i] * value[i] * slope * (1 + z[i] * (1 - slope));
     }
     Floats gate_out(R * D), gate_value(R * D), gate_z(R * D);
-    const Gate gate = {R, D, 0, D, D, 0, nullptr, value.data(), z.data(), gate_out.data(), nullptr};
-    const Gate gate_backward = {R, D, D, D, D, 0, grad_gated.data(), value.data(), z.data(), gate_value.data(), gate_z.data()};
+    const Gate gate = {R, D, 0, D, D, D, 0, 0, nullptr, value.data(), z.data(), gate_out.data(), nullptr};
+    const Gate gate_backward = {R, D, D, D, D, D, D, 0, grad_gated.data(), value.data(), z.data(), gate_value.data(), gate_z.data()};
     arm_gate(kernels, &gate, 2, nullptr);
     arm_gate(kernels, &gate_backward, 2, nullptr);
     compare("gate", gate_out, gated);
