@@ -46,19 +46,26 @@ struct Inputs {
     int64_t stride;
 };
 
-// Copies tokens `start` on of a group of channels, which lie as (D, L) from the group's first channel on, to a tile
-// (SEGMENT, GROUP); lanes of the last vector beyond the channels are zero.
+constexpr int TILE = 2 * SEGMENT;  // tokens that are transposed together: whole cache lines of each channel
+static_assert(TILE % LANES == 0);
+
+// Copies up to TILE tokens from `start` on, which lie as (D, L) from the first of the channels on, to rows of `width`
+// floats; lanes of the last vector beyond the channels are zero. The next channels are prefetched: they lie too far
+// apart for the processor to predict them.
 template <typename T>
-void load_tile(const T *from, int64_t length, int64_t start, int count, int64_t channels, float *tile) {
-    for (int t = 0; t < count; t += LANES) {
-        const int64_t left = length - start - t;  // whole vectors are read beyond the segment, not beyond the sequence
-        const int tokens = left < LANES ? left : LANES;
-        for (int64_t c = 0; c < channels; c += LANES) {
+void load_tile(const T *from, int64_t length, int64_t start, int64_t channels, float *tile, int64_t width) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        for (int i = 0; i < LANES; i++)
+            for (int line = 0; line < TILE * (int)sizeof(T); line += 64)
+                __builtin_prefetch(reinterpret_cast<const char *>(from + (c + LANES + i) * length + start) + line, 0, 3);
+        for (int t = 0; t < TILE && start + t < length; t += LANES) {
+            const int64_t left = length - start - t;
+            const int tokens = left < LANES ? left : LANES;
             vec rows[LANES];
             for (int i = 0; i < LANES; i++)
                 rows[i] = c + i < channels ? load_some(from + (c + i) * length + start + t, tokens) : vec{};
             transpose_vectors(rows);
-            for (int i = 0; i < LANES && t + i < count; i++) store(tile + (t + i) * GROUP + c, rows[i]);
+            for (int i = 0; i < tokens; i++) store(tile + (t + i) * width + c, rows[i]);
         }
     }
 }
@@ -133,7 +140,7 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
     const int64_t width = (end - first + LANES - 1) / LANES * LANES;
     float *BC = scratch<float>(0, Segment::memory(N) + (sums ? s.length * width : 0));
     const T *gate = f.gate ? static_cast<const T *>(f.gate) + image * s.length * f.row_gate + first : nullptr;
-    alignas(64) float tile[2 * SEGMENT * GROUP];  // of u and delta, for `tokens_last`
+    float *tile = s.tokens_last ? scratch<float>(1, 2 * TILE * width) : nullptr;  // of u, then of delta
     for (int64_t k = 0; k < s.directions; k++) {
         const Rows<T> rows(s, image, k);
         const float *A = s.A + k * N * D;
@@ -158,12 +165,14 @@ void scan_forward_channels(const ScanForward &f, int64_t image, int64_t first, i
                     forward_vectors<1>(s, part, segment, k, v, lanes, A, state, after, total.from(v - first));
                 }
             };
+            if (s.tokens_last && start % TILE == 0) {
+                load_tile(rows.u + first * s.length, s.length, start, end - first, tile, width);
+                load_tile(rows.delta + first * s.length, s.length, start, end - first, tile + TILE * width, width);
+            }
             for (int64_t c = first; c < end; c += GROUP) {
                 if (s.tokens_last) {
-                    const int64_t at = c * s.length, channels = end - c < GROUP ? end - c : GROUP;
-                    load_tile(rows.u + at, s.length, start, segment.count, channels, tile);
-                    load_tile(rows.delta + at, s.length, start, segment.count, channels, tile + SEGMENT * GROUP);
-                    group(c, Inputs<float>{tile, tile + SEGMENT * GROUP, nullptr, GROUP});
+                    const float *from = tile + start % TILE * width + c - first;
+                    group(c, Inputs<float>{from, from + TILE * width, nullptr, width});
                 } else {
                     group(c, Inputs<T>{rows.u + c, rows.delta + c, segment.order, D});
                 }
