@@ -3,7 +3,7 @@
 # * Mask R-CNN and UperNet with ARM-B train at real sizes, in bfloat16, and tools/test.py evaluates them;
 # * ARM-B pretrains, and one process of torchrun (NCCL) resumes it; ARM-B finetunes at 224 x 224, and is tested;
 # * kernels, mixer and block equal their plain operators, and two runs are bit-equal;
-# * ARM-B beside DeiT-B, the scan and the block: images per second and peak memory.
+# * ARM-B beside DeiT-B, the scan and the block: images per second and peak memory; the same with CUDA graphs.
 # All images are generated, and losses must fall. Needs no network, installs nothing, and uses whatever versions are
 # there: of a check whose imports are missing it names them, and goes on with the next. Every result is written at once
 # as a line of JSON; the exit status is 0 if all checks passed.

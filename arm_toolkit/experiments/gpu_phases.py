@@ -128,11 +128,14 @@ def plan(out: Path, sizes: Sizes) -> list[Phase]:
     return [
         Phase("images", lambda: shapes, MODELS | {"pycocotools": "pycocotools"}, 60),
         *_train_and_test("mask_rcnn", detector_config(out, sizes.detector), out, sizes.detector, DETECTION),
-        *_train_and_test("upernet", segmentor_config(out, sizes.segmentor), out, sizes.segmentor, SEGMENTATION),
+        *_train_and_test(
+            "upernet", segmentor_config(out, sizes.segmentor), out, sizes.segmentor, SEGMENTATION, "bfloat16"
+        ),
         *_pretrain_and_resume(out, sizes.pretraining),
         *_finetune(out, sizes.classifier),
         Phase("kernels", lambda: ["-m", "pytest", "-q", *sizes.kernels], MODELS | {"pytest": "pytest"}, 120, _counted),
         *(_benchmark(name, (*words.split(), *sizes.timing), out) for name, words in sizes.benchmarks.items()),
+        _pretrain_with_graphs(out, sizes.pretraining),
     ]
 
 
@@ -204,15 +207,19 @@ log_processor = dict(window_size=1)
 """
 
 
-def _train_and_test(name: str, text: str, out: Path, training: Training, needs: dict[str, str]) -> list[Phase]:
+def _train_and_test(
+    name: str, text: str, out: Path, training: Training, needs: dict[str, str], dtype: str = "float32"
+) -> list[Phase]:
+    """A training of the configuration `text`, and a test with `--dtype`."""
+    test = ["--dtype", dtype, "--work-dir", str(out / name / "test")]
     config, work_dir = out / f"{name}.py", out / name
     config.write_text(text)
     train = ["tools/train.py", str(config), "--work-dir", str(work_dir)]
     return [
         Phase(f"{name}: training", lambda: train, needs, 120, lambda log: trained(work_dir, training), ("images",)),
         Phase(
-            f"{name}: test",
-            lambda: ["tools/test.py", str(config), _checkpoint(work_dir), "--work-dir", str(work_dir / "test")],
+            f"{name}: test, {dtype}",
+            lambda: ["tools/test.py", str(config), _checkpoint(work_dir), *test],
             needs,
             60,
             lambda log: _tested(work_dir / "test"),
@@ -244,6 +251,22 @@ def _pretrain_and_resume(out: Path, training: Training) -> list[Phase]:
     ]
 
 
+def _pretrain_with_graphs(out: Path, training: Training) -> Phase:
+    """The same pretraining with the key `compile`: CUDA graphs on a GPU."""
+    work_dir = out / "graphs"
+    command = ["tools/pretrain.py", str(out / "pretraining.py"), "--work-dir", str(work_dir)]
+    command += ["--cfg-options", "compile=reduce-overhead"]
+    twice = replace(training, iterations=2 * training.iterations)
+    return Phase(
+        "pretraining: CUDA graphs",
+        lambda: command,
+        TOOLS,
+        150,
+        lambda log: trained(work_dir, twice),
+        ("pretraining",),
+    )
+
+
 def _finetune(out: Path, training: Training) -> list[Phase]:
     crop = ["tools/prepare_data.py", "classes", f"{out}/shapes/coco", f"{out}/classes"]
     training_and_test = _train_and_test("classifier", classifier_config(out, training), out, training, TOOLS)
@@ -254,7 +277,8 @@ def _finetune(out: Path, training: Training) -> list[Phase]:
 def _benchmark(name: str, arguments: tuple[str, ...], out: Path) -> Phase:
     file = out / f"{name.replace(' ', '_')}.json"
     command = ["tools/benchmark.py", *arguments, "--json", str(file)]
-    return Phase(f"benchmark: {name}", lambda: command, TOOLS, 60, lambda log: _measured(file))
+    seconds = 150 if "--compile" in arguments else 60
+    return Phase(f"benchmark: {name}", lambda: command, TOOLS, seconds, lambda log: _measured(file))
 
 
 def _checkpoint(work_dir: Path) -> str:
