@@ -78,8 +78,8 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the matrix products; bfloat16 is up to twice as fast on a GPU or a processor that multiplies it, and "
-        "changes results slightly (%(default)s)",
+        help="of the matrix products; bfloat16 is faster where the machine multiplies it, and changes results slightly "
+        "(%(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Testing and prediction in bfloat16, which halves their time where the machine multiplies bfloat16 faster."""
+"""Testing and prediction in bfloat16, which is faster where the machine multiplies it."""
 
 import functools
 from collections.abc import Iterator
