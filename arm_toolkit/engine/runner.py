@@ -31,7 +31,7 @@ from .check_classes import check_checkpoint_classes
 from .checkpoint_contents import check_optimizer, check_resumable, resuming
 from .checkpoint_hook import restore_log_buffers
 from .checks import config_errors
-from .compiled_blocks import CompiledBlocksHook, compile_arguments
+from .compiled_blocks import CompiledBlocksHook
 from .finite_hook import FiniteHook
 from .fsdp import (
     gather_tensors,
@@ -214,14 +214,14 @@ class ARMRunner(Runner):
 
     def _maybe_compile(self, target: str) -> None:
         """Called by mmengine before training, validation and testing; compiles blocks for training."""
-        arguments = compile_arguments(self.cfg.get("compile"))
-        if arguments is None or target != "train_step":
+        value = self.cfg.get("compile")
+        if not value or target != "train_step":
             return
         if is_sharded(self.model):
             raise ConfigError(
                 "compile with model_wrapper_cfg.type=fully_shard: sharded blocks cannot be compiled; remove one of them"
             )
-        self.register_hook(CompiledBlocksHook(arguments))
+        self.register_hook(CompiledBlocksHook(value))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Like mmengine's; also accepts the type "fully_shard" (see `arm_toolkit.engine.fsdp`)."""

@@ -3,8 +3,10 @@
 Legend: B images, H x W pixels, C classes, n objects.
 """
 
+import functools
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
 
-from ..engine.precision import DTYPES, compute_in_bfloat16
+from ..engine.precision import DTYPES, bfloat16_autocast, prepare_for_bfloat16
 from ..engine.structure import TASKS
 from ..errors import ConfigError, NotFinite, one_line, user_errors
 from .build import Trained, build_module, building
@@ -58,7 +60,7 @@ class Predictor:
         classes: names, in the order of their numbers.
         palette: a colour (R, G, B) for each class.
         reduce_zero_label: whether label maps on disk store class k as k + 1, and 0 means "ignored".
-        model: the module, in evaluation mode.
+        model: the module, in evaluation mode; with bfloat16 it runs under `engine.precision.bfloat16_autocast` only.
         cfg: its configuration.
 
     Raises:
@@ -82,8 +84,10 @@ class Predictor:
         self.model = build_module(trained)
         self.task = _task(trained, self.model)
         self.model.to(self.device)
+        self._autocast = nullcontext
         if dtype == "bfloat16":
-            compute_in_bfloat16(self.model)
+            prepare_for_bfloat16(self.model)
+            self._autocast = functools.partial(bfloat16_autocast, self.model)
         found = find_classes(trained)
         self.classes, self.palette, self.reduce_zero_label = found.names, found.palette, found.reduce_zero_label
         if window is not None:
@@ -178,7 +182,8 @@ class Predictor:
     def _run(self, batch: object, path: str | None) -> list:
         """The model's outputs. What fails in a model that came as data is the file's fault, and becomes one line."""
         try:
-            return self._tested.test_step(batch)
+            with self._autocast():
+                return self._tested.test_step(batch)
         except user_errors():
             raise
         except Exception as error:  # noqa: BLE001 a value that no constructor checks can raise anything

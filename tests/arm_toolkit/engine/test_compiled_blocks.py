@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from torch._dynamo.utils import counters
 
-from arm_toolkit.engine.compiled_blocks import SIZES, compile_arguments, compile_blocks
+from arm_toolkit.engine.compiled_blocks import SIZES, compile_arguments, compile_blocks, records_graphs
 from arm_toolkit.errors import ConfigError
 from tests.helpers.runs import CONFIGS, det_config, logged, pretrain_config, seg_config, train
 from tests.helpers.small_models import VMAMBA_ARCH
@@ -92,9 +92,12 @@ def test_every_block_is_compiled(model):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("fast", "compile='fast': Unrecognized mode=fast"),
+        ("fast", "compile='fast': torch.compile refuses it .Unrecognized mode=fast"),
         (3, "compile=3: give True, a mode of torch.compile, or a dict"),
+        ("", "compile='': give True, a mode of torch.compile, or a dict"),
         (dict(speed=2), r"compile=\{'speed': 2\}: .*unexpected keyword argument 'speed'"),
+        (dict(dynamic="x"), r"compile=\{'dynamic': 'x'\}: torch.compile refuses it \(AssertionError\)"),
+        (dict(backend=3), r"compile=\{'backend': 3\}: give the backend's name"),
     ],
 )
 def test_values_are_checked(value, message):
@@ -106,23 +109,39 @@ def test_values_are_checked(value, message):
 
 def test_an_encoder_without_blocks_is_refused():
     model = MODELS.build(dict(type="TimmBackbone", name="regnety_002"))
-    with pytest.raises(ConfigError, match="compile: TimmBackbone has no blocks that could be compiled"):
+    with pytest.raises(ConfigError, match="TimmBackbone has no blocks, so there is nothing to compile"):
         compile_blocks(model, EAGER)
 
 
 def test_graphs_and_accumulated_gradients_are_refused(shapes, tmp_path):
     cfg = pretrain_config(shapes, **{"compile": "reduce-overhead", "optim_wrapper.accumulative_counts": 2})
-    with pytest.raises(ConfigError, match="compile.mode=reduce-overhead with optim_wrapper.accumulative_counts=2"):
+    with pytest.raises(ConfigError, match="compile='reduce-overhead' with optim_wrapper.accumulative_counts=2"):
         train(cfg, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [dict(options={"triton.cudagraphs": True}), dict(backend="cudagraphs")])
+def test_graphs_by_any_argument(arguments):
+    assert records_graphs(arguments) and records_graphs(dict(mode="max-autotune"))
+    assert not records_graphs({}) and not records_graphs(dict(mode="max-autotune-no-cudagraphs"))
 
 
 def test_graphs_for_many_sizes_are_refused(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr("arm_toolkit.engine.compiled_blocks.compile_blocks", lambda model, arguments: [])
     cfg = det_config(shapes, **{"compile": "reduce-overhead", "train_cfg.max_epochs": 4})
     cfg.train_dataloader.dataset.pipeline[3].update(crop_type="absolute_range", crop_size=(48, 96))
-    with pytest.raises(ConfigError, match=f"compile.mode=reduce-overhead: batches have more than {SIZES} sizes"):
+    cfg.model.data_preprocessor.pad_size_divisor = 1
+    with pytest.raises(ConfigError, match=f"compile='reduce-overhead': images have more than {SIZES} sizes"):
         train(cfg, tmp_path / "run")
+
+
+def test_graphs_for_images_that_are_padded_to_one_size(shapes, tmp_path, monkeypatch):
+    """Crops of a small image are smaller; the data preprocessor pads them."""
+    monkeypatch.setattr("arm_toolkit.engine.compiled_blocks.compile_blocks", lambda model, arguments: [])
+    cfg = det_config(shapes, **{"compile": "reduce-overhead", "train_cfg.max_epochs": 2})
+    cfg.train_dataloader.dataset.pipeline[3].update(crop_type="absolute_range", crop_size=(48, 96))
+    cfg.model.data_preprocessor.pad_size_divisor = 128
+    train(cfg, tmp_path / "run")
 
 
 def test_a_failing_compiler_is_one_line(shapes, tmp_path, monkeypatch):
