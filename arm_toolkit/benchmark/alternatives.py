@@ -116,6 +116,18 @@ def four_calls(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: C
     return total / len(orders)
 
 
+def one_call(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Callable) -> Tensor:
+    """One call for all directions, whose channels lie one after the other, as in VMamba; B and C differ by group.
+
+    Arguments and result are those of `four_calls`. VMamba rearranges the tokens in Triton, this function in PyTorch.
+    """
+    x = torch.stack([u[:, k].index_select(2, order) for k, order in enumerate(orders)], 1)
+    x, delta = x.flatten(1, 2), delta.flatten(1, 2)
+    y = selective_scan_fn(x, delta, A.flatten(0, 1), B, C, D.flatten(), None, delta_bias.flatten(), delta_softplus=True)
+    directions = zip(y.chunk(len(orders), 1), inverse_orders(orders), strict=True)
+    return sum(y_k.index_select(2, inverse) for y_k, inverse in directions) / len(orders)
+
+
 def usual_mixer(mixer: MambaMixer, x: Tensor, orders: Tensor, *, selective_scan_fn: Callable, conv_fn: Callable):
     """The mixer as in the reference code: each direction rearranges the tokens and runs its own convolution and scan.
 

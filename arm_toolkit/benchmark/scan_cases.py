@@ -17,13 +17,13 @@ from arm_backbone.ops.scan import cross_scan
 
 from ..machine import total_memory
 from . import other_kernels
-from .alternatives import chunked_scan, four_calls, parallel_scan, selective_scan_loop, unbind_scan
+from .alternatives import chunked_scan, four_calls, one_call, parallel_scan, selective_scan_loop, unbind_scan
 from .case import Candidate, Case, Grid, Setting, launched_and_captured
 
-TOKENS_LAST = ("tokens last", "loop", "four calls")  # candidates that read (B, D, L), as mamba-ssm does
+TOKENS_LAST = ("tokens last", "loop", "four calls", "one call")  # candidates that read (B, D, L), as mamba-ssm does
 FORWARD_ONLY = {"onnxruntime": other_kernels.onnxruntime_scan, "ggml": other_kernels.ggml_scan}  # in float32
 SCANS = (*BACKENDS, *TOKENS_LAST, "unbind", "pscan", "chunked", *FORWARD_ONLY, "exp")
-KERNELS = ("triton", "mamba_ssm", "four calls")  # few enough launches for a CUDA graph
+KERNELS = ("triton", "mamba_ssm", "four calls", "one call")  # few enough launches for a CUDA graph
 STATE = 16
 LOOP_TOKENS = 256  # limit for the backward of indexing loops, which fills a whole tensor per step
 # Tensors of (B, K, L, D, N) held at the peak of (forward, forward and backward), measured
@@ -134,13 +134,15 @@ def _scan_functions(setting: Setting, names: list[str]) -> tuple[dict[str, Calla
             functions[name] = FORWARD_ONLY[name]
         else:
             notes.append(f"{name}: {reason}")
-    if "four calls" in names and setting.device.type == "cuda":
+    for name, arranged in (("four calls", four_calls), ("one call", one_call)):
+        if name not in names or setting.device.type != "cuda":
+            continue
         try:
             from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
         except ImportError as error:
-            notes.append(f"four calls: mamba-ssm cannot be imported ({error})")
+            notes.append(f"{name}: mamba-ssm cannot be imported ({error})")
         else:
-            functions["four calls"] = functools.partial(four_calls, selective_scan_fn=selective_scan_fn)
+            functions[name] = functools.partial(arranged, selective_scan_fn=selective_scan_fn)
     return functions, notes
 
 

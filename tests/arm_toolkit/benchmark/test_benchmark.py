@@ -21,6 +21,7 @@ from arm_toolkit.benchmark.alternatives import (
     chunked_scan,
     conv_silu,
     four_calls,
+    one_call,
     parallel_scan,
     selective_scan_loop,
     unbind_scan,
@@ -202,6 +203,11 @@ def test_different_work_is_not_timed(monkeypatch):
 def test_four_calls_scan_as_the_reference(scan, single):
     calls = functools.partial(four_calls, selective_scan_fn=single)
     y = calls(**tokens_last(scan))
+    torch.testing.assert_close(y.transpose(1, 2), cross_scan(**scan, backend="reference"))
+
+
+def test_one_call_scans_as_the_reference(scan):
+    y = one_call(**tokens_last(scan), selective_scan_fn=selective_scan)
     torch.testing.assert_close(y.transpose(1, 2), cross_scan(**scan, backend="reference"))
 
 
