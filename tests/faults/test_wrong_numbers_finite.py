@@ -59,7 +59,7 @@ def test_neighbours_of_a_query_that_is_not_finite():
 def arguments_of_test(folder) -> argparse.Namespace:
     return argparse.Namespace(
         checkpoint=str(folder / "run/iter_8.pth"), work_dir=str(folder / "test"), out=None, show_dir=None, tta=False,
-        check=False, launcher="none", local_rank=0,
+        dtype="float32", check=False, launcher="none", local_rank=0,
     )  # fmt: skip
 
 
