@@ -25,14 +25,14 @@ def gated_linear(x: Tensor, z: Tensor, linear: nn.Linear) -> Tensor:
 
     A layer that is not a plain `nn.Linear` (a subclass, with hooks or with another `forward`) is simply called.
     """
-    fused = torch.is_grad_enabled() and is_plain(linear, nn.Linear) and _fits(x, linear)
+    fused = torch.is_grad_enabled() and is_plain(linear, nn.Linear) and fits(x, linear)
     kernels = direct_gate(x, z, linear.weight, linear.bias) if fused else None
     if kernels is None:
         return linear(silu_gate(x, z))
     return _GatedLinear.apply(x, z, linear.weight, linear.bias, kernels)
 
 
-def _fits(x: Tensor, linear: nn.Linear) -> bool:
+def fits(x: Tensor, linear: nn.Linear) -> bool:
     """Whether the layer's own call computes in x's dtype; for parameters of other dtypes it may raise."""
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
     convertible = CAST_FLOATS if autocast else {x.dtype}

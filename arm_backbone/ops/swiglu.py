@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import CAST_FLOATS
 from .dispatch import GateKernels, direct_gate
-from .gate import gated_linear
+from .gate import fits, gated_linear
 from .library import cast_together, compute_dtype, copy_together, is_plain, needs_grad, no_double_backward
 
 
@@ -34,16 +33,17 @@ def swiglu(x: Tensor, gate: nn.Linear, value: nn.Linear, out: nn.Linear) -> Tens
 
 
 def _kernels(x: Tensor, gate: nn.Linear, value: nn.Linear, out: nn.Linear) -> GateKernels | None:
-    """Triton's kernels if all layers are plain and their weights are converted; else None."""
-    linears = gate, value, out
-    if not all(is_plain(linear, nn.Linear) and linear.bias is not None for linear in linears):
+    """Triton's kernels if all layers are plain and autocast converts their weights; else None."""
+    kernels, linears = direct_gate(x, x), (gate, value, out)
+    if kernels is None or not kernels.LAUNCHES_COST:
+        return None
+    if not all(is_plain(linear, nn.Linear) and fits(x, linear) and linear.bias is not None for linear in linears):
         return None
     parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
     dtypes = {parameter.dtype for parameter in parameters}
-    if len(dtypes) > 1 or dtypes == {x.dtype} or not dtypes <= CAST_FLOATS or gate.weight.shape != value.weight.shape:
+    if len(dtypes) > 1 or x.dtype in dtypes or gate.weight.shape != value.weight.shape:
         return None
-    kernels = direct_gate(x, x, *parameters)
-    return kernels if kernels and kernels.LAUNCHES_COST else None
+    return direct_gate(x, x, *parameters)
 
 
 def _forward(x: Tensor, parameters: list[Tensor], kernels: GateKernels) -> tuple[Tensor, ...]:

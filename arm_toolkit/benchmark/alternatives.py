@@ -121,6 +121,8 @@ def one_call(u, delta, A, B, C, D, delta_bias, orders, *, selective_scan_fn: Cal
 
     Arguments and result are those of `four_calls`. VMamba rearranges the tokens in Triton, this function in PyTorch.
     """
+    if is_single(orders):
+        return four_calls(u, delta, A, B, C, D, delta_bias, orders, selective_scan_fn=selective_scan_fn)
     x = torch.stack([u[:, k].index_select(2, order) for k, order in enumerate(orders)], 1)
     x, delta = x.flatten(1, 2), delta.flatten(1, 2)
     y = selective_scan_fn(x, delta, A.flatten(0, 1), B, C, D.flatten(), None, delta_bias.flatten(), delta_softplus=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..analysis.model_info import from_name
 from ..analysis.work import work_of
 from ..engine.checks import config_errors
-from ..engine.compiled_blocks import begin_step, compile_arguments, compile_blocks
+from ..engine.compiled_blocks import compile_arguments, compile_blocks
 from ..engine.config import load_config
 from ..errors import ConfigError, one_line
 from .case import Candidate, Case, Setting, resolved, with_backend
@@ -108,7 +108,7 @@ def _compiled(model: nn.Module, images: Tensor, arguments: dict, setting: Settin
     run = training_step(_classify(model, images), model, setting) if is_training else inference(model, images, setting)
 
     def step() -> object:
-        begin_step()
+        torch.compiler.cudagraph_mark_step_begin()  # graphs may overwrite the last step's results
         return run()
 
     return step

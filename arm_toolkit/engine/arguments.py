@@ -72,11 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+DTYPES = ("float32", "bfloat16")  # of testing and prediction
+
+
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Add the precision of testing and prediction."""
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=DTYPES,
         default="float32",
         help="of the matrix products; bfloat16 is faster where the machine multiplies it, and changes results slightly "
         "(%(default)s)",

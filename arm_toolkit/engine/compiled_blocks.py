@@ -63,16 +63,11 @@ def compile_blocks(model: nn.Module, arguments: dict) -> list[nn.Module]:
     if not blocks:
         raise ConfigError(f"{type(model).__name__} has no blocks, so there is nothing to compile; leave compile out")
     # blocks share their code, and each drop path rate and kind of call is a variant of it
-    limit = torch._dynamo.config
-    limit.recompile_limit = max(limit.recompile_limit, 4 * len(blocks))
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, 4 * len(blocks))
     for block in blocks:
         block.compile(**arguments)
     return blocks
-
-
-def begin_step() -> None:
-    """Let CUDA graphs reuse the memory of the last step's results. Call it before every step of compiled blocks."""
-    torch.compiler.cudagraph_mark_step_begin()
 
 
 class CompiledBlocksHook(Hook):
@@ -104,7 +99,7 @@ class CompiledBlocksHook(Hook):
         encoder = find_encoder(model)[1]
         if records_graphs(arguments) and encoder is not None:
             encoder.register_forward_pre_hook(self._note_size, with_kwargs=True)
-        runner.logger.info(f"compile: {len(self._blocks)} blocks; the first steps take minutes")
+        runner.logger.info(f"compile: {len(self._blocks)} blocks, which delays the first steps")
 
     def _note_size(self, encoder: nn.Module, args: tuple, kwargs: dict) -> None:
         """Refuse to record graphs for more than `SIZES` sizes of images, in training."""
@@ -119,7 +114,7 @@ class CompiledBlocksHook(Hook):
             )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        begin_step()
+        torch.compiler.cudagraph_mark_step_begin()  # graphs may overwrite the last step's results
 
     def before_val(self, runner) -> None:
         self._calls = [block._compiled_call_impl for block in self._blocks]

@@ -15,13 +15,12 @@ from arm_backbone.optim import find_encoder
 from ..errors import ConfigError
 from .batches_hook import unwrapped
 
-DTYPES = ("float32", "bfloat16")
 _PRODUCTS = ("x_proj_weight", "dt_proj_weight")  # of mixers, which are no modules of their own
 _PREDICTIONS = ("fc_cls", "fc_reg", "conv_logits")  # layers of the heads behind RoIAlign
 
 
 def use_dtype(cfg: Config, dtype: str) -> None:
-    """Let a hook test in a dtype of `DTYPES`."""
+    """Let a hook test in a dtype of `arguments.DTYPES`."""
     if dtype == "bfloat16":
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), dict(type="Bfloat16TestHook")]
 
@@ -47,20 +46,20 @@ def bfloat16_autocast(model: nn.Module) -> torch.autocast:
     return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
 
 
-class Float32Linear(nn.Linear):
+class _Float32:
+    """A layer that ignores autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class Float32Linear(_Float32, nn.Linear):
     """A linear layer that ignores autocast."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
 
-
-class Float32Conv2d(nn.Conv2d):
+class Float32Conv2d(_Float32, nn.Conv2d):
     """A convolution that ignores autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
 
 
 def _prediction_layers(model: nn.Module) -> list[nn.Module]:

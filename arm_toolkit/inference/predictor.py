@@ -20,7 +20,8 @@ from arm_images.errors import DataError
 from arm_images.pillow import UnidentifiedImageError
 from arm_images.read import reason
 
-from ..engine.precision import DTYPES, bfloat16_autocast, prepare_for_bfloat16
+from ..engine.arguments import DTYPES
+from ..engine.precision import bfloat16_autocast, prepare_for_bfloat16
 from ..engine.structure import TASKS
 from ..errors import ConfigError, NotFinite, one_line, user_errors
 from .build import Trained, build_module, building

@@ -49,15 +49,13 @@ def test_gate(isa, width, dtype):
     assert result.dtype == dtype
     close(result, expected, tolerance)
     wanted = torch.autograd.grad(expected, exact, grad.double())
-    for results in (cpu_gate.gate_backward(grad, x, z), cpu_gate.gate_backward(*in_halves(grad, x, z))):
+    halves = torch.cat([grad, torch.full_like(grad, torch.nan)], -1).chunk(2, -1)
+    over = grad.contiguous()  # the gradient of x overwrites it
+    for given, to in ((grad, ()), (over, (over,)), (halves[0], halves)):
+        results = cpu_gate.gate_backward(given, x, z, *to)
+        assert (results[0] is given) == bool(to) and (results[1] is halves[1]) == (to is halves)
         for got, want in zip(results, wanted, strict=True):
             close(got, want, tolerance)
-
-
-def in_halves(grad: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Arguments of `gate_backward` that let it write over `grad` and beside it, into halves of one tensor."""
-    halves = torch.cat([grad, torch.full_like(grad, torch.nan)], -1).chunk(2, -1)
-    return halves[0], x, z, *halves
 
 
 def test_gate_of_extreme_numbers(isa):

@@ -145,7 +145,9 @@ def test_gate(shape):
     wanted = torch.autograd.grad(expected, exact, grad.double())
     before = x.clone(), z.clone()
     halves = torch.cat([grad, torch.full_like(grad, torch.nan)], -1).chunk(2, -1)  # over `grad`, and beside it
-    for results in (gate_triton.gate_backward(grad, x, z), gate_triton.gate_backward(halves[0], x, z, *halves)):
+    own = gate_triton.gate_backward(grad, x, z)
+    assert own[0] is not grad
+    for results in (own, gate_triton.gate_backward(halves[0], x, z, *halves)):
         for result, value in zip(results, wanted, strict=True):
             torch.testing.assert_close(result.double(), value, atol=1e-6, rtol=1e-6)
         assert torch.equal(x, before[0]) and torch.equal(z, before[1])
@@ -245,6 +247,8 @@ def test_swiglu_calls_layers_that_are_not_plain_or_need_no_conversion():
         part.w3.bfloat16()
         mixed = part(x)
     assert seen == [1] and "_SwiGLUBackward" in names(expected.grad_fn)
+    with pytest.raises(RuntimeError, match="same dtype"):  # without autocast PyTorch converts nothing
+        mlp(x.bfloat16())
     for other in (hooked, held, mixed):
         assert "_SwiGLUBackward" not in names(other.grad_fn)
         close_enough(other, expected, 1e-2)

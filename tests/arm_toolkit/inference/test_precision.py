@@ -9,9 +9,9 @@ import torch
 from mmengine.registry import MODELS
 from PIL import Image
 
+from arm_toolkit.engine.arguments import DTYPES
 from arm_toolkit.engine.config import load_config
 from arm_toolkit.engine.precision import (
-    DTYPES,
     Float32Linear,
     _prediction_layers,
     bfloat16_autocast,
