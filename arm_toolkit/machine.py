@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from .signal_stacks import separate_signal_stacks
+
 KEEP_FREED_MEMORY, ONEDNN_PRODUCTS = "ARM_KEEP_FREED_MEMORY", "ARM_ONEDNN_PRODUCTS"  # 0 switches it off
 
 
@@ -101,13 +103,16 @@ def multiply_with_onednn() -> bool:
 
     There MKL, PyTorch's default, uses AVX2 and takes twice as long. The switch for it, a float32 precision of "medium",
     also allows rounding to bfloat16, for which oneDNN needs AMX; no AMD processor has it, and a product is checked for
-    it. The setting holds for the whole process. A precision that somebody has set is kept, and with the environment
-    variable ARM_ONEDNN_PRODUCTS=0 this function does nothing.
+    it. Signals must not disturb oneDNN (`separate_signal_stacks`), so the main thread must call this. The setting holds
+    for the whole process. A precision that somebody has set is kept, and with the environment variable
+    ARM_ONEDNN_PRODUCTS=0 this function does nothing.
     """
     info, before = _cpu_info(), _float32_precision()
     is_amd = info.get("vendor_id") == "AuthenticAMD" and "avx512bw" in info.get("flags", "").split()
     if not is_amd or before != "highest" or os.environ.get(ONEDNN_PRODUCTS) == "0":
         return is_amd and before == "medium"
+    if not separate_signal_stacks():
+        return False
     torch.set_float32_matmul_precision("medium")
     if _multiplies_exactly():
         return True
@@ -131,6 +136,7 @@ def _multiplies_exactly() -> bool:
 
 def compute_faster() -> dict[str, bool]:
     """What training, testing, prediction and benchmarks set on a CPU: name -> whether it holds now."""
+    separate_signal_stacks()  # whoever chose oneDNN's products
     return dict(keeps_freed_memory=keep_freed_memory(), multiplies_with_onednn=multiply_with_onednn())
 
 

@@ -22,7 +22,7 @@ from .accounting import shorten
 from .errors import CheckpointError
 from .folder import WEIGHTS, verified_weights
 from .hub import is_hub_name, local_path
-from .writing import replacing
+from .writing import replacing, uninterrupted
 
 FORMAT_VERSION = 1
 
@@ -226,7 +226,7 @@ def write_checkpoint(
     path = Path(path)
     meta = {**meta, "format_version": FORMAT_VERSION}
     state = {key: tensor.contiguous() for key, tensor in state.items()}
-    with replacing(path) as partial:
+    with uninterrupted(), replacing(path) as partial:
         if path.suffix == ".safetensors":
             save_file(state, partial, {key: str(value) for key, value in meta.items()})
         elif path.suffix == ".pth":

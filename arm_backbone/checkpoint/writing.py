@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +88,27 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             _flush_folder(partial.parent)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended.
+
+    An interrupt within `torch.save` can be lost (Python's copyreg ignores errors), or abort the process (PyTorch's
+    writer ends a file object that is closed already).
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # only the main thread is interrupted
+        return
+    pressed: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *arguments: pressed.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            before(*pressed[0])
 
 
 def _partial(path: str | os.PathLike) -> Path:

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from arm_backbone.checkpoint.accounting import shorten
-from arm_backbone.checkpoint.writing import WriteError, replacing
+from arm_backbone.checkpoint.writing import WriteError, replacing, uninterrupted
 
 from ..errors import NotFinite
 
@@ -92,7 +92,7 @@ class FiniteHook(Hook):
         path = Path(runner.work_dir) / f"non_finite_batch_{runner.rank}.pth"
         files = batch_files(self._batch)
         try:
-            with replacing(path) as partial:
+            with uninterrupted(), replacing(path) as partial:
                 torch.save(dict(iteration=runner.iter + 1, inputs=self._batch["inputs"], files=files), partial)
             saved = f"is saved in {path}: inspect it, then continue"
         except WriteError as error:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from arm_backbone.checkpoint.files import CheckpointError, model_state, read_checkpoint
 from arm_backbone.checkpoint.load import load_exact
-from arm_backbone.checkpoint.writing import WriteError, replacing
+from arm_backbone.checkpoint.writing import WriteError, replacing, uninterrupted
 from arm_images.errors import DataError
 
 from ..datasets.checked_pipeline import check_pipelines
@@ -305,6 +305,8 @@ class ARMRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:
         """Like mmengine's, but atomic: writes under another name, then renames. Every process must call this.
 
+        Ctrl-C waits until the file is complete.
+
         Raises:
             CheckpointError: if it cannot be written (a full disk); earlier checkpoints are kept.
             NotFinite: if the weights are not finite.
@@ -314,7 +316,7 @@ class ARMRunner(Runner):
         self._check_finite(path)
         try:
             if self.rank == 0:
-                with replacing(path) as partial:
+                with uninterrupted(), replacing(path) as partial:
                     super().save_checkpoint(out_dir, partial.name, *args, save_optimizer=save_optimizer, **kwargs)
         except WriteError as error:
             raise CheckpointError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from arm_backbone.checkpoint.writing import uninterrupted
 from arm_backbone.ops import scan_backend
 from arm_backbone.ops.program import recurrence
 
@@ -65,5 +66,6 @@ def write_program(program: torch.export.ExportedProgram, file: Path, metadata: d
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # paths of this machine
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+    with uninterrupted():
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
     return [file]

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from arm_backbone.checkpoint.writing import uninterrupted
 from arm_toolkit.engine.work_dir_lock import one_run, refuse_second_run
 from arm_toolkit.errors import ConfigError, run_tool
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import pretrain_config, seg_config
+from tests.helpers.runs import pretrain_config, seg_config, train
 from tests.helpers.tools import call_tool
 
 
@@ -136,6 +138,45 @@ def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch):
         signal.signal(signal.SIGINT, before)
     assert end.value.code == 130
     assert capsys.readouterr().err.strip() == ("" if rank == "1" else "interrupted; continue with --resume")
+
+
+@pytest.fixture
+def python_handles_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_row_42_ctrl_c_waits_for_a_checkpoint(shapes, tmp_path, monkeypatch, python_handles_ctrl_c):
+    """The file is complete, and no checkpoint follows it."""
+    save = torch.save
+
+    def interrupted_save(*arguments, **options) -> None:
+        signal.raise_signal(signal.SIGINT)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(torch, "save", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        train(pretrain_config(shapes), tmp_path / "work")
+    assert [file.name for file in (tmp_path / "work").glob("*.pth*")] == ["epoch_2.pth"]
+    assert torch.load(tmp_path / "work/epoch_2.pth", weights_only=True)["meta"]["epoch"] == 2
+
+
+def test_row_42_what_is_not_interrupted(python_handles_ctrl_c):
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("all")
+    with pytest.raises(KeyboardInterrupt) as raised, uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("no space left")
+    assert done == ["all"] and isinstance(raised.value.__context__, OSError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def launch(command: list, log: Path) -> subprocess.Popen:

@@ -3,11 +3,11 @@
 A program (one warp) runs 64 channels of one direction of one image. Each thread holds the state of two channels in
 registers, so a step needs neither shared memory nor other threads. Inputs are packed in words, loaded one token ahead
 and unpacked at use: carrying the raw words keeps the loop from stalling on the load. If images and channels are too few
-to fill the GPU, a sequence is cut into segments that run in parallel: a first pass computes each segment's effect on
-the state, `_combine` the state at the start of each segment, and a second pass the output. The backward recomputes each
-chunk from its saved state and stores the state before each group of tokens; a group's decays and states stay in
-registers. Sums over channels are computed by exchanges between threads, each of which halves the number of values per
-thread. There are no atomics, so results are deterministic.
+to fill the GPU, a sequence is cut into segments that run in parallel: a first pass computes the effect on the state of
+each segment but the last, `_combine` the state at the start of each, and a second pass the output. The backward
+recomputes each chunk from its saved state and stores the state before each group of tokens; a group's decays and states
+stay in registers. Sums over channels are computed by exchanges between threads, each of which halves the number of
+values per thread. There are no atomics, so results are deterministic.
 
 This file holds the host code; the kernels are in `scan_forward`, `scan_backward` and `recurrence`.
 
@@ -31,6 +31,7 @@ from .scan_backward import TOKENS, _backward, _reverse, _sum_blocks
 from .scan_forward import _combine, _forward
 
 PROGRAMS = 4096  # number aimed at; with fewer, sequences are cut into segments
+FEWEST = 3  # segments in the forward: its passes over two halves take as many steps, one after the other, as the whole
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -47,10 +48,11 @@ def _padded(x: Tensor, more: int) -> Tensor:
 class _Packed:
     """Inputs as the kernels read them (tokens in one dtype, packed in words; parameters in float32) and launch sizes.
 
-    Channels are padded with zeros to whole pairs, states to whole 64-bit words of B and C.
+    Channels are padded with zeros to whole pairs, states to whole 64-bit words of B and C. A sequence is cut into at least
+    `fewest` segments, or not at all.
     """
 
-    def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str) -> None:
+    def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str, fewest: int = 2) -> None:
         u, delta, A, B, C, D, delta_bias, orders = inputs
         self.batch, self.directions, self.length, self.channels = u.shape
         if self.length * max(self.channels, A.shape[2]) >= 2**31:
@@ -81,7 +83,10 @@ class _Packed:
         wanted = min(chunks, max(1, PROGRAMS // max(1, self.rows * blocks)))
         self.segment_length = triton.cdiv(chunks, wanted) * CHUNK
         self.segments = max(1, triton.cdiv(self.length, self.segment_length))
+        if self.segments < fewest:
+            self.segment_length, self.segments = self.length, 1
         self.grid = blocks, self.rows, self.segments
+        self.effects = blocks, self.rows, self.segments - 1  # nothing follows the last segment
 
     def pairs(self, x: Tensor) -> Tensor:
         """Contiguous (..., D) as words of two channels."""
@@ -124,7 +129,7 @@ def scan_forward(
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D), times silu(gate) if given, and states (n, B, K, N, D): with `keep` those between chunks, with `last`
     the final one."""
-    i = _Packed(inputs, softplus, reduce)
+    i = _Packed(inputs, softplus, reduce, FEWEST)
     used = inputs.A.shape[2]
     y = i.tokens(inputs.u.dtype)
     saved = i.tiles((saved_states(i.length) if keep else 0) + last)
@@ -138,7 +143,7 @@ def scan_forward(
         tensors = (i.u, i.delta, i.A, i.B, i.C, i.D, i.bias, i.orders, starts, y, saved, local, sums)
         constants = dict(HAS_D=i.D is not None, HAS_STARTS=cut and not only_state, ONLY_STATE=only_state, LAST=last)
         constants |= dict(KEEP=keep and not only_state, CHUNK=CHUNK, SHARED_U=i.shared, **i.packed, **i.flags)
-        i.run(_forward, i.grid, *tensors, *i.sizes(), **constants, **registers)
+        i.run(_forward, i.effects if only_state else i.grid, *tensors, *i.sizes(), **constants, **registers)
 
     if cut:
         run(only_state=True)
@@ -182,7 +187,7 @@ def scan_backward(
     if i.segments > 1:
         local, carried, steps = i.tiles(i.segments), i.tiles(i.segments), i.empty(i.segments, i.rows, i.channels)
         tensors = (dy, i.delta, i.A, i.C, i.bias, i.orders, local, steps)
-        i.run(_reverse, i.grid, *tensors, *i.sizes(), i.divisor, **i.packed, **i.flags)
+        i.run(_reverse, i.effects, *tensors, *i.sizes(), i.divisor, **i.packed, **i.flags)
         _combine_segments(i, local, steps, carried, reverse=True)
         del local, steps
     grad_u, grad_delta = (x.transpose(0, 1) if in_place else i.tokens(x.dtype) for x in (u, delta))

@@ -41,13 +41,16 @@ def _reverse(
     N: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state before a segment if the gradient after it were 0, and the segment's sum of steps."""
+    """The gradient of the state before a segment if the gradient after it were 0, and the segment's sum of steps.
+
+    Nothing precedes the first segment, which has no program.
+    """
     WORDS: tl.constexpr = N // PACK
     pair = tl.program_id(0) * LANES + tl.arange(0, LANES)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     in_pairs, in_d = pair < pairs, d < channels
     row = tl.program_id(1).to(tl.int64)
-    segment = tl.program_id(2).to(tl.int64)
+    segment = tl.program_id(2).to(tl.int64) + 1
     image, k = row // directions, row % directions
     tokens = _first_token(row, directions, rows, length)
     delta, C = delta + tokens * pairs + pair, C + tokens * step_C
@@ -57,7 +60,7 @@ def _reverse(
     offset = _optional(bias, k * channels + d, in_d, HAS_BIAS)
     g = _zeros(N)
     total = tl.zeros([CHANNELS], tl.float32)
-    first = tl.program_id(2) * segment_length
+    first = (tl.program_id(2) + 1) * segment_length
     end = tl.minimum(first + segment_length, length)
     at = tl.load(order + end - 1).to(tl.int32)
     other = tl.load(order + tl.maximum(end - 2, first)).to(tl.int32)

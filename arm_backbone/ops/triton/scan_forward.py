@@ -127,5 +127,6 @@ def _combine(
     for i in range(segments):
         s = segments - 1 - i if REVERSE else i
         tl.store(starts + s * entry + tile, h, in_d)
-        total = tl.load(sums + (s * rows + row) * channels + d, in_d, 0)
-        h = tl.exp2(total * a) * h + tl.load(local + s * entry + tile, in_d, 0)
+        followed = in_d & (i < segments - 1)
+        total = tl.load(sums + (s * rows + row) * channels + d, followed, 0)
+        h = tl.exp2(total * a) * h + tl.load(local + s * entry + tile, followed, 0)

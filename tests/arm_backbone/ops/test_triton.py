@@ -141,6 +141,36 @@ def test_one_kernel_serves_all_lengths(monkeypatch):
     assert counts[0] >= 2 and counts[1:] == counts[:1] * 3
 
 
+@pytest.mark.parametrize(
+    ("programs", "forward", "backward"),
+    [(7, [1], [1]), (8, [1], [1, 2]), (12, [1], [1, 2]), (16, [3, 4], [3, 4])],
+)
+def test_how_a_sequence_is_cut(programs, forward, backward, monkeypatch):
+    """Segments in each pass over 193 tokens, which are 4 chunks, in 4 directions, for the programs that are aimed at.
+
+    The first pass leaves out a segment that no other follows; the forward cuts into more than two or not at all.
+    """
+    from arm_backbone.ops.triton import scan as scan_triton
+
+    passes = []
+
+    def run(self, kernel, grid, *arguments, **constants) -> None:
+        if kernel in (scan_triton._forward, scan_triton._reverse):
+            passes.append(grid[2])
+        elif kernel is scan_triton._backward:
+            passes.append(self.segments)
+
+    monkeypatch.setattr(scan_triton, "PROGRAMS", programs)
+    monkeypatch.setattr(scan_triton, "_programs_at_once", lambda device: programs * 4)  # one launch
+    monkeypatch.setattr(scan_triton._Packed, "run", run)
+    given = ScanInputs(**cast(scan_inputs(batch=1, grid=(1, 193), dim=2, state=2), torch.float32))
+    y, states = scan_triton.scan_forward(given, True, "mean", keep=True, last=False)
+    assert passes == forward
+    passes.clear()
+    scan_triton.scan_backward(torch.zeros_like(y), given, True, "mean", states, in_place=False)
+    assert passes == backward
+
+
 def test_triton_needs_a_gpu():
     with pytest.raises(
         ValueError, match="backend='triton' cannot run: it scans tensors on a GPU, but these are on cpu"
