@@ -48,8 +48,8 @@ def _padded(x: Tensor, more: int) -> Tensor:
 class _Packed:
     """Inputs as the kernels read them (tokens in one dtype, packed in words; parameters in float32) and launch sizes.
 
-    Channels are padded with zeros to whole pairs, states to whole 64-bit words of B and C. A sequence is cut into at least
-    `fewest` segments, or not at all.
+    Channels are padded with zeros to whole pairs, states to whole 64-bit words of B and C. A sequence is cut into at
+    least `fewest` segments, or not at all.
     """
 
     def __init__(self, inputs: ScanInputs, softplus: bool, reduce: str, fewest: int = 2) -> None:
