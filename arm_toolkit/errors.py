@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from arm_images.errors import DataError
 
+from .interrupts import remembered_interrupts, was_pressed
 from .parent import ENDS_WITH_PARENT, LAUNCHER, end_with_parent
 
 TRACEBACK = "ARM_TRACEBACK"
@@ -71,25 +72,26 @@ def run_tool(main: Callable[[], None], interrupted: str = "interrupted", prints_
     """
     end_with_parent()
     logging.raiseExceptions = wants_traceback()  # a log that cannot be written: no traceback
-    try:
-        main()
-    except BaseException as error:
-        if _by_ctrl_c(error):
-            _end_interrupted(interrupted)
-        if isinstance(error, OSError) and error.filename is None:
-            _check_output()
-        if isinstance(error, BrokenPipeError):  # of an unbuffered stdout, for which nothing is left to flush
-            sys.exit(128 + signal.SIGPIPE)
-        if not isinstance(error, user_errors()) and not _lacks_operators(error):
-            raise
-        if wants_traceback():
-            raise
-        if not _is_first() and not getattr(error, "met_alone", False):
-            if LAUNCHER not in os.environ:
-                sys.exit(2)
-            time.sleep(GRACE)  # if the first process has the same error, the launcher ends this one meanwhile
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+    with remembered_interrupts():
+        try:
+            main()
+        except BaseException as error:
+            if _by_ctrl_c(error) or was_pressed():
+                _end_interrupted(interrupted)
+            if isinstance(error, OSError) and error.filename is None:
+                _check_output()
+            if isinstance(error, BrokenPipeError):  # of an unbuffered stdout, for which nothing is left to flush
+                sys.exit(128 + signal.SIGPIPE)
+            if not isinstance(error, user_errors()) and not _lacks_operators(error):
+                raise
+            if wants_traceback():
+                raise
+            if not _is_first() and not getattr(error, "met_alone", False):
+                if LAUNCHER not in os.environ:
+                    sys.exit(2)
+                time.sleep(GRACE)  # if the first process has the same error, the launcher ends this one meanwhile
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(2)
     _check_output(prints_log)
     distributed = _process_group()
     if distributed is None:

@@ -26,6 +26,7 @@ from ..datasets.checked_pipeline import check_pipelines
 from ..datasets.samplers import SeededSampler
 from ..datasets.transforms import checked_loading
 from ..errors import ConfigError, NotFinite
+from ..interrupts import raise_ignored_interrupt
 from .batches_hook import BatchesHook, unwrapped
 from .check_classes import check_checkpoint_classes
 from .checkpoint_contents import check_optimizer, check_resumable, resuming
@@ -100,6 +101,7 @@ class ARMRunner(Runner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
+        raise_ignored_interrupt()
         self.started = self.started or fn_name in ("before_train", "before_test")
         self.worked = self.worked or fn_name in ("after_train_iter", "after_val_iter", "after_test_iter")
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from arm_backbone.checkpoint.writing import uninterrupted
+from arm_toolkit.engine.runner import ARMRunner
 from arm_toolkit.engine.work_dir_lock import one_run, refuse_second_run
 from arm_toolkit.errors import ConfigError, run_tool
+from arm_toolkit.interrupts import remembered_interrupts
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import pretrain_config, seg_config, train
 from tests.helpers.tools import call_tool
@@ -106,6 +109,13 @@ def run_train(folder: Path, work: Path) -> None:
     raise ConfigError(f"{status}: {err.getvalue()}")
 
 
+@pytest.fixture
+def python_handles_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupts() -> None:
     raise KeyboardInterrupt
 
@@ -125,26 +135,28 @@ def wraps_it() -> None:
         raise ConfigError("the configuration cannot be built") from error
 
 
-@pytest.mark.parametrize("main", [interrupts, hides_it, wraps_it])
+class Deaf:
+    """Python ignores what is raised here, as in the hooks of os.fork."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def ignores_it() -> None:
+    """As when data workers are started: they hear it, the process that starts them does not."""
+    Deaf()
+    raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+@pytest.mark.parametrize("main", [interrupts, hides_it, wraps_it, ignores_it])
 @pytest.mark.parametrize("rank", [None, "0", "1"])
-def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch):
+def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch, python_handles_ctrl_c):
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as end:
-            run_tool(main, interrupted="interrupted; continue with --resume")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit) as end:
+        run_tool(main, interrupted="interrupted; continue with --resume")
     assert end.value.code == 130
     assert capsys.readouterr().err.strip() == ("" if rank == "1" else "interrupted; continue with --resume")
-
-
-@pytest.fixture
-def python_handles_ctrl_c():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_row_42_ctrl_c_waits_for_a_checkpoint(shapes, tmp_path, monkeypatch, python_handles_ctrl_c):
@@ -160,6 +172,44 @@ def test_row_42_ctrl_c_waits_for_a_checkpoint(shapes, tmp_path, monkeypatch, pyt
         train(pretrain_config(shapes), tmp_path / "work")
     assert [file.name for file in (tmp_path / "work").glob("*.pth*")] == ["epoch_2.pth"]
     assert torch.load(tmp_path / "work/epoch_2.pth", weights_only=True)["meta"]["epoch"] == 2
+
+
+class DeafHook(Hook):
+    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        if runner.iter == 2:
+            Deaf()
+
+
+def test_row_42_an_ignored_ctrl_c_ends_a_training(shapes, tmp_path, monkeypatch, python_handles_ctrl_c):
+    build = ARMRunner.build_train_loop
+    monkeypatch.setattr(
+        ARMRunner, "build_train_loop", lambda self, loop: (self.register_hook(DeafHook()), build(self, loop))[1]
+    )
+    with pytest.raises(KeyboardInterrupt), remembered_interrupts():
+        train(pretrain_config(shapes), tmp_path / "work")
+    scalars = next((tmp_path / "work").glob("*/vis_data/scalars.json")).read_text().splitlines()
+    assert len(scalars) == 2  # iterations that were logged
+
+
+BROKEN = """
+import os, sys
+from arm_toolkit.interrupts import remembered_interrupts
+def show(error):
+    sys.excepthook(type(error), error, None)
+with remembered_interrupts():
+    if not os.fork():
+        show(BrokenPipeError("worker"))
+        show(ValueError("worker"))
+        os._exit(0)
+    os.wait()
+    show(BrokenPipeError("parent"))
+show(EOFError("later"))
+"""
+
+
+def test_row_42_a_worker_whose_reader_was_interrupted_prints_nothing():
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, preexec_fn=_heed_signals)
+    assert done.stderr.splitlines() == ["ValueError: worker", "BrokenPipeError: parent", "EOFError: later"]
 
 
 def test_row_42_what_is_not_interrupted(python_handles_ctrl_c):

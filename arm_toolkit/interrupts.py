@@ -1,0 +1,63 @@
+"""Hears Ctrl-C where the exception that it raises is ignored.
+
+Python raises KeyboardInterrupt between any two instructions. Some places ignore every exception: the hooks of os.fork,
+`__del__`, copyreg, a bare `except` in mmengine. A run would go on there, while its data workers have ended.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_pressed = False
+
+
+@contextmanager
+def remembered_interrupts() -> Iterator[None]:
+    """Remember within the block whether Ctrl-C was pressed in it; its traces elsewhere are not printed."""
+    global _pressed
+    handler, hooks = signal.getsignal(signal.SIGINT), (sys.unraisablehook, sys.excepthook)
+    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = functools.partial(_show_ignored, hooks[0])
+    sys.excepthook = functools.partial(_show_error, hooks[1], os.getpid())
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is _interrupt:
+            signal.signal(signal.SIGINT, handler)
+        sys.unraisablehook, sys.excepthook = hooks
+        _pressed = False
+
+
+def _interrupt(number: int, frame) -> None:
+    global _pressed
+    _pressed = True
+    raise KeyboardInterrupt
+
+
+def _show_ignored(hook, ignored) -> None:
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        hook(ignored)
+
+
+def _show_error(hook, pid: int, kind: type[BaseException], error: BaseException, trace) -> None:
+    """Show an error, unless a data worker has it because the process `pid`, which reads from it, was interrupted."""
+    if os.getpid() == pid or not issubclass(kind, ConnectionError | EOFError):
+        hook(kind, error, trace)
+
+
+def was_pressed() -> bool:
+    """Whether Ctrl-C was pressed since a block of `remembered_interrupts` began."""
+    return _pressed
+
+
+def raise_ignored_interrupt() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed: whoever still runs has ignored it."""
+    if _pressed:
+        raise KeyboardInterrupt
