@@ -17,26 +17,32 @@ _pressed = False
 
 @contextmanager
 def remembered_interrupts() -> Iterator[None]:
-    """Remember within the block whether Ctrl-C was pressed in it; its traces elsewhere are not printed."""
+    """Remember within the block whether Ctrl-C was pressed in it.
+
+    Processes that are forked in it (data workers) end when it is pressed, and print nothing.
+    """
     global _pressed
     handler, hooks = signal.getsignal(signal.SIGINT), (sys.unraisablehook, sys.excepthook)
     if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, _interrupt)
+    pid, interrupt = os.getpid(), functools.partial(_interrupt, os.getpid())
+    signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = functools.partial(_show_ignored, hooks[0])
-    sys.excepthook = functools.partial(_show_error, hooks[1], os.getpid())
+    sys.excepthook = functools.partial(_show_error, hooks[1], pid)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is _interrupt:
+        if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, handler)
         sys.unraisablehook, sys.excepthook = hooks
         _pressed = False
 
 
-def _interrupt(number: int, frame) -> None:
+def _interrupt(pid: int, number: int, frame) -> None:
     global _pressed
+    if os.getpid() != pid:
+        os._exit(0)  # with another status PyTorch would report that a data worker failed
     _pressed = True
     raise KeyboardInterrupt
 

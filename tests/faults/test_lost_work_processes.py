@@ -191,8 +191,8 @@ def test_row_42_an_ignored_ctrl_c_ends_a_training(shapes, tmp_path, monkeypatch,
     assert len(scalars) == 2  # iterations that were logged
 
 
-BROKEN = """
-import os, sys
+WORKERS = """
+import os, signal, sys
 from arm_toolkit.interrupts import remembered_interrupts
 def show(error):
     sys.excepthook(type(error), error, None)
@@ -203,12 +203,16 @@ with remembered_interrupts():
         os._exit(0)
     os.wait()
     show(BrokenPipeError("parent"))
+    if not os.fork():
+        signal.raise_signal(signal.SIGINT)
+        show(ValueError("interrupted worker"))
+    assert os.wait()[1] == 0
 show(EOFError("later"))
 """
 
 
-def test_row_42_a_worker_whose_reader_was_interrupted_prints_nothing():
-    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, preexec_fn=_heed_signals)
+def test_row_42_data_workers_print_nothing():
+    done = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, preexec_fn=_heed_signals)
     assert done.stderr.splitlines() == ["ValueError: worker", "BrokenPipeError: parent", "EOFError: later"]
 
 
