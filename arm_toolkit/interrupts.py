@@ -19,7 +19,8 @@ _pressed = False
 def remembered_interrupts() -> Iterator[None]:
     """Remember within the block whether Ctrl-C was pressed in it.
 
-    Processes that are forked in it (data workers) end when it is pressed, and print nothing.
+    Processes that are forked in it (data workers) end when it is pressed, and print nothing. If the block ignores the
+    signal, because the process ends, all stays as it is: what is deleted at the end may be half-made.
     """
     global _pressed
     handler, hooks = signal.getsignal(signal.SIGINT), (sys.unraisablehook, sys.excepthook)
@@ -35,8 +36,8 @@ def remembered_interrupts() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, handler)
-        sys.unraisablehook, sys.excepthook = hooks
-        _pressed = False
+            sys.unraisablehook, sys.excepthook = hooks
+            _pressed = False
 
 
 def _interrupt(pid: int, number: int, frame) -> None:
@@ -48,7 +49,7 @@ def _interrupt(pid: int, number: int, frame) -> None:
 
 
 def _show_ignored(hook, ignored) -> None:
-    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+    if not _pressed and not issubclass(ignored.exc_type, KeyboardInterrupt):
         hook(ignored)
 
 

@@ -12,6 +12,7 @@ import torch
 from mmengine.hooks import Hook
 
 from arm_backbone.checkpoint.writing import uninterrupted
+from arm_toolkit import interrupts
 from arm_toolkit.engine.runner import ARMRunner
 from arm_toolkit.engine.work_dir_lock import one_run, refuse_second_run
 from arm_toolkit.errors import ConfigError, run_tool
@@ -110,13 +111,16 @@ def run_train(folder: Path, work: Path) -> None:
 
 
 @pytest.fixture
-def python_handles_ctrl_c():
+def python_handles_ctrl_c(monkeypatch):
+    monkeypatch.setattr(interrupts, "_pressed", False)
+    for name in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def interrupts() -> None:
+def raises_it() -> None:
     raise KeyboardInterrupt
 
 
@@ -148,7 +152,7 @@ def ignores_it() -> None:
     raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
 
-@pytest.mark.parametrize("main", [interrupts, hides_it, wraps_it, ignores_it])
+@pytest.mark.parametrize("main", [raises_it, hides_it, wraps_it, ignores_it])
 @pytest.mark.parametrize("rank", [None, "0", "1"])
 def test_row_42_ctrl_c_is_one_line(main, rank, capsys, monkeypatch, python_handles_ctrl_c):
     if rank is not None:
@@ -178,6 +182,24 @@ class DeafHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
         if runner.iter == 2:
             Deaf()
+
+
+HALF_MADE = """
+import signal
+from arm_toolkit.errors import run_tool
+class Iterator:
+    def __init__(self):
+        signal.raise_signal(signal.SIGINT)
+    def __del__(self):
+        raise AttributeError("_workers_status")
+run_tool(Iterator)
+"""
+
+
+def test_row_42_what_the_end_deletes_prints_nothing():
+    """A data loader's iterator that Ctrl-C interrupted while it was made."""
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, preexec_fn=_heed_signals)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
 
 
 def test_row_42_an_ignored_ctrl_c_ends_a_training(shapes, tmp_path, monkeypatch, python_handles_ctrl_c):
