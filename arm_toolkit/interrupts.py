@@ -19,8 +19,9 @@ _pressed = False
 def remembered_interrupts() -> Iterator[None]:
     """Remember within the block whether Ctrl-C was pressed in it.
 
-    Processes that are forked in it (data workers) end when it is pressed, and print nothing. If the block ignores the
-    signal, because the process ends, all stays as it is: what is deleted at the end may be half-made.
+    Processes that are forked in it (data workers) end when it is pressed, and print nothing. A block that ends the
+    process sets the signal to be ignored. Nothing is restored then, so that objects which the interrupt left half-made
+    print no errors when they are deleted.
     """
     global _pressed
     handler, hooks = signal.getsignal(signal.SIGINT), (sys.unraisablehook, sys.excepthook)
@@ -65,6 +66,6 @@ def was_pressed() -> bool:
 
 
 def raise_ignored_interrupt() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed: whoever still runs has ignored it."""
+    """Raise KeyboardInterrupt again if Ctrl-C was pressed. Call it where a run goes on that may have ignored it."""
     if _pressed:
         raise KeyboardInterrupt

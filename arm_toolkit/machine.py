@@ -109,9 +109,10 @@ def multiply_with_onednn() -> bool:
     """
     info, before = _cpu_info(), _float32_precision()
     is_amd = info.get("vendor_id") == "AuthenticAMD" and "avx512bw" in info.get("flags", "").split()
-    if not is_amd or before != "highest" or os.environ.get(ONEDNN_PRODUCTS) == "0":
-        return is_amd and before == "medium"
-    if not separate_signal_stacks():
+    if before == "medium":  # set by an earlier call, or by somebody else
+        separate_signal_stacks()
+        return is_amd
+    if not is_amd or before != "highest" or os.environ.get(ONEDNN_PRODUCTS) == "0" or not separate_signal_stacks():
         return False
     torch.set_float32_matmul_precision("medium")
     if _multiplies_exactly():
@@ -136,7 +137,6 @@ def _multiplies_exactly() -> bool:
 
 def compute_faster() -> dict[str, bool]:
     """What training, testing, prediction and benchmarks set on a CPU: name -> whether it holds now."""
-    separate_signal_stacks()  # whoever chose oneDNN's products
     return dict(keeps_freed_memory=keep_freed_memory(), multiplies_with_onednn=multiply_with_onednn())
 
 

@@ -73,6 +73,14 @@ def test_threads_block_signals():
     assert len(masks) == 2 and all(mask & interrupt and not mask & invalid_address for mask in masks)
 
 
+def test_whoever_chose_onednn():
+    program = (
+        "import torch; torch.set_float32_matmul_precision('medium'); from arm_toolkit import machine, signal_stacks; "
+        "print(signal_stacks._has_stack()); machine.compute_faster(); print(signal_stacks._has_stack())"
+    )
+    assert run(program).split() == ["False", "True"]
+
+
 def test_only_the_main_thread_can():
     said = []
     thread = threading.Thread(target=lambda: said.append(separate_signal_stacks()))

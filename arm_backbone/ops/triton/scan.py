@@ -31,7 +31,7 @@ from .scan_backward import TOKENS, _backward, _reverse, _sum_blocks
 from .scan_forward import _combine, _forward
 
 PROGRAMS = 4096  # number aimed at; with fewer, sequences are cut into segments
-FEWEST = 3  # segments in the forward: its passes over two halves take as many steps, one after the other, as the whole
+FEWEST = 3  # segments in the forward; with two, its two passes together take as many steps as one over all tokens
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
